@@ -20,6 +20,7 @@ from hashlib import blake2b
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -275,10 +276,14 @@ def _packages(folder: Path) -> Iterator[Path]:
             yield package
 
 
+_importing = RLock()
+"""Two threads of the page may ask at once: a package that is half imported looks like one that lists nothing."""
+
+
 def _listed_in(package: Path) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
-        with redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
+        with _importing, redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
             listed = getattr(_import(package), REGISTRY_VARIABLE, None)
     except Interrupted:
         raise

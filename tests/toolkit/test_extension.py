@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def test_extensions_path_adds_folders(tmp_path: Path, simple_extension: Write, m
 def test_a_folder_named_twice_counts_once(drop_ins: Path, simple_extension: Write) -> None:
     package = simple_extension("one")
     assert [found.uid for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found] == ["one"]
+
+
+def test_two_threads_find_the_same(drop_ins: Path, simple_extension: Write) -> None:
+    """As two requests of the page do, of which the second came while the first imported."""
+    init = simple_extension("slow") / "__init__.py"
+    init.write_text(f"import time\ntime.sleep(0.2)\n{init.read_text()}")
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(lambda _: discover([drop_ins]), range(2)))
+    assert [[found.uid for found in table.found] for table in tables] == [["slow"], ["slow"]]
 
 
 def test_only_packages_are_looked_at(drop_ins: Path, simple_extension: Write) -> None:

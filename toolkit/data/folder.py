@@ -232,9 +232,17 @@ class FoundImage(NamedTuple):
     """Whether another image has the same name but for the suffix, which is an error of the dataset."""
 
 
-def find_images(dataset: DatasetConfig) -> tuple[list[FoundImage], list[Diagnostic], list[str]]:
-    """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read."""
-    findings, images = ScanFindings(ScanCache(), read_captions=True), list[FoundImage]()
+def find_images(
+    dataset: DatasetConfig, listings: Iterable[DirectoryListing] = ()
+) -> tuple[list[FoundImage], list[Diagnostic], list[str]]:
+    """The images of a dataset as a scan finds them, errors, and notes. Only caption files are read.
+
+    listings: of its folders that were read already, with known captions; they get the others.
+    """
+    scan_cache = ScanCache()
+    for listing in listings:
+        scan_cache.take(listing)
+    findings, images = ScanFindings(scan_cache, read_captions=True), list[FoundImage]()
     for folder in _find([dataset], findings):
         listing, table = folder.listing, folder.table_path or ""
         columns = [] if table else folder.caption_files()

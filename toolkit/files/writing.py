@@ -13,9 +13,10 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any, BinaryIO
 
 from toolkit.errors import RunError, UserError
@@ -204,7 +205,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
         temporary = _leftover_name(path)
         temporary.mkdir()
         try:
-            with _locked(temporary):
+            with locked(temporary):
                 yield temporary
                 write_json(temporary / MARKER, {"program": NAME, "files": sorted(_files_in(temporary))})
                 for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
@@ -246,7 +247,7 @@ def settle(path: Path) -> None:
             shutil.rmtree(aside.rename(_leftover_name(path)))
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
         if re.fullmatch(r".*\.[0-9a-f]{8}\.tmp", left.name) and left.is_dir() and not left.is_symlink():
-            with _locked(left) as is_abandoned:
+            with locked(left) as is_abandoned:
                 if is_abandoned:
                     shutil.rmtree(left)
 
@@ -267,18 +268,40 @@ def _aside(path: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether the block has the lock of a folder: not where another process holds it, or where there are no locks."""
+def folder_lock(folder: Path) -> Iterator[None]:
+    """One block at a time for each folder, of all threads and processes of this machine: for a file in it that is read,
+    checked, and written, or the second of two writers undoes what the first has written.
+
+    It waits, so the block is to be short, and must not take the lock of the same folder again. The lock is on the
+    folder itself: nothing is left behind, a kill releases it, and a read-only folder has one too. Of other machines
+    that share the folder nothing is seen. Raises RunError for a folder that cannot be opened.
+
+    Example: `with folder_lock(file.parent): write_text(file, read_regular(file).decode() + line)`
+    """
+    with _of_threads.setdefault(os.path.realpath(folder), Lock()), ExitStack() as held:
+        with os_error_as_run_error(folder):
+            held.enter_context(locked(folder, waits=True))
+        yield
+
+
+_of_threads: dict[str, Lock] = {}
+"""Folder -> lock among the threads of this process, where the system has no others (Windows)."""
+
+
+@contextmanager
+def locked(path: Path, waits: bool = False) -> Iterator[bool | None]:
+    """Whether the block has the lock of a file or folder: False where another holds it, and `waits` does not wait for
+    that; None where there are no locks."""
     if fcntl is None:
-        yield False
+        yield None
         return
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            has_lock = True
-        except OSError:
-            has_lock = False
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            has_lock: bool | None = True
+        except OSError as error:
+            has_lock = False if isinstance(error, BlockingIOError) else None
         yield has_lock
     finally:
         os.close(handle)

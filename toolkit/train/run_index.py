@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import is_not
 from pathlib import Path
-from threading import Lock
 
 from toolkit.errors import RunError
 from toolkit.files.run_files import STATUS
+from toolkit.files.shared_look import SharedLook
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.run_reader import RunInfo, RunStatus, read_run
 
@@ -42,23 +42,19 @@ class RunIndex:
         self.folder = folder
         self._known: dict[Place, _Known] = {}
         self._inner: dict[str, tuple[Mark, tuple[str, ...]]] = {}
-        self._runs: tuple[RunInfo, ...] = ()
-        self._begun = float("-inf")
-        self._lock = Lock()
+        self._shared = SharedLook(self._look_at_all)
 
     def runs(self) -> tuple[RunInfo, ...]:
-        """All runs, in the order of their paths, as they are now: those who ask while somebody looks wait for the next
-        look, and share it. The same object as before where nothing has changed."""
-        asked = time.monotonic()
-        with self._lock:
-            if self._begun <= asked:
-                self._begun = time.monotonic()
-                known = {place: self._look(place) for place in sorted(self._places())}
-                self._known = known
-                runs = tuple(each.run for each in known.values() if each.run)
-                if len(runs) != len(self._runs) or any(map(is_not, runs, self._runs)):
-                    self._runs = runs
-            return self._runs
+        """All runs, in the order of their paths, as they are now. The same object as before where nothing has
+        changed."""
+        return self._shared.now()
+
+    def _look_at_all(self, before: tuple[RunInfo, ...] | None) -> tuple[RunInfo, ...]:
+        self._known = {place: self._look(place) for place in sorted(self._places())}
+        runs = tuple(each.run for each in self._known.values() if each.run)
+        if before is None or len(runs) != len(before) or any(map(is_not, runs, before)):
+            return runs
+        return before
 
     def _places(self) -> Iterator[Place]:
         jobs, inner = _folders_in(str(self.folder)), dict[str, tuple[Mark, tuple[str, ...]]]()

@@ -25,7 +25,7 @@ from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
 from toolkit.data.tables import image_name
 from toolkit.errors import UserError
-from toolkit.files.writing import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
+from toolkit.files.writing import atomic_write, folder_lock, fsync, os_error_as_run_error, unused_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +135,14 @@ class Captions:
         """Whether the image has a caption that is not empty."""
         raise NotImplementedError
 
-    def write(self, image: CaptionedImage, caption: str) -> None:
-        """Keeps a caption, at once and whole."""
-        if self.config.overwrite:
-            self._replace(image, caption)
-            self.redone[image.name] = caption
-            _append(self._journal, json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False))
-        else:
-            self._add(image, caption)
+    def write(self, image: CaptionedImage, caption: str) -> bool:
+        """Keeps a caption, at once and whole. False: the image has got another one meanwhile, which stays."""
+        if not self.config.overwrite:
+            return self._add(image, caption)
+        self._replace(image, caption)
+        self.redone[image.name] = caption
+        _append(self._journal, json.dumps({"name": image.name, "caption": caption}, ensure_ascii=False))
+        return True
 
     def finish(self) -> None:
         """All is done."""
@@ -155,7 +155,7 @@ class Captions:
     def _replace(self, image: CaptionedImage, caption: str) -> None:
         raise NotImplementedError
 
-    def _add(self, image: CaptionedImage, caption: str) -> None:
+    def _add(self, image: CaptionedImage, caption: str) -> bool:
         raise NotImplementedError
 
     def _keep_old(self, file: Path, name: str) -> None:
@@ -180,12 +180,19 @@ class TextFiles(Captions):
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
         file = image.path.with_suffix(".txt")
-        if file.is_file():
-            self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
-        self._add(image, caption)
+        with folder_lock(file.parent):
+            if file.is_file():
+                self._keep_old(file, str(Path(image.name).with_suffix(".txt")))
+            write_text(file, caption + "\n")
 
-    def _add(self, image: CaptionedImage, caption: str) -> None:
-        write_text(image.path.with_suffix(".txt"), caption + "\n")
+    def _add(self, image: CaptionedImage, caption: str) -> bool:
+        file = image.path.with_suffix(".txt")
+        with folder_lock(file.parent):
+            if self.has(image):
+                logger.info(f"{image.name}: got a caption meanwhile, which stays")
+                return False
+            write_text(file, caption + "\n")
+        return True
 
 
 def _is_caption(file: Path) -> bool:
@@ -258,8 +265,9 @@ class Table(Captions):
             row["control_path"] = str(image.reference.absolute())
         return json.dumps(row, ensure_ascii=False)
 
-    def _add(self, image: CaptionedImage, caption: str) -> None:
+    def _add(self, image: CaptionedImage, caption: str) -> bool:
         _append(self.path, self._line(image, caption))
+        return True
 
     def _replace(self, image: CaptionedImage, caption: str) -> None:
         """Nothing yet: the table is replaced as a whole."""

@@ -73,8 +73,9 @@ class CaptionProcess(BaseExtensionProcess):
                 if not said.text:
                     refused.append(ImageError(image.path, "the model returned an empty caption. Try another prompt"))
                     continue
-                captions.write(image, inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word))
-                made, cut = made + 1, cut + said.cut
+                text = inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word)
+                if captions.write(image, text):
+                    made, cut = made + 1, cut + said.cut
             status.update(f"captions {made + len(refused)}/{len(todo)}")
         status.finish(f"{made} captions written to {section.table() or section.folder}")
         if cut:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from extensions.tools.shared.image_files import Settings, read_settings
 from toolkit.errors import UserError
-from toolkit.files.writing import read_regular, write_text
+from toolkit.files.writing import folder_lock, read_regular, write_text
 
 CANDIDATES = "candidates.jsonl"
 VOTES = "votes.jsonl"
@@ -96,6 +96,8 @@ def _of_images(folder: Path) -> Iterable[Group]:
 
 def add_groups(folder: Path, groups: Iterable[Group]) -> None:
     """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError where it cannot be written."""
-    there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
-    rows = (json.dumps(asdict(group), ensure_ascii=False) for group in joined((*there, *groups)))
-    write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
+        rows = (json.dumps(asdict(group), ensure_ascii=False) for group in joined((*there, *groups)))
+        write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))

@@ -21,7 +21,6 @@ from typing import Any
 from extensions.tools.ui.state import Ui
 from toolkit.data.fingerprint import version_of
 from toolkit.data.images import ImageError, open_image
-from toolkit.data.types import Size
 from toolkit.files.writing import atomic_write, python_path
 
 SIDES = (160, 400, 960)
@@ -62,10 +61,12 @@ class Decoder:
         self._process: subprocess.Popen[str] | None = None
         self._idle = Timer(0, lambda: None)
 
-    def decode(self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]) -> Size:
-        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`. Returns its size in pixels,
-        upright. Raises ImageError, and OSError where the thumbnail cannot be written."""
+    def decode(self, path: Path, thumb: Path | None = None, side: int = SIDES[-1]) -> None:
+        """Decodes a whole image, and writes its thumbnail, whose longer side is `side`; not one that another who asked
+        at the same time has got. Raises ImageError, and OSError where the thumbnail cannot be written."""
         with self._lock:
+            if thumb and thumb.is_file():
+                return
             self._idle.cancel()
             question = {"path": str(path.absolute()), "thumb": str(thumb.absolute()) if thumb else "", "side": side}
             answer = self._ask(question)
@@ -76,7 +77,6 @@ class Decoder:
             raise OSError(number, os.strerror(number), str(thumb))
         if error := answer.get("error"):
             raise ImageError(path, error)
-        return Size(*answer["size"])
 
     def end(self) -> None:
         """Ends the process; the next question starts another."""
@@ -119,7 +119,8 @@ def main() -> None:
     for line in sys.stdin:
         question = json.loads(line)
         try:
-            answer: dict[str, Any] = {"size": _decode(**question)}
+            _decode(**question)
+            answer: dict[str, Any] = {}
         except ImageError as error:
             answer = {"error": error.reason}
         except MemoryError:
@@ -130,14 +131,12 @@ def main() -> None:
             print(json.dumps(answer), flush=True)
 
 
-def _decode(path: str, thumb: str, side: int) -> Size:
+def _decode(path: str, thumb: str, side: int) -> None:
     image = open_image(path)
-    size = Size(*image.size)
     if thumb:
         image.thumbnail((side, side))
         with atomic_write(Path(thumb), durable=False) as temporary:
             image.save(temporary, "JPEG", quality=85)
-    return size
 
 
 if __name__ == "__main__":

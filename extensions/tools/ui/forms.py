@@ -9,12 +9,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import InputErrors, RunError, UserError
 from toolkit.files.writing import python_path
+
+if TYPE_CHECKING:
+    from toolkit.train.run_reader import RunInfo
 
 Field = dict[str, Any]
 """A field of a form: key, is_deep (within a section, and not its first), flag, about, kind (bool, integer, number,
@@ -124,11 +127,11 @@ def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
     return []
 
 
-def suggestions(output: Path, datasets: Path) -> list[str]:
-    """Paths that a tool may be given: datasets, the latest runs, and their files of weights."""
-    from toolkit.train.run_reader import list_network_files, list_runs
+def suggestions(runs: Iterable[RunInfo], datasets: Path) -> list[str]:
+    """Paths that a tool may be given: datasets, the latest of these runs, and their files of weights."""
+    from toolkit.train.run_reader import list_network_files
 
     folders = sorted(path for path in datasets.iterdir() if path.is_dir()) if datasets.is_dir() else []
-    runs = sorted(list_runs(output), key=lambda run: str(run.updated), reverse=True)[:20]
+    runs = sorted(runs, key=lambda run: str(run.updated), reverse=True)[:20]
     files = [file.path for run in runs for file in list_network_files(run.folder)][:300]
     return [str(path) for path in (*files, *(run.folder for run in runs), *folders)]

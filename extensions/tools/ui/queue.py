@@ -12,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -197,15 +197,21 @@ class Queue:
         self.folder = folder.absolute()
         self._seen: dict[str, tuple[tuple[int, ...], Entry]] = {}
 
-    def add(self, argv: Sequence[str], name: str, cwd: Path | None = None) -> Entry:
+    def add(self, argv: Sequence[str], name: str, cwd: Path | None = None, unless: Collection[State] = ()) -> Entry:
         """A new entry at the end, started by the runner when a GPU is free. Raises UserError for what is not a command
-        for the queue; whether its settings are right is the caller's to check."""
+        for the queue; whether its settings are right is the caller's to check.
+
+        unless: an entry of the same command in one of these states is returned instead, as for a button that was
+        pressed twice."""
         where = str((cwd or Path.cwd()).absolute())
         if reason := why_not_queued(argv, where):
             raise UserError(reason)
         if redact_json(list(argv)) != list(argv):
             raise UserError("a secret stands in the command, and the queue's file would keep it. Set it as a variable.")
         with self.locked():
+            for entry in self.entries():
+                if entry.state in unless and (entry.argv, entry.cwd) == (tuple(argv), where):
+                    return entry
             ids = [int(name[:-5]) for place in (self.folder, self.folder / "trash") for name in _entry_files(place)]
             entry = Entry(
                 id=f"{max(ids, default=0) + 1:06d}",

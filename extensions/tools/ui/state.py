@@ -28,7 +28,8 @@ from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import CONFIG, DRIFT, EVENTS, LOG, METRICS, STATUS, VALIDATION, VALIDATION_IMAGES
-from toolkit.files.writing import read_object
+from toolkit.files.shared_look import SharedLook
+from toolkit.files.writing import folder_lock, os_error_as_run_error, read_object
 from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunInfo, read_run
 
@@ -80,6 +81,14 @@ class Ui:
         """The file of what is set on the page."""
         return self.own / "settings.json"
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The block is the only one that changes a file in `own`. Raises RunError where the disk cannot be written."""
+        with os_error_as_run_error(self.own):
+            self.own.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.own):
+            yield
+
     def runs(self) -> tuple[RunInfo, ...]:
         """All runs, in the order of their paths."""
         index: RunIndex = self.memory.setdefault("runs", RunIndex(self.output))
@@ -103,6 +112,20 @@ class Ui:
                 self.memory["kept", key] = time.monotonic(), value
             return value
 
+    def shared(self, key: str, look: Callable[[], Any]) -> Any:
+        """What `look` finds now; those who ask at the same time share a look."""
+        return self.memory.setdefault(("shared", key), SharedLook(lambda _: look())).now()
+
+    def recent(self, kind: str, key: object, make: Callable[[], Any], most: int) -> Any:
+        """What `make` gave for a key, of which so many of a kind stay in memory: those last asked for."""
+        known: dict[object, Any] = self.memory.setdefault(kind, {})
+        with self.memory.setdefault(("lock", kind), Lock()):
+            found = known.pop(key, None) or make()
+            known[key] = found  # the last asked for is the last to go
+            while len(known) > most:
+                known.pop(next(iter(known)))
+        return found
+
     def run(self, run_id: str) -> RunInfo:
         """The run of an id (`run_id`). Raises HTTPException 404 where there is none, or one of its files is a link that
         leads out of its folder: a run that came from elsewhere must not show this machine's files."""
@@ -125,11 +148,7 @@ class Ui:
 
 def feed(ui: Ui, folder: Path) -> Feed:
     """The feed of a run; a few of those last asked for stay in memory."""
-    feeds: dict[Path, Feed] = ui.memory.setdefault("feeds", {})
-    found = feeds.pop(folder, None) or Feed(folder)
-    feeds[folder] = found  # the last asked for is the last to go
-    while len(feeds) > 24:
-        feeds.pop(next(iter(feeds)), None)
+    found: Feed = ui.recent("feeds", folder, lambda: Feed(folder), 24)
     return found
 
 

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
-from threading import Lock
 from typing import IO, NamedTuple
 from unicodedata import category, normalize
 
@@ -31,6 +30,7 @@ from toolkit.files.redact import redact_text
 from toolkit.files.writing import (
     MARGIN,
     TEMP_NAME_BYTES,
+    folder_lock,
     free_space,
     fsync,
     link,
@@ -54,7 +54,6 @@ ARCHIVE = Limits(5000, 20 * 10**9, 100)
 KEPT_S = 7 * 24 * 3600
 """Seconds after which the part of a file that nobody sends on is removed."""
 
-_placing = Lock()
 Told = dict[str, str]
 """What became of a file: `name`, `state` (added, renamed, same, refused), `text` (its new name, or why not)."""
 
@@ -176,8 +175,8 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
 def _put(path: Path, name: str, folder: Path) -> Told:
     """Gives a file the name in the folder, or the first free one like it; of the same contents once is enough."""
     stem, suffix = name[: len(name) - len(split_suffix(name)[1])], name[len(split_suffix(name)[0]) :]
-    with _placing:
-        listing = list_folder(str(folder))
+    with folder_lock(folder):
+        listing = list_folder(str(folder), names_only=True)
         for number in count(1):
             wanted = f"{stem}-{number}" if number > 1 else stem
             there = listing.images.get(wanted, ()) if suffix.lower() in IMAGE_SUFFIXES else ()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, pairwise, zip_longest
 from pathlib import Path
-from threading import Lock
 from typing import Any
 from zlib import crc32
 
@@ -22,14 +21,12 @@ from extensions.tools.ui.state import inside
 from toolkit.data.columns import UNDECIDED
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError, image_size
 from toolkit.files.redact import redact_json
-from toolkit.files.writing import fsync, os_error_as_run_error, read_regular, write_text
+from toolkit.files.writing import folder_lock, fsync, os_error_as_run_error, read_regular, write_text
 
 MOST_COMPARED = 4
 """Up to so many images of a prompt are each compared with each; in a larger group only with the next one."""
 
 LEFT, RIGHT, SAME, BAD = CHOICES = ("left", "right", "same", "both bad")
-
-_writing = Lock()
 
 
 @dataclass(frozen=True)
@@ -101,24 +98,31 @@ class Ballot:
         return False
 
     def vote(self, names: frozenset[str], choice: str) -> bool:
-        """Writes what somebody says of a pair; False where it is none, or has a vote. Raises RunError where the disk
-        cannot be written."""
+        """Writes what somebody says of a pair, once; False where it is none, or another vote on it stands. Raises
+        RunError where the disk cannot be written."""
         pair = next((each for each in self.pairs if each.names == names), None)
-        if pair is None or choice not in CHOICES or names in map(_names, self.votes):
+        if pair is None or choice not in CHOICES:
             return False
         better, worse = (pair.left, pair.right) if choice == LEFT else (pair.right, pair.left)
         said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
         if choice in (LEFT, RIGHT):
             said = {"better": better, "worse": worse}
         row = {**said, "prompt": pair.group.prompt, "control": [*pair.group.control]}
-        with _writing:
-            self._write([*self._lines(), json.dumps(redact_json(row), ensure_ascii=False)])
+        row = redact_json(row)
+        with folder_lock(self.folder):
+            lines = self._lines()
+            for stands in map(_row, lines):
+                if _names(stands) == names:
+                    return stands == row
+            self._write([*lines, json.dumps(row, ensure_ascii=False)])
         return True
 
-    def undo(self) -> None:
-        """Takes the last line out."""
-        with _writing:
-            self._write(self._lines()[:-1])
+    def undo(self, count: int) -> None:
+        """Takes the last of `count` lines out; none where there are more or less by now."""
+        with folder_lock(self.folder):
+            lines = self._lines()
+            if count and len(lines) == count:
+                self._write(lines[:-1])
 
     def _lines(self) -> list[str]:
         try:

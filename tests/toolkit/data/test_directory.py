@@ -1,5 +1,6 @@
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 from toolkit.data.directory import join, list_folder, real_path
@@ -87,3 +88,28 @@ def test_pipes_sockets_and_devices_are_no_files(tmp_path: Path, monkeypatch) -> 
         "zero.txt": "is a device",
     }
     assert {name for name, version in listing.versions.items() if version is None} == set(listing.no_files)
+
+
+def test_a_listing_takes_no_more_memory_than_what_it_keeps(tmp_path: Path) -> None:
+    for number in range(2000):
+        (tmp_path / f"{number:05}.txt").touch()
+    tracemalloc.start()
+    try:
+        listing = list_folder(str(tmp_path))
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(listing.versions) == 2000 and list(listing.versions) == sorted(listing.versions)
+    assert peak < 1.6 * kept, "what `stat` gave is three times that"
+
+
+def test_names_alone_are_those_of_a_whole_listing(tmp_path: Path) -> None:
+    for name in ("a.png", "a.txt", "sub/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "none")
+    whole, names = list_folder(str(tmp_path)), list_folder(str(tmp_path), names_only=True)
+    assert names.images == whole.images == {"a": ("a.png",), "broken": ("broken.png",)}
+    assert (names.files, names.subfolders) == (whole.files, whole.subfolders) == ({"a.txt": "a.txt"}, ("link", "sub"))
+    assert set(names.versions) == set(whole.versions) and not any(names.versions.values())

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from fnmatch import fnmatch
 from io import StringIO
@@ -11,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import child_environment
 from toolkit.errors import RunError, UserError
+from toolkit.files import writing
 from toolkit.files.writing import (
     MARKER,
     SAFETENSORS_TEMP_GLOB,
@@ -22,8 +26,10 @@ from toolkit.files.writing import (
     atomic_write_dir,
     find_config,
     folder_at,
+    folder_lock,
     fsync,
     link,
+    locked,
     python_path,
     read_chunks,
     read_source,
@@ -212,6 +218,69 @@ def test_two_writers_do_not_meet(tmp_path: Path) -> None:
         other.write_text("2")
         assert one != other
     assert path.read_text() == "1"
+
+
+COUNTER = """
+import sys
+from pathlib import Path
+from toolkit.files.writing import folder_lock
+file = Path(sys.argv[1]) / "count.txt"
+for _ in range(200):
+    with folder_lock(file.parent):
+        file.write_text(str(int(file.read_text()) + 1))
+"""
+
+
+def test_what_is_read_and_written_in_a_folder_lock_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "count.txt").write_text("0")
+    (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)
+    places = (tmp_path, tmp_path, tmp_path.parent / f"{tmp_path.name}-link")
+    command = [sys.executable, "-c", COUNTER]
+    counters = [subprocess.Popen([*command, str(place)], env=child_environment()) for place in places]
+    assert [counter.wait(60) for counter in counters] == [0, 0, 0]
+    assert (tmp_path / "count.txt").read_text() == "600" and os.listdir(tmp_path) == ["count.txt"]
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_folder_lock_is_for_threads_too(tmp_path: Path, has_locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_locks:  # Windows
+        monkeypatch.setattr(writing, "fcntl", None)
+    inside, most = 0, 0
+
+    def enter() -> None:
+        nonlocal inside, most
+        with folder_lock(tmp_path):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.005)
+            inside -= 1
+
+    threads = [threading.Thread(target=enter) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+
+
+def test_a_kill_releases_the_lock_and_another_folder_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with folder_lock(tmp_path), folder_lock(tmp_path / "other"), locked(tmp_path) as has_it:
+        assert has_it is False, "another block is in it"
+    code = "import os; from pathlib import Path; from toolkit.files.writing import folder_lock\n"
+    code += f"with folder_lock(Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], env=child_environment(), check=False)
+    with locked(tmp_path) as has_it:
+        assert has_it is True
+
+
+def test_a_folder_that_is_gone_has_no_lock(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(RunError) as refused, folder_lock(gone):
+        pass
+    assert str(refused.value) == f"{gone}: cannot be written: No such file or directory"
+    with folder_lock(tmp_path):  # and nothing is left locked
+        pass
 
 
 def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:

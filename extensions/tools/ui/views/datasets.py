@@ -7,13 +7,12 @@ import hashlib
 import json
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -36,11 +35,11 @@ from toolkit.data.fingerprint import version_of
 from toolkit.data.folder import FoundImage
 from toolkit.data.found import repeats_of
 from toolkit.data.images import ImageError, media_type
-from toolkit.data.items import SIZE_MULTIPLE, bucket_for
-from toolkit.data.types import ResizeCrop, Size
+from toolkit.data.items import SIZE_MULTIPLE
+from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import fsync, write_json
+from toolkit.files.writing import fsync, locked, write_json
 
 PER_PAGE = 60
 THUMB_SIDE = 400
@@ -55,7 +54,6 @@ MOST_SHOWN = 200
 
 _QUERY = ("q", "only", "page", "deleted", "entry", "changed", "failed")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_adding = Lock()
 posted = partial(state.posted, files=1000, fields=6000, part_size=4 * MOST_CAPTION)
 
 
@@ -82,6 +80,14 @@ def _opened(request: Request) -> Dataset:
     return open_dataset(ui_of(request), request.path_params["d"])
 
 
+def _named(request: Request) -> Dataset:
+    """A dataset of which nothing was read: thousands of files that are sent one by one would each wait for that."""
+    ui, name = ui_of(request), request.path_params["d"]
+    if not below(ui.datasets, name).is_dir():
+        raise HTTPException(404, f"{name} is not there")
+    return Dataset(ui, name)
+
+
 def _read(request: Request) -> Dataset:
     return read_dataset(ui_of(request), request.path_params["d"])
 
@@ -98,7 +104,12 @@ def index(request: Request, status: int = 200, fault: str = "", form: dict[str, 
         except HTTPException as error:
             rows.append({"name": name, "fault": error.detail})
     given = {"name": "", "repeats": "1"} | (form or {})
-    values = {"fault": fault, "form": given, "trash": datasets.trashed(ui), "back": query.get("back", "")}
+    values = {
+        "fault": fault,
+        "form": given,
+        "trash": ui.shared("trash", partial(datasets.trashed, ui)),
+        "back": query.get("back", ""),
+    }
     values["stay"] = query.get("stay", "0")
     return render(request, "datasets.html.j2", status, rows=rows, folder=ui.datasets, **values)
 
@@ -145,35 +156,28 @@ def show(request: Request) -> Response:
 
 def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[uploads.Told] = ()) -> Response:
     query = {key: request.query_params.get(key, "") for key in _QUERY}
-    found = datasets.findings(data)
-    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
-    chosen = _filtered(data, query, sizes, found["by_file"])
+    found = data.findings
+    chosen = _filtered(data, query)
     pages = max(1, -(-len(chosen) // PER_PAGE))
     page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
-    crops, buckets, used = dict[str, ResizeCrop](), Counter[Size](), Counter[Size]()
-    for image in data.images:
-        if isinstance(size := sizes[image.path], Size):
-            crop = crops[image.path] = bucket_for(size, data.view["resolution"], SIZE_MULTIPLE)
-            buckets[crop.bucket] += 1
-            used[crop.bucket] += image.repeats
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     return render(
         request,
         "dataset.html.j2",
         status,
         data=data,
-        cards=[_card(data, image, sizes[image.path], crops.get(image.path), found["by_file"]) for image in shown],
+        cards=[_card(data, image) for image in shown],
         count=len(chosen),
-        missing=sum(not image.caption for image in data.images),
-        repeats=sorted({image.repeats for image in data.images}),
+        missing=data.missing,
+        repeats=data.repeats,
         page=page,
         pages=pages,
         address=lambda page: "?" + urlencode({"q": query["q"], "only": query["only"], "page": page}),
         query=query,
-        buckets=[(bucket, count, used[bucket]) for bucket, count in sorted(buckets.items())],
+        buckets=data.buckets,
         findings=found,
-        others={path: rows for path, rows in found["by_file"].items() if path not in sizes},
-        faults={place: text for place, text in data.faults.items() if place not in sizes},
+        others={path: rows for path, rows in found["by_file"].items() if path not in data.sizes},
+        faults={place: text for place, text in data.faults.items() if place not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
@@ -185,15 +189,15 @@ def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[upl
     )
 
 
-def _filtered(
-    data: Dataset, query: Any, sizes: dict[str, Size | str], by_file: dict[str, list[dict[str, str]]]
-) -> list[FoundImage]:
+def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
     """The images that `q` and `only` ask for."""
     wanted, only = query.get("q", "").casefold(), query.get("only", "")
+    if not (wanted or only):
+        return data.images
     keeps = {
         "missing": lambda image: not image.caption,
-        "broken": lambda image: isinstance(sizes.get(image.path), str) or _fault(data, image),
-        "found": lambda image: image.path in by_file,
+        "broken": lambda image: isinstance(data.sizes.get(image.path), str) or _fault(data, image),
+        "found": lambda image: image.path in data.findings["by_file"],
     }.get(only, lambda image: True)
     return [
         image
@@ -206,10 +210,12 @@ def _fault(data: Dataset, image: FoundImage) -> str:
     return next((data.faults[path] for path in (image.path, *image.captions, image.table) if path in data.faults), "")
 
 
-def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file: dict[str, Any]) -> dict[str, Any]:
+def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
-    frame, partners = None, (*image.references, *filter(None, [image.mask]))
-    if crop and isinstance(size, Size):
+    frame, crop, size = None, None, data.sizes[image.path]
+    partners = (*image.references, *filter(None, [image.mask]))
+    if isinstance(size, Size):
+        crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
         frame = [round(place / scale[axis % 2], 1) for axis, place in enumerate((crop.left, crop.top, *crop.bucket))]
     return {
@@ -221,7 +227,7 @@ def _card(data: Dataset, image: FoundImage, size: Size | str, crop: Any, by_file
         "bucket": crop and crop.bucket,
         "frame": frame,
         "version": datasets.caption_version(image),
-        "findings": by_file.get(image.path, []),
+        "findings": data.findings["by_file"].get(image.path, []),
         "partners": [os.path.relpath(path, data.ui.datasets).split(os.sep, 1) for path in partners],
         "table": data.id_of(image.table) if image.table else "",
     }
@@ -243,13 +249,14 @@ def set_view(request: Request, form: Form) -> Response:
 def check(request: Request, form: Form) -> Response:
     """Starts lint."""
     data = _opened(request)
-    datasets.lint(data)
+    with _writes(data.name):
+        datasets.lint(data)
     return _back(request, data)
 
 
 def check_state(request: Request) -> Response:
     """Whether lint is at work."""
-    found = datasets.findings(_opened(request))
+    found = _read(request).findings
     return JSONResponse({"status": found["status"], "count": found["count"]})
 
 
@@ -311,8 +318,7 @@ def _where(form: Form) -> dict[str, str]:
 def change(request: Request, form: Form) -> Response:
     """Search and replace, a tag for many: first what would become of the captions, then, if it is still that, done."""
     data, names = _read(request), form.data.getlist("chosen")
-    sizes = {image.path: datasets.size_of(data.ui, image.path) for image in data.images}
-    shown = _ticked(data, names) if names else _filtered(data, form, sizes, datasets.findings(data)["by_file"])
+    shown = _ticked(data, names) if names else _filtered(data, form)
     images = [image for image in shown if not image.table and not _fault(data, image)]
     changes = [(each, new) for each in images if (new := datasets.changed_caption(each.caption, form)) != each.caption]
     rows = [(data.id_of(each.path), datasets.caption_version(each), each.caption, new) for each, new in changes]
@@ -354,8 +360,10 @@ def delete(request: Request, form: Form) -> Response:
     data = _read(request)
     images = _ticked(data, form.data.getlist("chosen"))
     with _writes(data.name):
-        entry = datasets.trash(data, images)
-    return _back(request, data, **_where(form), deleted=len(images), entry=entry)
+        entry, moved = datasets.trash(data, images)
+    if not moved:
+        raise HTTPException(404, texts()["datasets"]["none_chosen"])
+    return _back(request, data, **_where(form), deleted=moved, entry=entry)
 
 
 # ---------------------------------------------------------------- files that come
@@ -367,8 +375,9 @@ def _target(data: Dataset, into: str = "") -> Path:
     if into:
         folder = data.folder if into == "." else below(data.folder, into)
     else:
-        with_images = (each.folder for each in data.listings if each.images)
-        with_repeats = (each.folder for each in data.listings[1:] if repeats_of(each.folder))
+        listings = data.listings or open_dataset(data.ui, data.name, names_only=True).listings
+        with_images = (each.folder for each in listings if each.images)
+        with_repeats = (each.folder for each in listings[1:] if repeats_of(each.folder))
         folder = Path(next(chain(with_images, with_repeats), data.folder))
     if not folder.is_dir():
         raise HTTPException(404, f"{into} is not there")
@@ -392,7 +401,7 @@ def _part(request: Request, data: Dataset) -> uploads.Part:
 def upload_state(request: Request) -> Response:
     """How much of a file is here, and what became of it when it was whole. `key`: tells files of one name and size
     from each other."""
-    data = _opened(request)
+    data = _named(request)
     part = _part(request, data)
     told = data.ui.memory.get(("upload", part.path.name))
     if told and told["state"] == "checking":  # it is whole, and reading it all for its hash would take its time
@@ -411,14 +420,19 @@ async def upload(request: Request) -> Response:
 
 
 def _add(request: Request, piece: bytearray) -> Response:
-    data, told = _opened(request), dict[str, Any]()
+    data, told = _named(request), dict[str, Any]()
     part, query = _part(request, data), request.query_params
-    target, key = _target(data, query.get("into", "")), ("upload", part.path.name)
+    into, key = query.get("into", ""), ("upload", part.path.name)
     offset = whole(query.get("offset", ""), 0, part.size)
+    is_last = offset is not None and offset + len(piece) == part.size
+    target = _target(data, into) if into or is_last else data.folder
     try:
-        with _adding, _writes(part.name):
-            running = data.ui.memory.get(key)
-            if running and running["state"] == "checking":
+        with _writes(part.name), data.ui.locked(), ExitStack() as held:
+            # Whoever takes a whole part has its lock meanwhile, which another page of this folder sees.
+            is_begun = part.path.exists()
+            is_free = held.enter_context(locked(part.path)) if is_begun else True
+            running = data.ui.memory.get(key, {"state": "", "files": []})
+            if running["state"] == "checking" or is_free is False:
                 told = {"state": "checking", "count": len(running["files"])}
                 return JSONResponse({"detail": "is being looked at", "offset": part.size, "told": told}, 409)
             uploads.clean(part.path.parent)
@@ -426,12 +440,16 @@ def _add(request: Request, piece: bytearray) -> Response:
             if here < part.size:
                 return JSONResponse({"offset": here})
             told = data.ui.memory[key] = {"state": "checking", "files": []}
+            if not is_begun:
+                held.enter_context(locked(part.path))
+            taking = held.pop_all()
     except uploads.Refused as error:
         return JSONResponse({"detail": str(error), **part.state()}, 409)
 
     def take() -> None:
         try:
-            uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
+            with taking:
+                uploads.take(part.path, part.name, target, decoder(data.ui), told["files"].append)
         finally:
             told["state"] = "done"
 
@@ -445,7 +463,7 @@ def _add(request: Request, piece: bytearray) -> Response:
 @posted()
 def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
-    data, home, files = _opened(request), ui_of(request).own / "uploads", []
+    data, home, files = _named(request), ui_of(request).own / "uploads", []
     for sent in form.data.getlist("file"):
         if isinstance(sent, UploadFile) and (name := sent.filename):
             files.append(uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file")))

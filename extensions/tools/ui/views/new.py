@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -27,8 +27,8 @@ from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, writ
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
 from extensions.tools.ui.job_text import PROMPTS, JobText
-from extensions.tools.ui.queue import never_ends
-from extensions.tools.ui.state import Form, Ui, inside, posted, render, ui_of
+from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.loader import folder_name_error
 from toolkit.config.located import KeyPath, dotted
@@ -36,7 +36,7 @@ from toolkit.config.model_files import INDEX, hub_cache
 from toolkit.config.redacted_copy import saved_text
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import CONFIG_SUFFIXES, open_regular, write_text
+from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
@@ -57,7 +57,6 @@ TINY = EXAMPLES / "tiny_mascots"
 """The model that trains on any machine."""
 
 _YAML = CONFIG_SUFFIXES[:2]
-_saving = Lock()
 
 
 @dataclass
@@ -90,6 +89,9 @@ class Editor:
     """What the file holds, where another has changed it."""
 
     their_version: str = ""
+    is_as_saved: bool = False
+    """Whether the file held the same text already."""
+
     shown: dict[str, str] = field(default_factory=dict)
     """What the fields would be by the text."""
 
@@ -191,10 +193,16 @@ def _unknown_word(name: str) -> str:
     return (letters[:1] + re.sub(r"[aeiou]", "", letters[1:]))[:6].ljust(4, "x")
 
 
-def unused_name(ui: Ui, name: str) -> str:
-    """A name like this one that no run and no job file has."""
+def unused_name(ui: Ui, name: str, text_of: Callable[[str], str] | None = None) -> str:
+    """A name like this one that no run and no job file has. text_of: makes the job of a name; a file that holds just
+    that is the job's own, of a button that was pressed twice."""
     stem = re.sub(r"_\d+$", "", name)
-    taken = lambda each: (ui.output / each).exists() or (ui.jobs / f"{each}{_YAML[0]}").exists()  # noqa: E731
+
+    def taken(each: str) -> bool:
+        file = ui.jobs / f"{each}{_YAML[0]}"
+        is_others = file.exists() and (text_of is None or text_of(each) != read_job(file))
+        return is_others or (ui.output / each).exists()
+
     names = (name, *(f"{stem}_{number}" for number in range(2, 10_000)))
     return next((each for each in names if not taken(each)), name)
 
@@ -236,7 +244,9 @@ def act(request: Request, sent: Form) -> Response:
             path = save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
-            enqueue(ui, [str(path)], editor.checked.plan["job"] if editor.checked.plan else path.stem)
+            name = editor.checked.plan["job"] if editor.checked.plan else path.stem
+            known = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)  # the one that runs has read another text
+            enqueue(ui, [str(path)], name, unless=known)
             return RedirectResponse("/queue", 303)
     except HTTPException as error:
         status = error.status_code
@@ -350,10 +360,11 @@ def save(ui: Ui, editor: Editor, name: str) -> Path:
     """Writes the job file. Raises HTTPException 409 where it holds what this page did not load."""
     ui.jobs.mkdir(parents=True, exist_ok=True)
     path = inside(ui.jobs, name)
-    with _saving:
+    with conflicts(), folder_lock(ui.jobs):
         if path.exists() or path.is_symlink():
             theirs = read_job(path)
-            if editor.job.text != theirs and (name != editor.loaded or _hash(theirs) != editor.version):
+            editor.is_as_saved = editor.job.text == theirs
+            if not editor.is_as_saved and (name != editor.loaded or _hash(theirs) != editor.version):
                 editor.theirs, editor.their_version = theirs, _hash(theirs)
                 raise HTTPException(409, texts()["new"]["conflict"].format(file=name))
         write_text(path, editor.job.text)
@@ -405,7 +416,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         gb=GB,
         numbers=NUMBERS,
         folders=[(str(ui.datasets / name), name) for name in _subfolders(ui.datasets)],
-        models=_models(ui),
+        models=ui.shared("models", partial(_models, ui)),
         jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from extensions.tools.ui.config import queue_folder
-from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, ask_run, planned
+from extensions.tools.ui.queue import DONE, RUNNING, WAITING, Entry, Queue, State, ask_run, planned
 from extensions.tools.ui.state import Form, Ui, conflicts, posted, render, run_id, ui_of, wants_json
 from extensions.tools.ui.views.run import image
 from toolkit.errors import RunError, UserError
@@ -44,11 +45,13 @@ def queue_of(ui: Ui) -> Queue:
     return found
 
 
-def enqueue(ui: Ui, argv: list[str], name: str, cwd: Path | None = None) -> None:
+def enqueue(
+    ui: Ui, argv: list[str], name: str, cwd: Path | None = None, unless: Collection[State] = (WAITING,)
+) -> None:
     """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for one that cannot be added."""
     queue = queue_of(ui)
     with conflicts():
-        queue.add(argv, name, cwd)
+        queue.add(argv, name, cwd, unless)
     queue.start_runner()
 
 
@@ -188,7 +191,7 @@ def resume(request: Request) -> Response:
                 f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
                 "Start it where it was started first."
             )
-    enqueue(ui, argv, run.name, here)
+    enqueue(ui, argv, run.name, here, (WAITING, RUNNING))  # another press may have been planned as long
     return _answer(request, "/queue")
 
 

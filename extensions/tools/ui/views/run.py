@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Lock
 from typing import Any
 from urllib.parse import quote
 
@@ -42,8 +41,6 @@ MOST_STREAMS = 256
 
 REPORT_S = 120
 """Seconds that the making of a report may take."""
-
-_marking = Lock()
 
 
 def page(request: Request) -> Response:
@@ -254,17 +251,18 @@ def _favourites(ui: Ui) -> dict[str, list[str]]:
 
 @posted()
 def favourite(request: Request, form: Form) -> Response:
-    """Marks a file, or takes the mark away."""
+    """Marks a file, or takes the mark away that it had when it was shown, as `marked` says: pressed twice it counts
+    once."""
     (ui, run), name = _asked(request), form.get("file", "")
     if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
-    with _marking:
+    with conflicts(), ui.locked():
         found = _favourites(ui)
-        marked = found.setdefault(this, [])
-        marked.remove(name) if name in marked else marked.append(name)
-        with conflicts():
-            write_json(ui.own / "favourites.json", found)
+        marked = [other for other in found.get(this, []) if other != name]
+        if form.get("marked") != "true":
+            marked.append(name)
+        write_json(ui.own / "favourites.json", found | {this: marked})
     return RedirectResponse(f"/runs/{quote(this, safe='')}#files", 303)
 
 

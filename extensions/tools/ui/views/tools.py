@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.forms import Field, ask, suggestions
+from extensions.tools.ui.queue import WAITING
 from extensions.tools.ui.state import Form, Ui, posted, render, ui_of
 from extensions.tools.ui.views.queue import queue_of
 from toolkit.errors import RunError, UserError
@@ -43,7 +44,7 @@ def send(request: Request, form: Form) -> Response:
         wrong = wrong or _asked({"uid": uid, "argv": argv})
         if not wrong:
             first = next((Path(text.partition("=")[2]).name for text in argv), "")
-            queue_of(ui).add([uid, *argv], f"{uid} {first}")
+            queue_of(ui).add([uid, *argv], f"{uid} {first}", unless=(WAITING,))
     except UserError as error:
         wrong = [("", str(error))]
     if wrong:
@@ -79,7 +80,7 @@ def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: 
     first += [f for f in fields if f not in first and (values[f["key"]] != _default(f) or f["key"] in mistakes)]
     shown = {"uid": uid, "tool": tool, "values": values, "mistakes": mistakes}
     shown |= {"groups": (first, [field for field in fields if field not in first])}
-    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.output, ui.datasets))
+    return render(request, "tool.html.j2", code, **shown, places=suggestions(ui.runs(), ui.datasets))
 
 
 def _tool(ui: Ui, uid: str) -> Any:

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -21,15 +22,18 @@ from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.run_job import last_saved
 from extensions.tools.shared.run_records import sample_rows
 from extensions.tools.ui.commands import check_job
-from extensions.tools.ui.datasets import below
+from extensions.tools.ui.datasets import MOST_SHARED, below
 from extensions.tools.ui.preference_job import base_job, preference_job
-from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of, whole
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references
-from extensions.tools.ui.votes import Ballot, pairs_of
+from extensions.tools.ui.votes import Ballot, Pair, pairs_of
 from toolkit.config.train import FEW_PAIRS
+from toolkit.data.directory import list_folder
 from toolkit.files.run_files import SAMPLES
+from toolkit.files.shared_look import SharedLook
+from toolkit.train.run_index import is_fresh, mark_of
 from toolkit.train.run_reader import RunInfo, list_network_files
 
 MOST_PROMPTS = 20
@@ -47,6 +51,7 @@ class Place:
     title: str
     folder: Path
     groups: tuple[Group, ...]
+    pairs: list[Pair]
     run: RunInfo | None = None
     """Whose samples they are."""
 
@@ -56,7 +61,7 @@ class Place:
     @property
     def ballot(self) -> Ballot:
         """The pairs and votes as the folder has them now."""
-        return Ballot(self.folder, pairs_of(self.groups))
+        return Ballot(self.folder, self.pairs)
 
     def loras(self, ballot: Ballot) -> list[str]:
         """LoRA files that a job may start from: those of the run, the last first, or those of the images, first the one
@@ -82,7 +87,7 @@ def place_of(request: Request) -> Place:
         run = ui.run(id_)
         folder = inside(run.folder, SAMPLES)
         groups = joined(_of_samples(ui, run, folder))
-        return Place(address, back, run.name, folder, groups, run, short(run.folder))
+        return Place(address, back, run.name, folder, groups, pairs_of(groups), run, short(run.folder))
     if kind == "datasets":
         folder, title = below(ui.datasets, id_), id_
     elif kind == "queue":
@@ -91,10 +96,27 @@ def place_of(request: Request) -> Place:
         raise HTTPException(404, "no such place")
     if not folder.is_dir():
         raise HTTPException(404, "no such folder")
+    shared: SharedLook[_Read] = ui.recent("groups", folder, lambda: SharedLook(partial(_read, folder)), MOST_SHARED)
     with conflicts():
-        groups = read_groups(folder)
+        _, groups, pairs = shared.now()
     source = next((lora[0] for group in groups for lora in group.lora if lora), "")
-    return Place(address, back, title, folder, groups, source=source)
+    return Place(address, back, title, folder, groups, pairs, source=source)
+
+
+_Read = tuple[object, tuple[Group, ...], list[Pair]]
+"""What tells the version of the files that were read, the groups in them, and their pairs."""
+
+
+def _read(folder: Path, before: _Read | None) -> _Read:
+    """The groups of a folder, read again when its files have changed: without a list each image says its own."""
+    (mark,) = mark_of(str(folder), CANDIDATES)[1:]
+    version: object = mark
+    if not any(mark):
+        version = hash(tuple(list_folder(str(folder)).versions.items()))
+    if before and before[0] == version and not is_fresh((mark,)):
+        return before
+    groups = read_groups(folder)
+    return version, groups, pairs_of(groups)
 
 
 def _of_samples(ui: Ui, run: RunInfo, folder: Path) -> Iterator[Group]:
@@ -150,15 +172,14 @@ def digest(path: str) -> str:
 @posted()
 def vote(request: Request, form: Form) -> Response:
     """Keeps a vote, or takes the last one back, and leads to the next pair. A button that was pressed twice counts
-    once."""
+    once; another vote on the same pair is refused."""
     place = place_of(request)
     ballot, choice = place.ballot, form.get("vote", "")
     with conflicts():
         if choice == "undo":
-            if form.get("count") == str(len(ballot.votes)):
-                ballot.undo()
-        else:
-            ballot.vote(frozenset((form.get("left", ""), form.get("right", ""))), choice)
+            ballot.undo(whole(form.get("count", "")) or 0)
+        elif not ballot.vote(frozenset((form.get("left", ""), form.get("right", ""))), choice):
+            raise HTTPException(409, texts()["votes"]["not_kept"])
     return RedirectResponse(place.address, 303)
 
 
@@ -192,11 +213,12 @@ def train(request: Request, form: Form) -> Response:
         raise HTTPException(400, texts()["votes"]["none_decided"])
     model = next((group.model for group in place.groups if group.model), "")
     before = name_like(place.title.removesuffix("_votes"), "votes").removesuffix("_voted")
-    name = unused_name(ui, f"{before}_voted")
     with conflicts():
         prompts = [*dict.fromkeys(row["prompt"] for row in ballot.decided)]
         job = base_job(place.run.config if place.run else None, lora, model, place.folder, prompts)
-        text = preference_job(job, name, short(ballot.file), lora, len(ballot.decided))
+        text_of = partial(preference_job, job, table=short(ballot.file), lora=lora, pairs=len(ballot.decided))
+        name = unused_name(ui, f"{before}_voted", text_of)
+        text = text_of(name)
     path = save_new(ui, f"{name}.yaml", text)
     checked = check_job(ui, text, path.name, "")
     faults = [message.text for message in checked.errors] or (why_not_started(checked.plan) if checked.plan else [])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from extensions.tools.caption.captioner import captioner_folder
+from extensions.tools.caption.captioner import Captioner, captioner_folder
 from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
 from tests.quantized import QUANTIZED, mark
@@ -46,6 +46,24 @@ def caption(tiny_model: Path) -> Caption:
 
 def texts(folder: Path) -> dict[str, str]:
     return {path.stem: path.read_text() for path in sorted(folder.glob("*.txt"))}
+
+
+def test_a_caption_that_somebody_wrote_meanwhile_stays(
+    images: Path, caption: Caption, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on the page, while the model was looking at the image."""
+    asked = Captioner.captions
+
+    def slow(captioner: Captioner, *given: object) -> object:
+        (images / "b.txt").write_text("by hand\n")
+        return asked(captioner, *given)
+
+    monkeypatch.setattr(Captioner, "captions", slow)
+    with caplog.at_level("INFO"):
+        caption(images, "--batch-size", 3)
+    written = texts(images)
+    assert written.pop("b") == "by hand\n" and sorted(written) == ["a", "c"]
+    assert "b.png: got a caption meanwhile, which stays" in caplog.messages
 
 
 def test_captions_are_what_transformers_own_model_says(images: Path, caption: Caption, tiny_model: Path) -> None:

@@ -411,7 +411,7 @@ def test_captions_are_written_by_the_queue(page: TestClient, ui: Ui, monkeypatch
         def __init__(self, folder: Path) -> None:
             asked.append(folder)
 
-        def add(self, argv: Any, name: str, cwd: Path | None) -> None:
+        def add(self, argv: Any, name: str, *_: object) -> None:
             asked.append([*argv])
 
         def start_runner(self) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -291,7 +293,8 @@ def test_a_file_is_marked_and_the_mark_survives(client: TestClient, make_run: Ca
     answer = client.post("/runs/one/favourite", data={"file": "one.safetensors"}, follow_redirects=False)
     assert answer.status_code == 303
     assert "★" in client.get("/runs/one").text
-    client.post("/runs/one/favourite", data={"file": "one.safetensors"})
+    assert 'name="marked" value="true"' in client.get("/runs/one").text
+    client.post("/runs/one/favourite", data={"file": "one.safetensors", "marked": "true"})
     assert "★" not in client.get("/runs/one").text
     assert client.post("/runs/one/favourite", data={"file": "../x"}).status_code == 404
 
@@ -335,3 +338,23 @@ def test_a_run_that_was_asked_to_stop_says_so(client: TestClient, make_run: Call
         assert "stopping after a save" not in client.get("/runs/one").text
         (folder / "control" / "stop").touch()
         assert "disabled>stopping after a save" in client.get("/runs/one").text
+
+
+def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
+    made = []
+
+    def make() -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ui.recent("kind", "key", make, 2))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and found == made * 8
+    for key in "abc":
+        ui.recent("kind", key, make, 2)
+    assert list(ui.memory["kind"]) == ["b", "c"], "of the others nothing stays"

@@ -66,7 +66,8 @@ def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> N
     ballot = ballot_of(tmp_path, cats)
     for choice in ("left", "right", "same", "both bad"):
         (pair,) = ballot.next_pairs(1)
-        assert ballot.vote(pair.names, choice) and not ballot.vote(pair.names, "left")
+        assert ballot.vote(pair.names, choice) and ballot.vote(pair.names, choice)  # pressed twice
+        assert not ballot.vote(pair.names, "right" if choice == "left" else "left")
     rows = lines(tmp_path / "votes.jsonl")
     first, second, *others = ballot.pairs[:4]
     common = {"prompt": "a cat", "control": ["photo.png"]}
@@ -76,11 +77,12 @@ def test_each_vote_is_a_line_and_is_taken_back(tmp_path: Path, cats: Group) -> N
     assert rows[2:] == [{"vote": what, "images": sorted(pair.names), **common} for pair, what in said]
     again = ballot_of(tmp_path, cats)
     assert again.votes == rows == ballot.votes and len(again.decided) == 2
-    again.undo()
+    again.undo(4)
+    again.undo(4)
     assert lines(tmp_path / "votes.jsonl") == rows[:3] and again.next_pairs(1)[0].names == others[1].names
     assert not again.vote(frozenset(("a.png", "../secret.png")), "left") and not again.vote(first.names, "best")
-    for _ in range(4):
-        again.undo()
+    for count in (3, 2, 1, 0):
+        again.undo(count)
     assert (tmp_path / "votes.jsonl").read_bytes() == b"" and not ballot_of(tmp_path, cats).votes
 
 

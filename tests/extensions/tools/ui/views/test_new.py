@@ -106,7 +106,7 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
     """What was put into the queue."""
     found: list[tuple[list[str], str]] = []
-    monkeypatch.setattr(Queue, "add", lambda queue, argv, name, cwd=None: found.append((list(argv), name)))
+    monkeypatch.setattr(Queue, "add", lambda queue, argv, name, *_, **__: found.append((list(argv), name)))
     monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
     return found
 

@@ -210,14 +210,18 @@ def test_the_button_writes_the_job_and_puts_it_into_the_queue(
     answer = client.post("/votes/runs/one/train", data={"lora": lora})
     assert answer.status_code == 400 and "votes.jsonl:1 and is not an image" in answer.text
     assert '<a href="/jobs/one_voted.yaml">' in answer.text and not Queue(ui.output / ".ui" / "queue").entries()
-    found = Checked(plan={"job": "one_voted_2", "processes": []})
+    found = Checked(plan={"job": "one_voted", "processes": []})  # the file is as it was written, and is taken up again
     answer = client.post("/votes/runs/one/train", data={"lora": lora}, follow_redirects=False)
     assert answer.headers["location"] == "/queue"
     (entry,) = Queue(ui.output / ".ui" / "queue").entries()
-    assert (entry.argv, entry.name) == ((str(ui.jobs / "one_voted_2.yaml"),), "one_voted_2")
-    data = JobText((ui.jobs / "one_voted_2.yaml").read_text()).data(("config", "process", 0))
+    assert (entry.argv, entry.name) == ((str(ui.jobs / "one_voted.yaml"),), "one_voted")
+    data = JobText((ui.jobs / "one_voted.yaml").read_text()).data(("config", "process", 0))
     assert data["network"]["pretrained_lora_path"] == data["train"]["preference"]["reference"] == lora
     assert Path(data["datasets"][0]["captions_file"]) == folder / "samples" / "votes.jsonl"
+    (ui.output / "one_voted").mkdir()  # it has been trained: the next one is another run
+    found = Checked(plan={"job": "one_voted_2", "processes": []})
+    client.post("/votes/runs/one/train", data={"lora": lora}, follow_redirects=False)
+    assert [entry.name for entry in Queue(ui.output / ".ui" / "queue").entries()] == ["one_voted", "one_voted_2"]
 
 
 PROCESS = {
