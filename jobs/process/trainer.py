@@ -141,9 +141,13 @@ class Trainer(BaseTrainProcess):
             run = self.build_run()
             if self.process_group.is_main_process and self.device.type == "cuda":
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
+            report = self.resumption.report_threads
             if self.chooses_threads():
-                run.callbacks = [*run.callbacks, ThreadsCallback(ThreadChoice(threads.free_cores()))]
+                choice = ThreadChoice(threads.free_cores())
+                run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
             self.load_checkpoint(run)
+            if self.device.type == "cpu" and not self.chooses_threads():
+                report(torch.get_num_threads())
             self.fit(run)
             self.end(run)
 

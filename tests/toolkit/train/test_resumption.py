@@ -22,7 +22,7 @@ from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.data.types import Sample, Size
 from toolkit.errors import RunError, UserError
 from toolkit.train import resumption
-from toolkit.train.resumption import ResumePlan, Start, plan_start
+from toolkit.train.resumption import ResumePlan, Start, Start, plan_start
 
 
 class Job(ModelSection, TrainerConfig):
@@ -58,6 +58,18 @@ def test_blocks_that_are_compiled_no_more_are_mentioned(before: bool, now: bool,
     assert [line in text for text in said] == [True] * bool(line)
     used["blocks"] = False
     assert resumption.record["compiled"] == {"blocks": False}
+
+
+@pytest.mark.parametrize(("before", "mentioned"), [(2, True), (1, False), (None, False)])
+def test_another_number_of_threads_than_the_state_was_computed_with_is_mentioned(
+    before: int | None, mentioned: bool, said: list[str]
+) -> None:
+    """A state of an earlier version does not say its number."""
+    document = {"dataset": "", **({"threads": before} if before else {})}
+    resumption = ResumePlan.of(Start(Path("state"), document=document), section(), {})
+    resumption.report_threads(1)
+    line = "changed since the last run: threads of the CPU: 2 -> 1. Results differ by rounding"
+    assert said == [line] * mentioned
 
 
 @pytest.fixture
