@@ -13,7 +13,16 @@ from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, TrainConfig
+from toolkit.config.train import (
+    DISTANCE,
+    HELD_OUT_MARGIN,
+    HELD_OUT_RIGHT,
+    LOSS_OF_IMAGES,
+    LOSS_OF_PAIRS,
+    MARGIN,
+    RIGHT,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from toolkit.plan.run_plan import RunPlan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -251,10 +252,24 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     assert len(losses(stopped)) < 6
     assert start("stopped") == stopped
     assert losses(stopped) == losses(whole)
+    shown = [re.findall(r"step 6/6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1] for run in (stopped, whole)]
+    assert shown[0] == shown[1], "the mean of the loss is that of the run, not of this start"
     assert same_tensors(stopped / "stopped.safetensors", whole / "whole.safetensors")
     for file in ("weights", "ema", "optimizer"):
         state = f"state/step_000000006/{file}.safetensors"
         assert same_tensors(stopped / state, whole / state), file
+
+
+def test_a_resume_with_another_number_of_threads_says_so(start, capsys) -> None:
+    start(train={"steps": 2})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        start(train={"steps": 4})
+    finally:
+        torch.set_num_threads(threads)
+    line = f"changed since the last run: threads of the CPU: {threads} -> {threads + 1}. Results differ by rounding\n"
+    assert line in capsys.readouterr().out
 
 
 def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:
