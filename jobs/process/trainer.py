@@ -50,6 +50,7 @@ from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
     remove_partial_writes,
+    try_saving,
     verify,
 )
 from toolkit.train.config_diff import flatten_config
@@ -300,6 +301,8 @@ class Trainer(BaseTrainProcess):
                 raise UserError(reason)
         if writes:
             self.refuse()
+            sizes = self.plan.save_size
+            try_saving(self.save_root, sizes.file + sizes.state if sizes else 0)
         self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
         settings = dict(flatten_config(self.resumption.record["settings"]))
         group.assert_equal_across_ranks({"the run's folder": str(self.save_root.absolute()), **settings})

@@ -326,9 +326,8 @@ class ResumePlan:
     def report_threads(self, threads: int) -> None:
         """Logs that a run on the CPU is computed with another number of threads than the checkpoint was."""
         if self.threads not in (None, threads):
-            logger.info(
-                f"changed since the last run: threads of the CPU: {self.threads} -> {threads}. Results differ by rounding"
-            )
+            change = f"threads of the CPU: {self.threads} -> {threads}"
+            logger.info(f"changed since the last run: {change}. Results differ by rounding")
 
     def record_spelling(self, of_new_runs: str, before_it_was_recorded: str) -> str:
         """The name of the spelling of the run's files, recorded for its checkpoints. A run keeps the one it began with:

@@ -22,7 +22,7 @@ from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.data.types import Sample, Size
 from toolkit.errors import RunError, UserError
 from toolkit.train import resumption
-from toolkit.train.resumption import ResumePlan, Start, Start, plan_start
+from toolkit.train.resumption import ResumePlan, Start, plan_start
 
 
 class Job(ModelSection, TrainerConfig):
