@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from toolkit.errors import OutOfMemory, UserError
+from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files.unreadable import explained
 from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.models.loading import reading
 from toolkit.shortage import FILES, MEMORY, THREADS, is_short_of, shortage
 
 
@@ -114,3 +115,18 @@ STARTED = "[threading.Thread(target=threading.Event().wait, daemon=True).start()
 def test_under_a_real_limit_it_is_one_line(limit: str, code: str, said: str) -> None:
     ended = program(limit, code)
     assert (ended.returncode, ended.stderr) == (1, said)
+
+
+def test_a_part_of_a_model_that_is_not_read_for_want_of_threads_is_not_damaged(tmp_path: Path) -> None:
+    """transformers reads weights in threads, and puts its own words on top."""
+    error = raised(RuntimeError("can't start new thread"), OSError("Error no file named model.safetensors"))
+    with pytest.raises(RunError) as caught, reading(tmp_path):
+        raise error
+    assert str(caught.value) == f"{tmp_path}: cannot be loaded: {THREADS.what}. {THREADS.remedy}."
+    with pytest.raises(MemoryError), reading(tmp_path):
+        raise MemoryError
+    with (
+        pytest.raises(RunError, match=r"cannot be loaded \(cut off\)\. Copy or download the model again\.$"),
+        reading(tmp_path),
+    ):
+        raise OSError("cut off")
