@@ -41,11 +41,11 @@ _TEXTS = {
     re.compile("can't start new thread|Resource temporarily unavailable"): THREADS,
     re.compile("Too many open files"): FILES,
     re.compile(r"[Oo]ut of memory|_ALLOC_FAILED|ALLOCATION_FAILED|[Cc]an('t|not) allocate memory|bad_alloc"): MEMORY,
-    re.compile(r"could not (create|execute) a primitive"): MEMORY,
+    re.compile("could not (create|execute) a primitive|error return without exception set"): MEMORY,
 }
 """In the messages of errors that have no class or number of their own: of threads, of PyTorch's allocators, cuBLAS,
-cuDNN, NCCL and the driver, of `mmap`, of Rust ("Cannot allocate memory (os error 12)"); last of oneDNN (seen in PyTorch
-2.13 with little memory)."""
+cuDNN, NCCL and the driver, of `mmap`, of Rust ("Cannot allocate memory (os error 12)"); last of oneDNN and
+CPython 3.11 (both seen under 'ulimit -v')."""
 
 _OF_RUST = ("SafetensorError", "PanicException")
 
@@ -61,7 +61,7 @@ def is_short_of(error: BaseException) -> Shortage | None:
         return MEMORY
     if isinstance(error, OSError) and error.errno in _NUMBERS:
         return _NUMBERS[error.errno]
-    if not isinstance(error, RuntimeError | OSError | ImportError) and name not in _OF_RUST:
+    if not isinstance(error, RuntimeError | OSError | ImportError | SystemError) and name not in _OF_RUST:
         return None
     return next((short for text, short in _TEXTS.items() if text.search(str(error))), None)
 

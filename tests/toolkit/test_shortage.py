@@ -43,6 +43,7 @@ class PanicException(BaseException):
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), MEMORY),
         (RuntimeError("CUDA error: out of memory"), MEMORY),
         (RuntimeError("could not create a primitive"), MEMORY),
+        (SystemError("error return without exception set"), MEMORY),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), MEMORY),
         (ValueError("out of memory"), None),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), None),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ from toolkit.train.preference import PreferenceStep
 
 ITEMS = 6
 RANDOM = torch.Generator().manual_seed(4)
-LATENTS = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM)
-WORSE = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM)
+LATENTS = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM).double()
+WORSE = torch.randn((ITEMS, 2, 4, 4), generator=RANDOM).double()
 SINGLE = (1, 4, 5)
 """Rows that have no worse image."""
 
@@ -49,6 +50,9 @@ class FewModel(Model):
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
+
+    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any) -> Tensor:
+        return super().predict_velocity(x_t_BCHW.double(), *inputs)
 
     def prefetch_timesteps(self, levels: list[float]) -> None:
         pass
@@ -134,20 +138,35 @@ def assert_cuts_are_equal(step: FlowMatchingStep, network: LoraNetwork, batch: L
     gradients, numbers = computed(step, network, batch, 1)
     size = sum(float(gradient.square().sum()) for gradient in gradients.values())
     assert size > 0
+    limit = (1e-6 if batch.latents_BCHW.dtype == torch.float64 else 3e-6) ** 2
     for pieces in (2, 3):
         of_pieces, numbers_of_pieces = computed(step, network, batch, pieces)
         difference = sum(float((of_pieces[name] - gradients[name]).square().sum()) for name in gradients)
-        assert difference <= 1e-12 * size
-        assert numbers_of_pieces == pytest.approx(numbers, rel=1e-5, abs=1e-6)
+        assert difference <= limit * size
+        assert numbers_of_pieces == pytest.approx(numbers, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", STEPS)
-def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(kind: str) -> None:
-    model = FewModel() if kind == "a share in few steps" else Model()
+def learned(model: Model) -> LoraNetwork:
+    """A LoRA of the model that changes something; both in float64."""
     network = LoraNetwork(["layer"], rank=1, alpha=1, dropout=0, seed=1)
     network.attach(model)
     with torch.no_grad():
         network.layer_weight("layer", "lora_B.weight").fill_(0.3)
+    model.double()
+    return network
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of pieces are rounded otherwise than those of the whole: nothing is rounded to float32."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(kind: str) -> None:
+    model = FewModel() if kind == "a share in few steps" else Model()
+    network = learned(model)
     step = STEPS[kind](model, network)
     for epoch in range(8):
         assert_cuts_are_equal(step, network, of_epoch(epoch))
@@ -160,13 +179,11 @@ def test_several_noise_levels_of_a_batch_in_pieces_are_those_of_the_whole(tmp_pa
     assert_cuts_are_equal(step, attached(model), batch_of(model, 2, 0, 1))
 
 
+@pytest.mark.usefixtures("in_float64")
 def test_pairs_and_images_have_numbers_of_their_own_that_count_what_they_measure() -> None:
     """Three pairs and three images in pieces of two: a pair is a third of each number of the pairs."""
     model = Model()
-    network = LoraNetwork(["layer"], rank=1, alpha=1, dropout=0, seed=1)
-    network.attach(model)
-    with torch.no_grad():
-        network.layer_weight("layer", "lora_B.weight").fill_(0.3)
+    network = learned(model)
     step, batch = pairs(1.0)(model, network), of_epoch(0)
     _, numbers = computed(step, network, batch, 3)
     alone = [computed(step, network, batch.select([row]), 1)[1] for row in range(ITEMS)]
