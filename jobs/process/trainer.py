@@ -246,7 +246,7 @@ class Trainer(BaseTrainProcess):
             raise told from error
 
     def _told(self, error: Exception) -> RunError | None:
-        """What a user is told of an error that is no defect of the program; None: it is one."""
+        """What a user is told of an error that is not a defect of the program; None: it is one."""
         short = shortage(error)
         if isinstance(error, RuntimeError) and is_short_of(error) is MEMORY:
             # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
