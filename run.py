@@ -449,11 +449,12 @@ def epilog() -> str:
 
 
 def prepare_streams() -> None:
-    """Makes the streams line-buffered, also in a pipe, and escapes what cannot be encoded.
+    """Makes the streams line-buffered, also in a pipe, and escapes what cannot be encoded; opens closed ones.
 
     Secrets are redacted, those of the environment from the start.
     """
     log.quiet_libraries()
+    log.open_closed_streams()
     redact.remember_environment(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

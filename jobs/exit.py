@@ -1,7 +1,8 @@
 """From an exception to an error message and an exit code.
 
-A UserError and a RunError have a message for users, so only that is printed, and of a disk that cannot be written only
-the reason; anything else is a defect of the program (or of an extension) and is printed with its traceback.
+A UserError and a RunError have a message for users, so only that is printed; of a disk that cannot be written, or of a
+machine that is short of something, only the reason. Anything else is a defect of the program (or of an extension) and
+is printed with its traceback.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError, with_short_words
 from toolkit.files.log import escape_controls
 from toolkit.files.redact import redact_text
+from toolkit.shortage import shortage
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed brings it."""
@@ -43,6 +45,12 @@ def report(error: BaseException) -> int:
         return EXIT_FAILURE
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         print_error(f"Failed: {error.filename or 'a file'}: {error.strerror}")
+        return EXIT_FAILURE
+    short = shortage(error)
+    if short:
+        said = " ".join(str(error).split())
+        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        print_error(f"Failed: {short.what} ({reason}). {short.remedy}.")
         return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())
     print_error(f"Failed: {type(error).__name__}: {error}")

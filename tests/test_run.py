@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from run import main
+from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from toolkit.config.tool import tool_parser
 from toolkit.extension import STAGES, discover
@@ -41,6 +42,7 @@ def steps(simple_extension: Write) -> None:
     simple_extension("good", "print('good', self.name)")
     simple_extension("crash", "raise ValueError('boom')")
     simple_extension("cannot", "from toolkit.errors import RunError\nraise RunError('disk full')")
+    simple_extension("tells", "print('lost', flush=True)\nopen('kept', 'w').write('kept')\nprint('lost')")
     simple_extension("torchless", "import sys\nassert 'torch' not in sys.modules")
 
 
@@ -56,6 +58,19 @@ def job(write_job: Write, steps: None) -> Callable[[str], Path]:
 def test_a_job_runs(run: Run, job) -> None:
     result = run(job("good"))
     assert (result.returncode, result.stdout, result.stderr) == (0, "good good\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--help"]])
+def test_closed_streams_are_as_dev_null(job, tmp_path: Path, closed: str, arguments: list[str]) -> None:
+    """As of a service that closes them. No file that the job opens gets the number of a closed one."""
+    here = job("tells")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, ROOT / "run.py", here, *arguments]
+    environment = child_environment({"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    if not arguments:
+        assert (tmp_path / "kept").read_text() == "kept"
 
 
 def test_the_name_can_be_replaced(run: Run, job) -> None:

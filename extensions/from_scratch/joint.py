@@ -186,4 +186,5 @@ def _together(found: Sequence[StepLosses]) -> StepLosses:
         {role: loss_B for losses in found for role, loss_B in losses.by_role.items()},
         {name: values for losses in found for name, values in losses.per_sample.items()},
         {name: value for losses in found for name, value in losses.numbers.items()},
+        {name: count for losses in found for name, count in losses.counts.items()},
     )

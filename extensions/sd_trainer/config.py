@@ -13,7 +13,16 @@ from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT, TrainConfig
+from toolkit.config.train import (
+    DISTANCE,
+    HELD_OUT_MARGIN,
+    HELD_OUT_RIGHT,
+    LOSS_OF_IMAGES,
+    LOSS_OF_PAIRS,
+    MARGIN,
+    RIGHT,
+    TrainConfig,
+)
 
 if TYPE_CHECKING:
     from toolkit.plan.run_plan import RunPlan
@@ -73,7 +82,7 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         few = ["few_step"] if self.train.few_step_loss else []
-        pairs = (MARGIN, RIGHT, DISTANCE) if self.train.preference else ()
+        pairs = (LOSS_OF_PAIRS, LOSS_OF_IMAGES, MARGIN, RIGHT, DISTANCE) if self.train.preference else ()
         extra = (f"loss/{name}" for name in (*self.train.preservations(), *few))
         of_a_step = (
             "loss",

@@ -105,7 +105,7 @@ def choose_w8a8_layers(
         errors = calibrate_int8(
             diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled
         )
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory with one image. {memory_advice(section)}") from error

@@ -34,8 +34,9 @@ from toolkit.plan.memory import machine_of
 from toolkit.plan.next_commands import lead_on, next_commands
 from toolkit.plan.planning import why_not_started
 from toolkit.plan.run_plan import RunPlan
+from toolkit.shortage import MEMORY, is_short_of, shortage
 from toolkit.system import signals, threads
-from toolkit.system.device import is_out_of_memory, pick_device
+from toolkit.system.device import pick_device
 from toolkit.system.signals import StopRequest
 from toolkit.system.threads import ThreadChoice
 from toolkit.train.callbacks.memory_account import MemoryAccountCallback
@@ -51,6 +52,7 @@ from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
     remove_partial_writes,
+    try_saving,
     verify,
 )
 from toolkit.train.config_diff import flatten_config
@@ -142,9 +144,13 @@ class Trainer(BaseTrainProcess):
             run = self.build_run()
             if self.process_group.is_main_process and self.device.type == "cuda":
                 run.callbacks = [*run.callbacks, MemoryAccountCallback(account)]
+            report = self.resumption.report_threads
             if self.chooses_threads():
-                run.callbacks = [*run.callbacks, ThreadsCallback(ThreadChoice(threads.free_cores()))]
+                choice = ThreadChoice(threads.free_cores())
+                run.callbacks = [*run.callbacks, ThreadsCallback(choice, report=report)]
             self.load_checkpoint(run)
+            if self.device.type == "cpu" and not self.chooses_threads():
+                report(torch.get_num_threads())
             self.fit(run)
             self.end(run)
 
@@ -236,23 +242,31 @@ class Trainer(BaseTrainProcess):
     @contextmanager
     def own_folder(self, check: Callable[[], None]) -> Iterator[None]:
         """Locks the run's folder (rank 0). Where nothing else handles them, an error of the system about a file of the
-        run (unreadable, no inodes left), and memory that runs out, become RunErrors. check: raises when a stop is
-        requested."""
+        run (unreadable, no inodes left), and memory, threads or open files that run out, become RunErrors. check:
+        raises when a stop is requested."""
         self.process_group.oom_hint = self.memory_advice
         try:
             with run_lock(self.save_root, check) if self.process_group.is_main_process else nullcontext():
                 yield
-        except OSError as error:
-            place, folder = error.filename, self.training_folder.absolute()
-            if not isinstance(place, str) or not Path(place).absolute().is_relative_to(folder):
+        except (OSError, RuntimeError, MemoryError) as error:
+            told = self._told(error)
+            if told is None:
                 raise
-            raise RunError(f"{place}: cannot be used: {error.strerror}") from error
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+            raise told from error
+
+    def _told(self, error: Exception) -> RunError | None:
+        """What a user is told of an error that is not a defect of the program; None: it is one."""
+        short = shortage(error)
+        if isinstance(error, RuntimeError) and is_short_of(error) is MEMORY:
             # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
             reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
-            raise OutOfMemory(f"{reason}. {self.memory_advice()}") from error
+            return OutOfMemory(f"{reason}. {self.memory_advice()}")
+        if short:
+            return OutOfMemory(str(short)) if short is MEMORY else RunError(str(short))
+        place, folder = getattr(error, "filename", None), self.training_folder.absolute()
+        if isinstance(place, str) and Path(place).absolute().is_relative_to(folder):
+            return RunError(f"{place}: cannot be used: {getattr(error, 'strerror', error)}")
+        return None
 
     def choose_start(self) -> Start:
         """How the run begins, after an old one that is in the way was moved aside.
@@ -305,6 +319,8 @@ class Trainer(BaseTrainProcess):
                 raise UserError(reason)
         if writes:
             self.refuse()
+            sizes = self.plan.save_size
+            try_saving(self.save_root, sizes.file + sizes.state if sizes else 0)
         self.resumption = ResumePlan.of(start, self.section, self.fingerprint())
         if self.resumption.order is not None:
             self.restore_order(self.resumption.order)

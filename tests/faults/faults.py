@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import socket
+import stat
 import sys
 import threading
 import time
@@ -85,6 +86,27 @@ def no_locks() -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     fcntl.flock = fcntl.fcntl = refuse
+
+
+def no_flushing_of_folders() -> None:
+    """The disk cannot flush a folder, as some network and FUSE mounts."""
+    real = os.fsync
+
+    def flush(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(handle)
+
+    os.fsync = flush
+
+
+def no_modes() -> None:
+    """The disk has no modes of files."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    os.chmod = refuse
 
 
 def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:

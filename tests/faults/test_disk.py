@@ -75,6 +75,30 @@ def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(job
     assert job.steps() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("fault", "warning"),
+    [
+        ("no_flushing_of_folders", "output/job: Invalid argument: it is not flushed"),
+        ("no_modes", "output/job: Operation not permitted: only the owner may read new safetensors files"),
+    ],
+)
+def test_a_disk_without_what_durability_needs_ends_no_run(job: Job, fault: str, warning: str) -> None:
+    """It is said at the start, once, and all saves are made."""
+    job.change(train__steps=2, sample=None)
+    said = job.run(faults=[(fault,)])
+    assert said.count(warning) == 1 and said.index(warning) < said.index("step 1/2")
+    assert job.states() == [2] and nothing_is_half_written(job.folder)
+
+
+def test_a_disk_without_room_for_a_save_is_refused_before_the_model_is_loaded(job: Job) -> None:
+    """As where a quota is used up, of which the free space says nothing."""
+    job.change(sample=None)
+    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 1, errno.EDQUOT)], code=1)
+    ended = rf"a trial save of [\d.]+ kB ended with '{os.strerror(errno.EDQUOT)}'\. Free some space, or give "
+    assert re.search(f"^output/job: cannot be written: {ended}", said, re.M)
+    assert "training_seed" not in said and list(job.folder.glob(".*")) == []
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_left_with_a_line_and_the_run_goes_on_when_there_is_room(job: Job, small_disk, same) -> None:
     """About 1.3 MB are needed in all: a disk of 700 kB fills up in the middle."""
@@ -113,9 +137,9 @@ def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(job
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT])
 def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, number: int) -> None:
-    """The tenth flush to the disk is in the middle of the first state."""
-    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 2, number)], code=1)
-    assert os.strerror(number) in said
+    """This flush to the disk is in the middle of the first state, behind those of the trial save."""
+    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 24, number)], code=1)
+    assert f"output/job/state: cannot be written: {os.strerror(number)}" in said
     assert job.states() == [] and nothing_is_half_written(job.folder)
     job.run()
     same()

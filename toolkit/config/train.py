@@ -155,6 +155,9 @@ MARGIN, RIGHT, DISTANCE = "preference/margin", "preference/right", "preference/d
 """Metrics of the pairs of a step: the mean argument of the sigmoid; the share of pairs of which the network prefers the
 better image; the mean squared difference between its velocity and that of the reference."""
 
+LOSS_OF_PAIRS, LOSS_OF_IMAGES = "loss/pairs", "loss/images"
+"""Metrics of a step with `train.preference`: the mean loss of its pairs, and of its other images."""
+
 HELD_OUT_RIGHT, HELD_OUT_MARGIN = f"validation/{RIGHT}", f"validation/{MARGIN}"
 """Metrics of the pairs of the validation."""
 

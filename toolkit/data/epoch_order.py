@@ -55,7 +55,7 @@ def epoch_batches(
         batches += of_bucket[:full]
         rest += of_bucket[full:]
     if group_by_length:
-        batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.positions[0]))
+        batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.first))
     return batches + rest
 
 

@@ -280,7 +280,7 @@ def _weight(value: Any) -> float:
         return 1.0
     try:
         weight = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = -1.0
     if not (math.isfinite(weight) and 0 <= weight <= 1e6):
         raise Unfit(f"has the weight {value!r}. Write a number from 0 to 1000000")

@@ -181,14 +181,23 @@ class BatchSpec:
     samples: tuple[Any, ...] = ()
     """What a stream read for each item, not yet decoded; empty where `items` is enough to load them."""
 
+    piece_of: int | None = field(default=None, compare=False)
+    """`first` of the micro-batch that these items were cut from; None: they are a whole one."""
+
+    @property
+    def first(self) -> int:
+        """Position of the first item of the whole micro-batch. It keys what is drawn once for all of its items, so that
+        each piece of the micro-batch (`select`) draws the same."""
+        return self.positions[0] if self.piece_of is None else self.piece_of
+
     def select(self, rows: Iterable[int]) -> BatchSpec:
-        """The given items as a micro-batch."""
+        """The given items: a piece of this micro-batch."""
         rows = tuple(rows)
         items, positions, samples = (
             tuple(of_items[row] for row in rows) if of_items else ()
             for of_items in (self.items, self.positions, self.samples)
         )
-        return BatchSpec(self.epoch, items, positions, samples)
+        return BatchSpec(self.epoch, items, positions, samples, self.first)
 
 
 @dataclass(frozen=True)

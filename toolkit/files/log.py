@@ -113,6 +113,17 @@ class RedactingStream:
         return getattr(self._stream, name)
 
 
+def open_closed_streams() -> None:
+    """Standard streams that were closed before the program began (`>&-`, a service, a program without a console) become
+    /dev/null. Otherwise the next file that is opened would get the number of the closed one, and its output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - as long as the program
+            os.set_inheritable(nowhere.fileno(), True)
+            setattr(sys, name, nowhere)
+            setattr(sys, f"__{name}__", nowhere)
+
+
 def redact_streams() -> None:
     """From here on no secret reaches standard output or standard error by way of Python's streams."""
     for name in ("stdout", "stderr"):

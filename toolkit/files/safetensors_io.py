@@ -7,6 +7,7 @@ Source: the format's description in huggingface/safetensors, README.md, "Format"
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from toolkit.errors import UserError
 from toolkit.files.unreadable import GIT_LFS, explained
-from toolkit.files.writing import open_regular
+from toolkit.files.writing import leftover_name, only_tidy, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,9 +158,18 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
 
     path.touch()
     usual = path.stat().st_mode
-    with as_os_error():
-        safetensors.save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
-    path.chmod(usual)
+    # In a folder of its own: safetensors writes under a random name first, which nobody could find after a kill.
+    folder = leftover_name(path)
+    folder.mkdir()
+    try:
+        with as_os_error():
+            file = folder / "weights"
+            safetensors.save_file(dict(tensors), file, metadata=None if metadata is None else dict(metadata))
+        with only_tidy(path, "only the owner may read new safetensors files"):
+            file.chmod(usual)
+        os.replace(file, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.files.writing import read_regular
+from toolkit.shortage import shortage
 
 GIT_LFS = "what Git LFS has in the place of a file that was not downloaded"
 """What a pointer is, in words."""
@@ -53,6 +54,9 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
     >>> cause_of(Path("a"), PermissionError(13, "Permission denied", "a")).what
     'Permission denied'
     """
+    short = shortage(error)
+    if short:
+        return Cause(short.what, short.remedy)
     if isinstance(error, PermissionError):
         return denied(path)
     if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ELOOP, errno.EISDIR):

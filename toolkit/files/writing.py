@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, BinaryIO
@@ -126,6 +127,12 @@ CACHE_FOLDER = "_cache"
 SAFETENSORS_TEMP_GLOB = ".tmp??????"
 """What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
 
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp", re.DOTALL)
+"""Such a name, with that of the finished file."""
+
+_NOT_WRITTEN = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE, errno.ENOENT)
+"""What a flush of a file answers whose contents are not on the disk."""
+
 _PORTION = 1 << 16
 
 
@@ -134,17 +141,81 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
 
     durable: flushed to the disk first, so that it survives a power cut; a file that is rewritten all the time need not.
-    When the block raises, `path` is untouched and the temporary file is gone.
+    When the block raises, `path` is untouched and the temporary file is gone. What a killed process has left of `path`
+    is removed (`_sweeping`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _leftover_name(path)
+    temporary = leftover_name(path)
+    with _sweeping(path):
+        try:
+            yield temporary
+            if durable:
+                fsync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):  # the next process removes it
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def _sweeping(path: Path) -> Iterator[None]:
+    """Removes the temporary files of `path` that were there when this process first wrote in its folder, and keeps
+    others from taking those of the block for left ones: each writer shares the lock of the folder, and only who has it
+    alone removes anything. Without locks they stay."""
+    left = _left_in(path.parent.absolute()).pop(path.name, [])
+    handle = None
+    with suppress(OSError):  # a folder that may not be read
+        handle = os.open(path.parent, os.O_RDONLY) if fcntl else None
     try:
-        yield temporary
-        if durable:
-            fsync(temporary)
-        os.replace(temporary, path)
+        if handle is not None and left and _try_flock(handle, alone=True):
+            with only_tidy(path, "temporary files of a process that was killed stay"):
+                for file in filter(os.path.lexists, left):
+                    remove(file)
+        if handle is not None:
+            _try_flock(handle, alone=False)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+@lru_cache(maxsize=64)
+def _left_in(folder: Path) -> dict[str, list[Path]]:
+    """Name of a file -> its temporary files that are in a folder when it is first written to."""
+    found: dict[str, list[Path]] = {}
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            temporary = _TEMPORARY.fullmatch(entry.name)
+            if temporary:
+                found.setdefault(temporary[1], []).append(Path(entry.path))
+    return found
+
+
+def _try_flock(handle: int, alone: bool) -> bool:
+    """Takes the lock of an open folder, alone or with others. Whether it could, at once."""
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+_warned: set[str] = set()
+
+
+@contextmanager
+def only_tidy(path: Path, consequence: str) -> Iterator[None]:
+    """For what serves durability or tidiness alone: an error of the system in the block ends nothing. It is a warning,
+    once in a process for each `consequence`."""
+    try:
+        yield
+    except OSError as error:
+        if consequence not in _warned:
+            _warned.add(consequence)
+            temporary = [place for place in (path, *path.parents) if place.name.endswith(".tmp")]
+            place = temporary[-1].parent if temporary else path
+            logger.warning(f"{place}: {error.strerror or error}: {consequence}")
 
 
 MARKER = "atelier.json"
@@ -202,7 +273,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         settle(path)
         _require_own(path, known_by)
-        temporary = _leftover_name(path)
+        temporary = leftover_name(path)
         temporary.mkdir()
         try:
             with locked(temporary):
@@ -238,18 +309,19 @@ def replace_folder(new: Path, path: Path) -> None:
 def settle(path: Path) -> None:
     """Cleans up after a process that was killed while it replaced the folder `path`: an old folder whose place is
     empty comes back; one whose place is taken, and new ones that were never finished, are deleted."""
-    if os.path.lexists(aside := _aside(path)):
-        if not os.path.lexists(path):
-            os.rename(aside, path)
-        elif aside.is_symlink():
+    aside = _aside(path)
+    if os.path.lexists(aside) and not os.path.lexists(path):
+        os.rename(aside, path)
+    with only_tidy(path, "folders that were replaced, or never finished, stay beside it"):
+        if aside.is_symlink():
             aside.unlink()
-        else:
-            shutil.rmtree(aside.rename(_leftover_name(path)))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
-        if re.fullmatch(r".*\.[0-9a-f]{8}\.tmp", left.name) and left.is_dir() and not left.is_symlink():
-            with locked(left) as is_abandoned:
-                if is_abandoned:
-                    shutil.rmtree(left)
+        elif os.path.lexists(aside):
+            shutil.rmtree(aside.rename(leftover_name(path)))
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+            if _TEMPORARY.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+                with locked(left) as is_abandoned:
+                    if is_abandoned:
+                        shutil.rmtree(left)
 
 
 def folder_at(path: Path) -> Path:
@@ -334,15 +406,17 @@ def move_folder_aside(folder: Path) -> Path | None:
 def remove(path: Path) -> None:
     """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
     if path.is_dir() and not path.is_symlink():
-        doomed = path.rename(_leftover_name(path))
+        doomed = path.rename(leftover_name(path))
         shutil.rmtree(doomed)
     else:
         path.unlink()
 
 
-def _leftover_name(path: Path) -> Path:
-    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer."""
-    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+def leftover_name(path: Path) -> Path:
+    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer; of such a name another one of the same
+    file."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return path.with_name(f".{found[1] if found else path.name}.{os.urandom(4).hex()}.tmp")
 
 
 @contextmanager
@@ -400,10 +474,22 @@ def append_json_line(file: IO[str], data: object) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Asks the operating system to put a written file, or a folder's entries, on the disk."""
-    if path.is_dir() and os.name == "nt":
+    """Asks the operating system to put a written file, or a folder's entries, on the disk. Raises OSError where a file
+    could not be written. A disk that cannot be asked, as some network and FUSE mounts, is a warning."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return  # Windows cannot open a folder
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        _flush(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except OSError as error:
+        if not is_folder and error.errno in _NOT_WRITTEN:
+            raise
+        with only_tidy(path, "it is not flushed, so that a power cut may cost the newest files"):
+            raise
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

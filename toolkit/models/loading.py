@@ -39,6 +39,7 @@ from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, 
 from toolkit.models.vae_files import VAE_ENCODER, encoder_hash
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
+from toolkit.shortage import shortage
 from toolkit.system.device import is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -183,6 +184,9 @@ def reading(part: Path) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        short = shortage(error)
+        if short:
+            raise RunError(f"{part}: cannot be loaded: {short.what}. {short.remedy}.") from error
         if unread := unread_file(part):
             raise RunError(unread) from error
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -26,7 +26,7 @@ from toolkit.files.safetensors_io import (
     read_header,
     save_file,
 )
-from toolkit.files.writing import added_to, atomic_write, fsync, os_error_as_run_error, remove, write_json
+from toolkit.files.writing import added_to, atomic_write, fsync, only_tidy, os_error_as_run_error, remove, write_json
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import PeerFailedError
 
@@ -88,12 +88,14 @@ def bytes_of(tensor: Tensor) -> memoryview:
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
     """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. A model folder that somebody has
     added to stays. Returns what was deleted."""
-    by_step = step_files(folder, name)
-    surplus = sorted(by_step)[:-keep] if keep else []
-    old = [path for step in surplus for path in by_step[step] if not added_to(path)]
-    for path in old:
-        remove(path)
-    return old
+    removed = []
+    with only_tidy(folder, "old files of weights are not removed"):
+        by_step = step_files(folder, name)
+        surplus = sorted(by_step)[:-keep] if keep else []
+        for path in [path for step in surplus for path in by_step[step] if not added_to(path)]:
+            remove(path)
+            removed.append(path)
+    return removed
 
 
 STEM = "diffusion_pytorch_model"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from functools import cache
 
 import torch
 
 from toolkit.errors import UserError
+from toolkit.shortage import MEMORY, is_short_of
 from toolkit.system.host_memory import free_host_memory
 from toolkit.system.nvidia import NO_MPS, last_device, likely_cause, read_facts, why_no_device
 
@@ -92,15 +92,9 @@ def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | N
     return tensor.to(device, dtype or tensor.dtype)
 
 
-_NO_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|ALLOCATION_FAILED|can't allocate memory")
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or pinned. cuBLAS, cuDNN, NCCL and the driver allocate by themselves, and
-    say so in the message of a RuntimeError only."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
-    )
+    """Whether memory ran out, of the device, pinned or the machine's."""
+    return is_short_of(error) is MEMORY
 
 
 def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:

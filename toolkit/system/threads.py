@@ -68,6 +68,11 @@ class ThreadChoice:
         self._times: list[float] = []
         self._next = self._try_more if cores > 1 else self._stay
 
+    @property
+    def is_made(self) -> bool:
+        """Whether no other number is being tried for the first time."""
+        return self._next != self._try_more
+
     def observe(self, seconds: float) -> str:
         """Takes the time of a step with `threads`, which may change. Returns a line where the choice is made, or
         changed; empty otherwise."""

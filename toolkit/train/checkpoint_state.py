@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -43,6 +44,7 @@ def snapshot_state(run: Run) -> CheckpointData:
         for role_name, role in run.roles.items()
     }
     scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
+    threads = {"threads": torch.get_num_threads()}
     metadata = deepcopy(run.checkpoint_metadata)  # whether blocks are compiled may change while it is written
     tensors, rows = _checkpoint_tensors(run)
 
@@ -57,7 +59,7 @@ def snapshot_state(run: Run) -> CheckpointData:
             file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
             for file, found in tensors.items()
         },
-        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **metadata},
+        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **threads, **scaling, **metadata},
         rows_size=sum(own.full_bytes for own in rows.values()),
         write_rows=write if rows else lambda folder: {},
     )

@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
@@ -33,7 +34,10 @@ from toolkit.files.writing import (
     SAFETENSORS_TEMP_GLOB,
     TEMP_FILE_GLOB,
     fsync,
+    link,
+    only_tidy,
     read_regular,
+    readable_size,
     replace_folder,
     settle_all,
     sha256_of,
@@ -51,7 +55,8 @@ FORMAT_ROWS = 2
 
 MANIFEST = "MANIFEST.json"
 STATE_FILE = "state.json"
-_FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", STATE_FILE}
+_STEMS = ("weights", "ema", "optimizer")
+_FILES = {*(f"{stem}.safetensors" for stem in _STEMS), STATE_FILE}
 """What every checkpoint has besides its manifest."""
 
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
@@ -120,6 +125,39 @@ def check_writable(root: Path) -> None:
         raise RunError(f"{there}: cannot be written to. Change its rights, or give another training_folder or name.")
 
 
+MOST_TRIED = 1_000_000_000
+"""Bytes that `try_saving` writes at the most: a second on a disk, and more than a LoRA and its state take."""
+
+_TRIED_FILES = 10
+"""Each is smaller than the largest file of a state, whatever its size: a limit for single files is none for all."""
+
+
+def try_saving(folder: Path, size: int) -> None:
+    """Does once in a run's folder what its saves ask of the disk: writes `size` bytes, replaces a state, gives a file a
+    second name. Raises RunError where a save would fail.
+
+    The bytes are written because a quota is seen in no other way.
+    """
+    try:
+        with TemporaryDirectory(prefix=".trial.", suffix=".tmp", dir=folder, ignore_cleanup_errors=True) as trial:
+            for number in range(_TRIED_FILES):
+                with Path(trial, f"room {number}").open("wb") as file:
+                    file.write(bytes(min(size, MOST_TRIED) // _TRIED_FILES))
+                fsync(Path(file.name))
+            for number in range(_TRIED_FILES):
+                Path(trial, f"room {number}").unlink()
+            for step in (1, 1, 2):
+                write_checkpoint(Path(trial), CheckpointData(step, {stem: {} for stem in _STEMS}, {}), keep=1)
+            link(Path(trial) / "step_000000002" / STATE_FILE, Path(trial) / "linked")
+    except (OSError, RunError) as error:
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        reason = getattr(cause, "strerror", None) or error
+        raise RunError(
+            f"{folder}: cannot be written: a trial save of {readable_size(size)} ended with '{reason}'. Free some "
+            "space, or give a training_folder on another disk."
+        ) from error
+
+
 @dataclass(frozen=True)
 class BegunCheckpoint:
     """A checkpoint under its temporary name, with the files that were written while training waited."""
@@ -148,7 +186,8 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: Beg
         replace_folder(temporary, final)  # the same step again, after a resume
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _known_good[final.resolve()] = _file_versions(final)  # its manifest was made from these very files
+    with only_tidy(final, "states are read again before older ones are removed"):
+        _known_good[final.resolve()] = _file_versions(final)  # its manifest was made from these very files
     remove_old_states(root, keep)
     return final
 
@@ -156,11 +195,12 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: Beg
 def remove_old_states(root: Path, keep: int) -> None:
     """Removes checkpoints older than the newest `keep` that verify; 0 keeps all."""
     good = 0
-    for path in reversed(checkpoint_folders(root)) if keep else ():
-        if good == keep:
-            shutil.rmtree(path)
-        elif _is_good(path):
-            good += 1
+    with only_tidy(root, "old states are not removed"):
+        for path in reversed(checkpoint_folders(root)) if keep else ():
+            if good == keep:
+                shutil.rmtree(path)
+            elif _is_good(path):
+                good += 1
 
 
 def _write_files(folder: Path, snapshot: CheckpointData, written: Mapping[str, FileEntry]) -> None:
@@ -199,6 +239,12 @@ def remove_partial_writes(root: Path) -> None:
 def free_disk_space(root: Path, size: int) -> bool:
     """Whether a save of `size` bytes may start; when space is short, all but the newest good checkpoint are removed."""
     root.mkdir(parents=True, exist_ok=True)
+    with only_tidy(root, "the free space of its disk is not known, and old states do not make room"):
+        return _has_made_room(root, size)
+    return True
+
+
+def _has_made_room(root: Path, size: int) -> bool:
     if _free(root) >= COMFORTABLE_FREE_SPACE * size:
         return True
     newest = next(filter(_is_good, reversed(checkpoint_folders(root))), None)

@@ -157,7 +157,7 @@ class _Report(NamedTuple):
     """Names of the metrics per sample."""
 
     counts: dict[str, int]
-    """Name of a metric per batch -> samples of the micro-batches that have it."""
+    """Name of a metric per batch -> samples of which it is the mean."""
 
     with_gradient: list[bool]
     """For each parameter that is not sharded, whether it has a gradient on this rank."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,8 @@ class Teacher:
 class FewStepMixture(FlowMatchingStep):
     """A flow matching step of which the later micro-batches, or a share of them, are computed in few steps.
 
-    Which ones depends on the seed, the epoch and the place of their first item alone: a resume repeats it.
+    Which ones depends on the seed, the epoch and the place of their first item alone: a resume repeats it, and so does
+    each piece of a micro-batch that is cut.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class FewStepMixture(FlowMatchingStep):
 
     def is_few(self, spec: BatchSpec, step: int) -> bool:
         """Whether the few-step LoRA is active for this micro-batch. step: optimizer steps done."""
-        drawn = uniform(self.seed, "few-step batch", spec.epoch, spec.positions[0])
+        drawn = uniform(self.seed, "few-step batch", spec.epoch, spec.first)
         return self._teacher.has_begun(step) and drawn < self.few.share
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
@@ -129,7 +131,7 @@ class FewStepMixture(FlowMatchingStep):
         finally:
             self._is_active = False
         mean = losses.by_role[self.roles[0]].detach().mean()
-        return StepLosses(losses.by_role, losses.per_sample, {**losses.numbers, "loss/few_step": mean})
+        return replace(losses, numbers={**losses.numbers, "loss/few_step": mean})
 
     def weighting(self, t_B: Tensor) -> Tensor:
         return torch.ones_like(t_B) if self._is_active else super().weighting(t_B)

@@ -9,7 +9,7 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Protocol
@@ -119,7 +119,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             backward(dict.fromkeys(self.roles, extra_B), final=index == len(self.extra_losses))
             numbers[f"loss/{name}"] = extra_B.detach().mean()
             loss_B = loss_B + extra_B.detach()
-        return StepLosses(dict.fromkeys(self.roles, loss_B), losses.per_sample, numbers)
+        return replace(losses, by_role=dict.fromkeys(self.roles, loss_B), numbers=numbers)
 
     def _extra(self, extra_loss: ExtraLoss, batch: LatentBatch) -> Tensor:
         """A further loss of each item [B], the mean over its noise levels."""

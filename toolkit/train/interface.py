@@ -57,8 +57,11 @@ class StepLosses:
     first role."""
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
-    """Metric name -> one value of the batch (0-dim). Of an accumulation step the mean is logged, weighted by the
-    samples of the batches that have the metric."""
+    """Metric name -> one value of the batch (0-dim), the mean over `counts` of its samples. Of an accumulation step the
+    mean over all of these is logged."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """Name of a number -> the samples of which it is the mean; those that are left out: all of the batch."""
 
 
 class Backward(Protocol):

@@ -242,7 +242,7 @@ def _accumulate(
         with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
             try:
                 losses = step_fn.backward(batch, passes)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise _NoMemory(batch) from error

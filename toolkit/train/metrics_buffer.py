@@ -103,7 +103,7 @@ class StepLossBuffer:
 
         self.per_sample: dict[str, list[Tensor]] = defaultdict(list)
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-        """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
+        """Metric name -> of each micro-batch that has it: number of samples that count, and their mean (0-dim)."""
 
         self.sources: list[SampleSource] = []
         """Source of each sample."""
@@ -122,7 +122,7 @@ class StepLossBuffer:
             for level, values_B in enumerate(values.detach().view(len(values), -1).unbind(1)):
                 self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(values_B)
         for name, number in losses.numbers.items():
-            self.numbers[name].append((len(batch), number.detach()))
+            self.numbers[name].append((losses.counts.get(name, len(batch)), number.detach()))
 
     def finite(self, role: str) -> Tensor:
         """Whether all losses of a role so far are finite; 0-dim bool on the device."""

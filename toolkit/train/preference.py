@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from toolkit.config.train import DISTANCE, MARGIN, RIGHT, PreferenceConfig
+from toolkit.config.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, PreferenceConfig
 from toolkit.data.dataloader import LatentBatch
 from toolkit.flow.loss import loss_per_sample, margin
 from toolkit.models.interface import DiffusionModel
@@ -37,7 +37,8 @@ from toolkit.train.interface import StepLosses
 class PreferenceStep(FlowMatchingStep):
     """A flow matching step in which images that have a worse one are compared with it; others are as usual.
 
-    In which micro-batches depends on the seed, the epoch and the place of their first item alone: a resume repeats it.
+    In which micro-batches depends on the seed, the epoch and the place of their first item alone: a resume
+    repeats it, and so does each piece of a micro-batch that is cut.
     """
 
     def __init__(
@@ -53,16 +54,16 @@ class PreferenceStep(FlowMatchingStep):
         self.preference, self._reference = preference, reference
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
-        drawn = uniform(self.seed, "preference batch", batch.spec.epoch, batch.spec.positions[0])
+        drawn = uniform(self.seed, "preference batch", batch.spec.epoch, batch.spec.first)
         compares = drawn < self.preference.share
         pairs = [row for row, worse_CHW in enumerate(batch.worse) if compares and worse_CHW is not None]
         if not pairs:
-            return super().__call__(batch, step)
+            return self._plain(batch, step)
         if len(pairs) == len(batch):
             return self._compare(batch)
         compared = self._compare(batch.select(pairs))
         others = [row for row in range(len(batch)) if row not in pairs]
-        plain = super().__call__(batch.select(others), step)
+        plain = self._plain(batch.select(others), step)
         order = torch.tensor([*pairs, *others]).argsort()
 
         def joined(of_pairs: Tensor, of_others: Tensor) -> Tensor:
@@ -70,7 +71,14 @@ class PreferenceStep(FlowMatchingStep):
 
         loss_B = joined(compared.by_role[self.roles[0]], plain.by_role[self.roles[0]])  # all roles have this one
         t_B = joined(compared.per_sample["t"], plain.per_sample["t"])
-        return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B}, compared.numbers)
+        numbers, counts = compared.numbers | plain.numbers, compared.counts | plain.counts
+        return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B}, numbers, counts)
+
+    def _plain(self, batch: LatentBatch, step: int) -> StepLosses:
+        """The losses of images that are not compared."""
+        losses = super().__call__(batch, step)
+        mean = losses.by_role[self.roles[0]].detach().mean()
+        return replace(losses, numbers={LOSS_OF_IMAGES: mean}, counts={LOSS_OF_IMAGES: len(batch)})
 
     def _compare(self, batch: LatentBatch) -> StepLosses:
         """The losses [P] of a batch of pairs."""
@@ -105,5 +113,7 @@ class PreferenceStep(FlowMatchingStep):
             loss_P = loss_P + self.preference.sft_weight * plain_P
         loss_P = loss_P * to_device(batch.loss_weight_B, device)
         moved = (predicted_2PCHW - of_reference_2PCHW).square().mean()
-        numbers = {MARGIN: margin_P.mean(), RIGHT: (margin_P > 0).float().mean(), DISTANCE: moved}
-        return StepLosses(dict.fromkeys(self.roles, loss_P), {"t": t_2P[:count]}, numbers)
+        right = (margin_P > 0).float().mean()
+        numbers = {LOSS_OF_PAIRS: loss_P.detach().mean(), MARGIN: margin_P.mean(), RIGHT: right, DISTANCE: moved}
+        counts = dict.fromkeys(numbers, count)
+        return StepLosses(dict.fromkeys(self.roles, loss_P), {"t": t_2P[:count]}, numbers, counts)

@@ -283,6 +283,9 @@ class ResumePlan:
     spelling: str | None = None
     """The checkpoint's record of `record_spelling`; None: it has none."""
 
+    threads: int | None = None
+    """Threads of the CPU with which it was computed, when it was saved; None: it does not say."""
+
     @classmethod
     def of(cls, start: Start, section: ProcessConfig, found: DatasetHashes) -> ResumePlan:
         """How the run of a section begins. found: hashes of the dataset. Logs what the job has changed."""
@@ -308,6 +311,7 @@ class ResumePlan:
             base=start.document.get("base"),
             compiled=start.document.get("compiled"),
             spelling=start.document.get("spelling"),
+            threads=start.document.get("threads"),
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
@@ -344,6 +348,12 @@ class ResumePlan:
                 f"changed since the last run: blocks that ran {before} run {now}: results differ by rounding, with "
                 "'model.int8_matmul: auto' also by that of int8 products"
             )
+
+    def report_threads(self, threads: int) -> None:
+        """Logs that a run on the CPU is computed with another number of threads than the checkpoint was."""
+        if self.threads not in (None, threads):
+            change = f"threads of the CPU: {self.threads} -> {threads}"
+            logger.info(f"changed since the last run: {change}. Results differ by rounding")
 
     def record_spelling(self, of_new_runs: str, before_it_was_recorded: str) -> str:
         """The name of the spelling of the run's files, recorded for its checkpoints. A run keeps the one it began with:

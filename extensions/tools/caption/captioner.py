@@ -118,7 +118,7 @@ class Captioner:
         """
         try:
             return self._captions(shown, names)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(shown) == 1:

@@ -25,7 +25,15 @@ from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
 from toolkit.data.tables import image_name
 from toolkit.errors import UserError
-from toolkit.files.writing import atomic_write, folder_lock, fsync, os_error_as_run_error, unused_path, write_text
+from toolkit.files.writing import (
+    atomic_write,
+    folder_lock,
+    fsync,
+    only_tidy,
+    os_error_as_run_error,
+    unused_path,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +171,9 @@ class Captions:
         target = self._taken / name
         with os_error_as_run_error(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, target)
+            shutil.copyfile(file, target)
+            with only_tidy(target, "old captions are kept with the time of now"):
+                shutil.copystat(file, target)
             fsync(target)
 
 

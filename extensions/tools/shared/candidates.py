@@ -43,7 +43,7 @@ class Group:
             lora = tuple(str(one["path"]) for one in settings["lora"])
             model, seed = str(settings["model"]["name_or_path"]), int(settings["seed"])
             return cls(str(settings["prompt"]), control, model, (seed,), (lora,), (file,))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"'{folder / file}' has no settings of an image ({error}).") from None
 
 
@@ -82,7 +82,7 @@ def read_groups(folder: Path) -> tuple[Group, ...]:
             files, control = (tuple(map(str, row[key])) for key in ("files", "control"))
             seed, lora = tuple(map(int, row["seed"])), tuple(tuple(map(str, each)) for each in row["lora"])
             groups += joined([Group(str(row["prompt"]), control, str(row["model"]), seed, lora, files)])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             remedy = "Remove the line, or give another folder"
             raise UserError(f"{path}:{number}: was not written by this program. {remedy}") from None
     return tuple(groups)

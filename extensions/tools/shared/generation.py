@@ -265,8 +265,9 @@ def _advice() -> Iterator[None]:
     """Memory that runs out becomes a RunError that says what to do."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
-        raise RunError(f"out of memory ({str(error).splitlines()[0]}). {remedy}") from error
+        said = next(iter(str(error).splitlines()), "")
+        raise RunError(f"out of memory{f' ({said})' * bool(said)}. {remedy}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,3 +166,31 @@ def test_a_frozen_encoder_has_no_gradient() -> None:
     assert all(name.startswith(("decoder.", "post_quant_conv.")) for name in names)
     assert grads(model.module.encoder) == 0 < grads(model.module.decoder)
     assert len(trained_parameters(model, "all")) > len(names)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_batch_in_pieces_has_the_gradient_and_the_numbers_of_the_whole(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of its noise and its penalty, for the autoencoder and the discriminator, in float64: the sums of a batch
+    are rounded otherwise. The adaptive weight is that of each piece, as docs/config.md says."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    settings = DiscriminatorConfig(channels=4, layers=1, adaptive_weight=False, instance_noise=0.3, r1_gamma=1.0)
+    adversary = Adversary(PatchDiscriminator(4, 1, 0).double(), settings)
+    losses = LossesConfig(latent_noise=0.2, kl_warmup_steps=0)
+    step = AutoencoderStep(autoencoder(kind), losses, 5, adversary)
+    step.autoencoder.module.double()
+    parameters = [*step.autoencoder.module.parameters(), *adversary.network.parameters()]
+    images, found = batch(), []
+    images = replace(images, pixels_B3HW=images.pixels_B3HW.double())
+    for pieces in ([[0, 1, 2]], [[0], [1, 2]], [[0], [1], [2]]):
+        for parameter in parameters:
+            parameter.grad = None
+        of_pieces = [(len(rows), step.backward(images.select(rows), Passes()).numbers) for rows in pieces]
+        gradient = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        mean = {name: sum(count * float(part[name]) for count, part in of_pieces) / 3 for name in of_pieces[0][1]}
+        found.append((gradient, mean))
+    whole, numbers = found[0]
+    for gradient, mean in found[1:]:
+        torch.testing.assert_close(gradient, whole, rtol=1e-6, atol=1e-6)
+        assert mean == pytest.approx(numbers, rel=1e-6)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,11 +17,13 @@ from safetensors.torch import load_file
 
 from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
+from jobs.process.trainer import Trainer
 from tests.running import lines
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
+from toolkit.shortage import FILES, MEMORY, THREADS
 from toolkit.train.lock import run_lock
 
 INIT = """
@@ -251,10 +256,44 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     assert len(losses(stopped)) < 6
     assert start("stopped") == stopped
     assert losses(stopped) == losses(whole)
+    shown = [re.findall(r"step 6/6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1] for run in (stopped, whole)]
+    assert shown[0] == shown[1], "the mean of the loss is that of the run, not of this start"
     assert same_tensors(stopped / "stopped.safetensors", whole / "whole.safetensors")
     for file in ("weights", "ema", "optimizer"):
         state = f"state/step_000000006/{file}.safetensors"
         assert same_tensors(stopped / state, whole / state), file
+
+
+def test_a_resume_with_another_number_of_threads_says_so(start, capsys) -> None:
+    start(train={"steps": 2})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        start(train={"steps": 4})
+    finally:
+        torch.set_num_threads(threads)
+    line = f"changed since the last run: threads of the CPU: {threads} -> {threads + 1}. Results differ by rounding\n"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), f"{MEMORY}"),
+        (RuntimeError("can't start new thread"), f"{THREADS}"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/dev/null"), f"{FILES}"),
+        (RuntimeError("CUDA error: out of memory\nfor developers"), "CUDA error: out of memory. "),
+    ],
+    ids=["memory", "threads", "files", "of the device"],
+)
+def test_what_the_machine_is_short_of_is_one_line(start, monkeypatch, error: Exception, said: str) -> None:
+    def train(self) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "train", train)
+    with pytest.raises(RunError) as caught:
+        start()
+    assert str(caught.value) == said
 
 
 def test_what_its_steps_have_made_is_gone_once_it_has_run(start, monkeypatch) -> None:

@@ -143,6 +143,8 @@ def test_a_mask_of_the_table_goes_before_one_of_a_folder(data: Path, dataset, im
         ({"w": "much"}, "has the weight 'much'. Write a number from 0 to 1000000"),
         ({"w": -1}, "has the weight -1. Write a number from 0 to 1000000"),
         ({"w": float("nan")}, "has the weight nan. Write a number from 0 to 1000000"),
+        ({"w": float("inf")}, "has the weight inf. Write a number from 0 to 1000000"),  # 1e400 in JSON
+        ({"w": 10**400}, f"has the weight 1{'0' * 400}. Write a number from 0 to 1000000"),
     ],
 )
 def test_a_weight_that_is_none_is_named_with_its_line(data: Path, dataset, row: dict[str, Any], reason: str) -> None:

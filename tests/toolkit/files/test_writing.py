@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import child_environment
 from toolkit.errors import RunError, UserError
@@ -30,6 +32,7 @@ from toolkit.files.writing import (
     fsync,
     link,
     locked,
+    only_tidy,
     python_path,
     read_chunks,
     read_source,
@@ -40,6 +43,7 @@ from toolkit.files.writing import (
     write_json,
     write_text,
 )
+from toolkit.networks.save import write_safetensors_verified
 
 
 def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
@@ -407,3 +411,103 @@ def test_a_name_that_no_file_can_have_is_not_found(text: str, tmp_path: Path, mo
     Path("loop").symlink_to("loop")
     with pytest.raises(UserError, match=r"no such config|neither a file nor a command"):
         find_config(text)
+
+
+# ------------------------------------------------------------ what killed processes leave
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from toolkit.files.writing import atomic_write
+with atomic_write(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+def writer(path: Path) -> subprocess.Popen:
+    """Another process in the middle of a write."""
+    command = [sys.executable, "-c", KILLED, str(path)]
+    process = subprocess.Popen(command, cwd=TOOLKIT_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has written nowhere yet."""
+    writing._left_in.cache_clear()
+    monkeypatch.setattr(writing, "_warned", set())
+
+
+def test_the_next_write_of_a_file_removes_what_a_killed_one_has_left(new_process, tmp_path: Path) -> None:
+    path, other = tmp_path / "a.json", tmp_path / ".b.json.12345678.tmp"
+    kill(writer(path))
+    other.write_text("of another file")
+    assert len(list(tmp_path.glob(TEMP_FILE_GLOB))) == 2
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+def test_a_process_that_is_killed_within_safetensors_leaves_nothing_for_long(new_process, tmp_path: Path) -> None:
+    """safetensors writes under a random name first, in a folder of our own."""
+    path, tensors = tmp_path / "a.safetensors", {"w": torch.zeros(3)}
+    killed = "import os, sys, torch; from pathlib import Path; from toolkit.networks import save; "
+    killed += "os.replace = lambda *_: os._exit(9); "
+    killed += "save.write_safetensors_verified(Path(sys.argv[1]), {'w': torch.ones(3)}, None)"
+    assert subprocess.run([sys.executable, "-c", killed, str(path)], cwd=TOOLKIT_ROOT).returncode == 9
+    assert len(list(tmp_path.glob(TEMP_FILE_GLOB))) == 2
+    write_safetensors_verified(path, tensors, None)
+    assert list(tmp_path.iterdir()) == [path] and stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
+
+
+def umask() -> int:
+    before = os.umask(0)
+    os.umask(before)
+    return before
+
+
+def test_a_write_that_goes_on_elsewhere_is_let_be(new_process, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    process = writer(path)
+    [theirs] = tmp_path.glob(TEMP_FILE_GLOB)
+    write_text(path, "ours")
+    assert theirs.read_text() == "half" and path.read_text() == "ours"
+    process.communicate()
+    assert process.returncode == 0 and path.read_text() == "half" and not theirs.exists()
+
+
+def test_names_that_look_alike_are_let_be(new_process, tmp_path: Path) -> None:
+    for name in (".a.json.1234567.tmp", ".a.json.1234567g.tmp", "a.json.12345678.tmp", ".aXjson.12345678.tmp"):
+        (tmp_path / name).touch()
+    write_text(tmp_path / "a.json", "")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_without_locks_nothing_is_removed(new_process, tmp_path: Path, monkeypatch) -> None:
+    kill(writer(tmp_path / "a.json"))
+
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(writing.fcntl, "flock", refuse)
+    write_text(tmp_path / "a.json", "whole")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_serves_tidiness_alone_warns_once_and_names_no_temporary_file(new_process, said, tmp_path: Path) -> None:
+    path = tmp_path / ".a.12345678.tmp" / "b.safetensors"
+    for number in (1, 5, 1):
+        with only_tidy(path, f"modes stay {number}"):
+            raise OSError(number, os.strerror(number))
+    assert said == [
+        f"{tmp_path}: Operation not permitted: modes stay 1",
+        f"{tmp_path}: Input/output error: modes stay 5",
+    ]

@@ -87,6 +87,7 @@ def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
     run.checkpoint_metadata["compiled"]["blocks"] = False
     assert snapshot.step == snapshot.document["state"]["step"] == 2
     assert snapshot.document["compiled"] == {"blocks": True}
+    assert snapshot.document["threads"] == torch.get_num_threads()
     for name, tensor in before.items():
         assert torch.equal(snapshot.tensors["weights"][f"network/{name}"], tensor)
         assert not torch.equal(run.roles["network"].parameters[name], tensor)

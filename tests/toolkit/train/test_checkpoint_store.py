@@ -22,6 +22,7 @@ from toolkit.train.checkpoint_store import (
     free_disk_space,
     latest_checkpoint,
     remove_partial_writes,
+    try_saving,
     verify,
 )
 
@@ -124,7 +125,7 @@ def test_every_file_is_on_the_disk_before_the_manifest_and_the_manifest_before_t
     monkeypatch.setattr(os, "replace", lambda source, to: (replace(source, to), done.append(f"-> {Path(to).name}")))
     [path] = saved(tmp_path, 2)
     done = [".tmp" if name.startswith(".tmp-") else name for name in done]
-    *files, manifest, folder, name, root = [name for name in done if name not in ("-> state.json", "-> MANIFEST.json")]
+    *files, manifest, folder, name, root = [name for name in done if not name.startswith("->") or "step" in name]
     assert sorted(files) == FILES[1:]
     assert (manifest, folder, name, root) == ("MANIFEST.json", ".tmp", f"-> {path.name}", "state")
 
@@ -256,3 +257,27 @@ def test_the_state_that_stays_is_a_good_one(tmp_path: Path, monkeypatch) -> None
     Disk(checkpoint_dir(tmp_path), 0, monkeypatch)
     free_disk_space(checkpoint_dir(tmp_path), 100)
     assert checkpoint_folders(checkpoint_dir(tmp_path)) == [older]
+
+
+def test_a_trial_save_leaves_nothing_and_says_nothing(said: list[str], tmp_path: Path) -> None:
+    try_saving(tmp_path, 1_000)
+    assert list(tmp_path.iterdir()) == [] and said == []
+
+
+@pytest.mark.parametrize("call", ["replace", "mkdir", "fsync"])
+def test_a_trial_save_that_fails_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch, call: str) -> None:
+    real = getattr(os, call)
+
+    def fail(*arguments, **named):
+        if call == "fsync" or ".tmp-" in str(arguments[0]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(RunError) as failed:
+        try_saving(tmp_path, 2_500_000)
+    assert str(failed.value) == (
+        f"{tmp_path}: cannot be written: a trial save of 2.5 MB ended with 'No space left on device'. Free some "
+        "space, or give a training_folder on another disk."
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -60,6 +60,18 @@ def test_blocks_that_are_compiled_no_more_are_mentioned(before: bool, now: bool,
     assert resumption.record["compiled"] == {"blocks": False}
 
 
+@pytest.mark.parametrize(("before", "mentioned"), [(2, True), (1, False), (None, False)])
+def test_another_number_of_threads_than_the_state_was_computed_with_is_mentioned(
+    before: int | None, mentioned: bool, said: list[str]
+) -> None:
+    """A state of an earlier version does not say its number."""
+    document = {"dataset": "", **({"threads": before} if before else {})}
+    resumption = ResumePlan.of(Start(Path("state"), document=document), section(), {})
+    resumption.report_threads(1)
+    line = "changed since the last run: threads of the CPU: 2 -> 1. Results differ by rounding"
+    assert said == [line] * mentioned
+
+
 @pytest.fixture
 def scan(tmp_path: Path):
     """Writes these files as a dataset and scans it."""

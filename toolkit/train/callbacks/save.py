@@ -101,7 +101,9 @@ class SaveCallback(Callback):
         snapshot = snapshot_state(run) if wanted and self._checkpoint_step != done else None
         # The trained parameters are an upper bound of a network file's size.
         size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
-        if not free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0)):
+        with os_error_as_run_error(checkpoint_dir(folder)):
+            has_room = free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0))
+        if not has_room:
             return False
         write_network = None if checkpoint_only else self.prepare_network(run, step)
         self._collect(wait=True)

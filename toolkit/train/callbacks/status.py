@@ -25,6 +25,7 @@ from toolkit.files.log import StatusLine
 from toolkit.files.writing import remove, write_json
 from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run, due
+from toolkit.train.run_reader import Row, rows_by_step, step_of_row
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ class StatusCallback(Callback):
     def on_start(self, run: Run) -> None:
         self._started, self._begun = run_files.utc_now(), time.monotonic()
         run.programs.on_stop.append(self._recent_s.clear)  # uncompiled blocks take longer
+        with rows_by_step(run.folder / run_files.METRICS) as rows:
+            self._losses.extend(row["loss"] for row in rows if has_loss(row, run.state.step))
         self._write(run, "running")
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -169,6 +172,11 @@ class StatusCallback(Callback):
             **more,
         }
         write_json(run.folder / run_files.STATUS, document, durable=status != "running")
+
+
+def has_loss(row: Row, last: int) -> bool:
+    """Whether a row of metrics.jsonl is of a step up to `last` that learned from its loss."""
+    return step_of_row(row) <= last and isinstance(row.get("loss"), float) and not row.get("skipped")
 
 
 def terms_text(result: StepResult) -> str:

@@ -17,11 +17,24 @@ logger = logging.getLogger(__name__)
 class ThreadsCallback(Callback):
     """Computes with as many threads as the choice says, from the first step on. Results differ by rounding at most."""
 
-    def __init__(self, choice: ThreadChoice, set_threads: Callable[[int], None] = torch.set_num_threads) -> None:
-        self.choice, self._set_threads = choice, set_threads
+    def __init__(
+        self,
+        choice: ThreadChoice,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+        report: Callable[[int], None] = lambda threads: None,
+    ) -> None:
+        """report: called once, with the number that was chosen first."""
+        self.choice, self._set_threads, self._report = choice, set_threads, report
+        self._is_reported = False
 
     def on_start(self, run: Run) -> None:
         self._set_threads(self.choice.threads)
+        self._report_once()
+
+    def _report_once(self) -> None:
+        if self.choice.is_made and not self._is_reported:
+            self._is_reported = True
+            self._report(self.choice.threads)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         if result.compiled or run.programs.used:  # a program is compiled for a number of threads
@@ -31,3 +44,4 @@ class ThreadsCallback(Callback):
             logger.info(line)
         if self.choice.threads != before:
             self._set_threads(self.choice.threads)
+        self._report_once()

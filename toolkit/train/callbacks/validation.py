@@ -84,7 +84,7 @@ class ValidationCallback(Callback):
         try:
             with using_eval_weights(run):
                 losses = self.validation.measure(lambda: run.interrupted)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemory(f"out of memory in the validation of step {step}. {run.oom_hint()}") from error

@@ -157,3 +157,18 @@ def test_times_of_compiled_steps_are_forgotten_where_their_programs_are_given_up
         clock.now += 100.0
         callback.on_metrics(run, result(step, step_s=seconds))
     assert status(run)["step_s"] == 2.0
+
+
+def test_after_a_resume_the_mean_of_the_loss_is_that_of_the_run(run, result) -> None:
+    """As an uninterrupted run shows it: over the latest 50 steps that learned; steps that are repeated count once."""
+    losses = {step: step / 8 for step in range(1, 81)} | {70: None}
+    rows = [{"step": step, "loss": loss, **({"skipped": True} if step == 75 else {})} for step, loss in losses.items()]
+    (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run.state = TrainState(step=78)
+    callback, stream = hook_on()
+    callback.on_start(run)
+    callback.on_metrics(run, result(79, loss=losses[79]))
+    kept = [losses[step] for step in range(1, 80) if step not in (70, 75)][-50:]
+    assert f"loss {losses[79]:.4f} | avg {sum(kept) / 50:.4f}" in stream.getvalue()
+    callback.on_end(run, finished=True)
+    assert status(run)["loss"] == round(sum(kept) / 50, 6)

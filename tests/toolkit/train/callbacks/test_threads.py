@@ -33,6 +33,17 @@ def test_compiled_steps_keep_their_threads(toy, result) -> None:
     assert used == [1]
 
 
+@pytest.mark.parametrize(("cores", "reported"), [(1, [1]), (2, [2])])
+def test_the_number_that_is_chosen_first_is_reported_once(toy, result, cores: int, reported: list[int]) -> None:
+    told: list[int] = []
+    callback, run = ThreadsCallback(ThreadChoice(cores), lambda _: None, told.append), toy.run(20)
+    callback.on_start(run)
+    assert told == ([] if cores > 1 else reported)
+    for step in range(1, 21):
+        callback.on_metrics(run, result(step, step_s=1 / callback.choice.threads))
+    assert told == reported
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
 def test_a_run_says_that_it_finds_its_threads(
