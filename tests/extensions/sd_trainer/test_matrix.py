@@ -20,6 +20,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
+from tests.optimizer_names import INSTALLED
 from tests.pairwise import Row, pairwise
 from tests.running import run_job
 from toolkit.models.qwen_image.family import FAMILY
@@ -27,14 +28,15 @@ from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
-from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free
+from toolkit.optim.optimizer_args import is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import SCHEDULES
 from toolkit.registry import FAMILIES
 
 ALIKE = ("int2", "uint2", "uint4", "uint5", "uint6")
 """They differ from int4, uint3 and uint7 in a number of bits (toolkit/memory/test_quantization_quantize.py)."""
 
-OPTIMIZER_NAMES = [*OPTIMIZERS, "torch.optim.NAdam"]
+OPTIMIZER_NAMES = [*INSTALLED, "torch.optim.NAdam"]
+"""Of other packages: toolkit/optim/test_trial.py."""
 BASES = ["16 bit", *(qtype for qtype in QTYPES if qtype not in ALIKE), "int8 matmul"]
 
 OF_THE_MODEL = ("adamw", "adamw8bit", "muon", "adafactor", "prodigy", "schedulefree_adamw")
@@ -46,7 +48,7 @@ SCHEDULE_PARAMS = {
     "piecewise_constant": {"step_rules": "1:2,0.5"},
 }
 
-LEARNING_RATES = {"prodigy": 1.0, "sgd": 1.0}
+LEARNING_RATES = {"sgd": 1.0}
 
 
 def rows() -> Iterator[dict[str, str]]:
@@ -73,7 +75,7 @@ def section_of(row: Row, trainer: Callable[..., dict], photos: Path) -> dict:
             "steps": 4,
             "dtype": "bf16",
             "optimizer": optimizer,
-            "lr": LEARNING_RATES.get(optimizer, 0.01),
+            "lr": 1.0 if requires_single_lr(optimizer) else LEARNING_RATES.get(optimizer, 0.01),
             "lr_scheduler": row["schedule"],
             "lr_scheduler_params": SCHEDULE_PARAMS.get(row["schedule"], {}),
             **({} if is_schedule_free(optimizer) else {"lr_warmup_steps": 1}),

@@ -8,10 +8,10 @@ from math import prod
 import pytest
 import torch
 
+from tests.optimizer_names import SHORT_NAMES
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import (
     ARGUMENTS,
-    OPTIMIZERS,
     REQUIRED,
     ArgumentError,
     check_optimizer,
@@ -21,10 +21,10 @@ from toolkit.optim.optimizer_args import (
     is_schedule_free,
     optimizer_bytes,
     optimizer_class,
-    try_optimizer,
     typed_arguments,
 )
 from toolkit.optim.optimizers import build_optimizer, state_tensors
+from toolkit.optim.trial import try_optimizer
 
 DEFAULTS = {
     "weight_decay": 0.01,
@@ -37,7 +37,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
     assert constructor_defaults(optimizer_class(name)) == ARGUMENTS[name]
 
@@ -119,7 +119,7 @@ def test_gradient_ascent_is_refused(name: str) -> None:
             check_optimizer(name, {"maximize": value})
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
+@pytest.mark.parametrize("name", [*SHORT_NAMES, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
 def test_every_optimizer_passes_the_trial(name: str) -> None:
     try_optimizer(name, 0.0, {}, torch.device("cpu"))
 

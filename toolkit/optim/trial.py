@@ -1,0 +1,282 @@
+"""The trial of an optimizer before the first step of a training: whether the class steps as a training needs it,
+whether its state comes back from a checkpoint to the same bits, and how many bytes the state has.
+
+Classes of any package may be named in a job, and a state that cannot be read back would be found at the first resume,
+hours later. So what a run does with its optimizer is done to two small weights first, through the same functions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from toolkit.errors import UserError
+from toolkit.optim.optimizer_args import Arguments, Shape, measuring
+from toolkit.optim.optimizers import (
+    AnyOptimizer,
+    StateError,
+    build_optimizer,
+    load_state_tensors,
+    reason_of,
+    set_rate,
+    state_tensors,
+)
+
+LORA_SHAPES = ((16, 256), (256, 16))
+"""Of the two weights: the factors of a LoRA, each large enough for 8-bit state (4,096 numbers)."""
+
+STEPS_BEFORE, STEPS_AFTER = 6, 3
+"""Steps before the state is stored, and with the state that was read back. Some classes do nothing in the first five
+(schedulefree 1.4.1, RAdamScheduleFree)."""
+
+ANOTHER = "Choose another optimizer."
+WITHOUT_STATES = "Choose another optimizer, or set save.states: never to train without states."
+
+
+@dataclass(frozen=True)
+class OptimizerTrial:
+    """What was found about an optimizer that a training can use."""
+
+    name: str
+
+    difference: float | None
+    """How far the steps after a resume are from those without it, as a share of their size; None: no state is kept."""
+
+    moves_at_zero: bool
+    """Whether a learning rate of 0 moves weights."""
+
+    def lines(self) -> Iterator[str]:
+        """What a log says of it; warnings begin with `warning: `."""
+        if self.difference:
+            percent = f"{100 * self.difference:.{0 if self.difference >= 0.01 else 6}f}".rstrip("0").rstrip(".")
+            message = (
+                f"its state does not come back whole: after a resume its steps differ by {percent} % of their size"
+            )
+            yield f"warning: {self.name}: {message}. A run that was stopped ends as another one"
+        if self.moves_at_zero:
+            yield f"warning: {self.name} moves weights at a learning rate of 0: it does not follow train.lr alone"
+        if self.difference == 0:
+            yield f"{self.name}: tried on two small weights; its state is stored, and resumes with the same bits"
+
+
+def try_optimizer(
+    name: str,
+    lr: float,
+    arguments: Arguments,
+    device: torch.device | None = None,
+    keeps_state: bool = True,
+    begins_at_zero: bool = False,
+) -> OptimizerTrial:
+    """Tries an optimizer on two small weights, on the device of the training (None: the CPU).
+
+    keeps_state: whether the training saves its state. begins_at_zero: whether the learning rate of the first step is 0.
+    Raises ArgumentError for arguments that it refuses, UserError for a class that cannot train, or not be resumed.
+
+    Example: `try_optimizer("adamw", 1e-4, {}).difference` is 0.0.
+    """
+    device = device or torch.device("cpu")
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return _Trial(name, lr, arguments, device).run(keeps_state, begins_at_zero)
+
+
+class _Trial:
+    """The steps of `try_optimizer`."""
+
+    def __init__(self, name: str, lr: float, arguments: Arguments, device: torch.device) -> None:
+        self.name, self.arguments, self.device = name, arguments, device
+        self.lr = lr or 1.0
+
+    def run(self, keeps_state: bool, begins_at_zero: bool) -> OptimizerTrial:
+        weights = self.weights()
+        optimizer = self.build(weights)
+        with self.saying(f"with these arguments cannot step a weight on {self.device}", remedy=""):
+            for step in range(STEPS_BEFORE):
+                self.step(optimizer, weights, step)
+        difference = self.resume(optimizer, weights) if keeps_state else None
+        self.without_gradients()
+        return OptimizerTrial(self.name, difference, self.moves_at_zero(begins_at_zero))
+
+    def weights(self, shapes: Sequence[Shape] = LORA_SHAPES) -> list[nn.Parameter]:
+        random = torch.Generator().manual_seed(0)
+        values = [0.1 * torch.randn(shape, generator=random) for shape in shapes]
+        return [nn.Parameter(value.to(self.device)) for value in values]
+
+    def build(self, weights: Sequence[nn.Parameter]) -> AnyOptimizer:
+        return build_optimizer(self.name, weights, self.lr, self.arguments)
+
+    def step(self, optimizer: AnyOptimizer, weights: Sequence[nn.Parameter], number: int) -> None:
+        """A step with the gradients of its number. The rate is set as a training sets it."""
+        random = torch.Generator().manual_seed(100 + number)
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape, generator=random).to(self.device)
+        self.take(optimizer, self.lr / (1 + number))
+
+    def take(self, optimizer: AnyOptimizer, rate: float) -> None:
+        for group in optimizer.param_groups:
+            set_rate(group, rate)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    # ------------------------------------------------------------ what a training needs
+
+    def moves_at_zero(self, begins_at_zero: bool) -> bool:
+        """Whether first steps at a learning rate of 0, as those of a warm-up, move a weight."""
+        weights = self.weights()
+        optimizer = self.build(weights)
+        what = "cannot step at a learning rate of 0, with which the training begins"
+        try:
+            for _ in range(2):
+                for weight in weights:
+                    weight.grad = torch.ones_like(weight)
+                self.take(optimizer, 0.0)
+        except ArithmeticError as error:  # it divides by the rate
+            if begins_at_zero:
+                remedy = "Set lr_warmup_steps: 0 and a learning rate above 0, or choose another optimizer."
+                raise UserError(f"{self.name} {what}: {reason_of(error)}. {remedy}") from error
+            return False
+        return any(not torch.equal(*pair) for pair in zip(self.weights(), weights, strict=True))
+
+    def without_gradients(self) -> None:
+        """One factor of a LoRA has gradients of 0 in the first step; a layer that was left out has none."""
+        weights = self.weights((*LORA_SHAPES, LORA_SHAPES[0]))
+        absent = weights[2].detach().clone()
+        optimizer = self.build(weights)
+        weights[0].grad, weights[1].grad = torch.zeros_like(weights[0]), torch.ones_like(weights[1])
+        with self.saying("cannot step where one weight has a gradient of 0 and one has none", ANOTHER):
+            self.take(optimizer, self.lr)
+        what = "with these arguments makes a weight whose gradient is 0 infinite or not a number"
+        if not all(bool(weight.isfinite().all()) for weight in weights):
+            raise UserError(f"{self.name} {what}. {ANOTHER}")
+        if not torch.equal(absent, weights[2].detach()):
+            raise UserError(f"{self.name} moves a weight that has no gradient. {ANOTHER}")
+
+    # ------------------------------------------------------------ the state
+
+    def resume(self, optimizer: AnyOptimizer, weights: Sequence[nn.Parameter]) -> float:
+        """How far the next steps with a state that was stored and read back are from those without, as a share."""
+        start = [weight.detach().clone() for weight in weights]
+        resumed_weights = [nn.Parameter(value.clone()) for value in start]
+        resumed = self.build(resumed_weights)
+        names = [f"weight_{index}" for index in range(len(weights))]
+        try:
+            tensors, plain = _stored(*state_tensors(optimizer, names))
+            load_state_tensors(resumed, names, tensors, plain)
+        except StateError as error:
+            raise UserError(f"{self.name} {error}, so no run could be resumed. {WITHOUT_STATES}") from error
+        with self.saying("cannot step with the state that it has saved and loaded", WITHOUT_STATES):
+            for step in range(STEPS_BEFORE, STEPS_BEFORE + STEPS_AFTER):
+                self.step(resumed, resumed_weights, step)
+        for step in range(STEPS_BEFORE, STEPS_BEFORE + STEPS_AFTER):
+            self.step(optimizer, weights, step)
+        size = max(float((one - at).detach().abs().max()) for one, at in zip(weights, start, strict=True))
+        apart = max(float((a - b).detach().abs().max()) for a, b in zip(weights, resumed_weights, strict=True))
+        if apart == 0 or size == 0:
+            return apart
+        return apart / size
+
+    @contextmanager
+    def saying(self, what: str, remedy: str) -> Iterator[None]:
+        """What the class raises inside the block becomes one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.name} {what}: {reason_of(error)}. {remedy}".rstrip()) from error
+
+
+def _stored(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A state as a checkpoint gives it back: through safetensors and JSON."""
+    try:
+        in_file = save({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()})
+    except (ValueError, RuntimeError, KeyError) as error:  # a type of numbers that the format does not have
+        raise StateError(f"has a state that safetensors cannot store ({reason_of(error)})") from error
+    return load(in_file), json.loads(json.dumps(plain))
+
+
+# ------------------------------------------------------------ bytes
+
+LARGE_SIDE, MOST_SIDE = 512, 768
+"""Sides up to the first stay in a measurement; larger ones are halved together until none is above the second."""
+
+
+@contextmanager
+def measured_states(device_of: Callable[[], torch.device]) -> Iterator[None]:
+    """Inside the block `optimizer_bytes` measures the state of a class that is not in its tables, on this device."""
+    sizes: dict[str, dict[Shape, int]] = {}
+
+    def measure(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> int | None:
+        known = sizes.setdefault(f"{name} {dict(arguments)}", {})
+        try:
+            return measured_bytes(shapes, lambda wanted: _state_sizes(name, arguments, wanted, device_of()), known)
+        except Exception:  # noqa: BLE001 - the trial says what is wrong with the class, and the start ends with it
+            return None
+
+    token = measuring.set(measure)
+    try:
+        yield
+    finally:
+        measuring.reset(token)
+
+
+def measured_bytes(
+    shapes: Sequence[Shape], sizes_of: Callable[[Sequence[Shape]], dict[Shape, int]], known: dict[Shape, int]
+) -> int:
+    """Bytes of the state for weights of these shapes, by measurements of small ones.
+
+    A large weight is measured at two sizes, of which one has sides of twice the length: by which power of the side the
+    state grows is what the two say. It is 1 for the moments of a LoRA's factor, 2 for a matrix of the long side.
+    sizes_of: bytes of the state of each of these small weights. known: those measured before; others are added.
+    """
+    counts = Counter(shapes)
+    halvings = {shape: _halvings(shape) for shape in counts}
+    wanted = {_halved(shape, count) for shape, count in halvings.items()}
+    wanted |= {_halved(shape, count + 1) for shape, count in halvings.items() if count}
+    if missing := sorted(wanted - known.keys()):
+        known.update(sizes_of(missing))
+    total = 0.0
+    for shape, count in halvings.items():
+        size = known[_halved(shape, count)]
+        growth = max(1.0, size / max(1, known[_halved(shape, count + 1)])) if count else 1.0
+        total += counts[shape] * size * growth**count
+    return round(total)
+
+
+def _halvings(shape: Shape) -> int:
+    count = 0
+    while max(_halved(shape, count), default=0) > MOST_SIDE:
+        count += 1
+    return count
+
+
+def _halved(shape: Shape, times: int) -> Shape:
+    """The shape with its large sides halved so many times."""
+    return tuple(ceil(side / 2**times) if side > LARGE_SIDE else side for side in shape)
+
+
+def _state_sizes(name: str, arguments: Arguments, shapes: Sequence[Shape], device: torch.device) -> dict[Shape, int]:
+    """Bytes of the state of a weight of each shape after two steps."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        weights = [nn.Parameter(0.1 * torch.randn(shape, device=device)) for shape in shapes]
+        optimizer = build_optimizer(name, weights, 1e-3, arguments)
+        for _ in range(2):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+    return {shape: _size(optimizer.state[weight]) for shape, weight in zip(shapes, weights, strict=True)}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
