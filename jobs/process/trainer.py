@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,7 +30,7 @@ from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
 from toolkit.optim.optimizer_args import ArgumentError
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
-from toolkit.optim.trial import measured_states, try_optimizer
+from toolkit.optim.trial import LORA_SHAPES, measured_states, try_optimizer
 from toolkit.plan.memory import machine_of
 from toolkit.plan.next_commands import lead_on, next_commands
 from toolkit.plan.planning import why_not_started
@@ -220,12 +220,17 @@ class Trainer(BaseTrainProcess):
                     device,
                     keeps_state=self.section.save.states != "never",
                     begins_at_zero=settings.lr * schedule(0) == 0,
+                    shapes=self.trained_shapes(),
                 )
             except UserError as error:
                 field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
             for line in found.lines():
                 logger.info(line)
+
+    def trained_shapes(self) -> Iterable[tuple[int, ...]]:
+        """Shapes of weights like those that are trained, for the trial of their optimizer."""
+        return LORA_SHAPES
 
     def check_base(self) -> None:
         """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""

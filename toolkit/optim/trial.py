@@ -2,16 +2,17 @@
 whether its state comes back from a checkpoint to the same bits, and how many bytes the state has.
 
 Classes of any package may be named in a job, and a state that cannot be read back would be found at the first resume,
-hours later. So what a run does with its optimizer is done to two small weights first, through the same functions."""
+hours later. So what a run does with its optimizer is done first to one weight of each shape, through the same
+functions."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.optim.optimizer_args import Arguments, Shape, measuring
+from toolkit.optim.optimizer_args import MUCH_STATE, Arguments, Shape, measuring, optimizer_bytes
 from toolkit.optim.optimizers import (
     AnyOptimizer,
     StateError,
@@ -30,8 +31,8 @@ from toolkit.optim.optimizers import (
     state_tensors,
 )
 
-LORA_SHAPES = ((16, 256), (256, 16))
-"""Of the two weights: the factors of a LoRA, each large enough for 8-bit state (4,096 numbers)."""
+LORA_SHAPES: tuple[Shape, ...] = ((16, 3072), (3072, 16))
+"""The factors of a LoRA of rank 16 on the published models: tried where a training does not say what it has."""
 
 STEPS_BEFORE, STEPS_AFTER = 6, 3
 """Steps before the state is stored, and with the state that was read back. Some classes do nothing in the first five
@@ -64,7 +65,7 @@ class OptimizerTrial:
         if self.moves_at_zero:
             yield f"warning: {self.name} moves weights at a learning rate of 0: it does not follow train.lr alone"
         if self.difference == 0:
-            yield f"{self.name}: tried on two small weights; its state is stored, and resumes with the same bits"
+            yield f"{self.name}: tried on weights of these shapes; its state is stored, and resumes with the same bits"
 
 
 def try_optimizer(
@@ -74,24 +75,37 @@ def try_optimizer(
     device: torch.device | None = None,
     keeps_state: bool = True,
     begins_at_zero: bool = False,
+    shapes: Iterable[Shape] = LORA_SHAPES,
 ) -> OptimizerTrial:
-    """Tries an optimizer on two small weights, on the device of the training (None: the CPU).
+    """Tries an optimizer on a few weights, on the device of the training (None: the CPU).
 
     keeps_state: whether the training saves its state. begins_at_zero: whether the learning rate of the first step is 0.
+    shapes: of the weights that are trained; one of each is tried, as some classes choose by the shape what they do.
     Raises ArgumentError for arguments that it refuses, UserError for a class that cannot train, or not be resumed.
 
     Example: `try_optimizer("adamw", 1e-4, {}).difference` is 0.0.
     """
     device = device or torch.device("cpu")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return _Trial(name, lr, arguments, device).run(keeps_state, begins_at_zero)
+        build_optimizer(name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments)  # it takes them
+        tried = _shapes_to_try(name, arguments, set(shapes), device)
+        return _Trial(name, lr, arguments, device, tried).run(keeps_state, begins_at_zero)
+
+
+def _shapes_to_try(name: str, arguments: Arguments, shapes: set[Shape], device: torch.device) -> list[Shape]:
+    """The shapes themselves; smaller ones for those of many numbers, and of an optimizer whose state is large."""
+    with measured_states(lambda: device):
+        is_large = optimizer_bytes(name, arguments, list(shapes)) > MUCH_STATE * sum(map(prod, shapes))
+    return sorted({_halved(s, _halvings(s)) if is_large or prod(s) > MOST_NUMBERS else s for s in shapes})
 
 
 class _Trial:
     """The steps of `try_optimizer`."""
 
-    def __init__(self, name: str, lr: float, arguments: Arguments, device: torch.device) -> None:
-        self.name, self.arguments, self.device = name, arguments, device
+    def __init__(
+        self, name: str, lr: float, arguments: Arguments, device: torch.device, shapes: Sequence[Shape]
+    ) -> None:
+        self.name, self.arguments, self.device, self.shapes = name, arguments, device, shapes
         self.lr = lr or 1.0
 
     def run(self, keeps_state: bool, begins_at_zero: bool) -> OptimizerTrial:
@@ -104,9 +118,9 @@ class _Trial:
         self.without_gradients()
         return OptimizerTrial(self.name, difference, self.moves_at_zero(begins_at_zero))
 
-    def weights(self, shapes: Sequence[Shape] = LORA_SHAPES) -> list[nn.Parameter]:
+    def weights(self, *more: Shape) -> list[nn.Parameter]:
         random = torch.Generator().manual_seed(0)
-        values = [0.1 * torch.randn(shape, generator=random) for shape in shapes]
+        values = [0.1 * torch.randn(shape, generator=random) for shape in (*self.shapes, *more)]
         return [nn.Parameter(value.to(self.device)) for value in values]
 
     def build(self, weights: Sequence[nn.Parameter]) -> AnyOptimizer:
@@ -146,16 +160,19 @@ class _Trial:
 
     def without_gradients(self) -> None:
         """One factor of a LoRA has gradients of 0 in the first step; a layer that was left out has none."""
-        weights = self.weights((*LORA_SHAPES, LORA_SHAPES[0]))
-        absent = weights[2].detach().clone()
+        weights = self.weights(self.shapes[0], self.shapes[0])
         optimizer = self.build(weights)
-        weights[0].grad, weights[1].grad = torch.zeros_like(weights[0]), torch.ones_like(weights[1])
+        *others, zero, absent = weights
+        before = absent.detach().clone()
+        for weight in others:
+            weight.grad = torch.ones_like(weight)
+        zero.grad = torch.zeros_like(zero)
         with self.saying("cannot step where one weight has a gradient of 0 and one has none", ANOTHER):
             self.take(optimizer, self.lr)
         what = "with these arguments makes a weight whose gradient is 0 infinite or not a number"
         if not all(bool(weight.isfinite().all()) for weight in weights):
             raise UserError(f"{self.name} {what}. {ANOTHER}")
-        if not torch.equal(absent, weights[2].detach()):
+        if not torch.equal(absent, before):
             raise UserError(f"{self.name} moves a weight that has no gradient. {ANOTHER}")
 
     # ------------------------------------------------------------ the state
@@ -207,6 +224,12 @@ def _stored(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> tuple[di
 LARGE_SIDE, MOST_SIDE = 512, 768
 """Sides up to the first stay in a measurement; larger ones are halved together until none is above the second."""
 
+MOST_NUMBERS = 2**21
+"""A weight of more is not made for a trial."""
+
+IN_PROPORTION = 1.05
+"""Up to this factor a state grows as the weight does."""
+
 
 @contextmanager
 def measured_states(device_of: Callable[[], torch.device]) -> Iterator[None]:
@@ -232,22 +255,33 @@ def measured_bytes(
 ) -> int:
     """Bytes of the state for weights of these shapes, by measurements of small ones.
 
-    A large weight is measured at two sizes, of which one has sides of twice the length: by which power of the side the
-    state grows is what the two say. It is 1 for the moments of a LoRA's factor, 2 for a matrix of the long side.
+    A large weight is measured at two smaller sizes, of which one has sides of twice the length. Where the state grows
+    as the weight does, the weight itself is measured then, if it is not too large. Otherwise the state of the large one
+    follows from the power by which it grows: 2 for a matrix of the long side.
     sizes_of: bytes of the state of each of these small weights. known: those measured before; others are added.
     """
     counts = Counter(shapes)
     halvings = {shape: _halvings(shape) for shape in counts}
     wanted = {_halved(shape, count) for shape, count in halvings.items()}
     wanted |= {_halved(shape, count + 1) for shape, count in halvings.items() if count}
-    if missing := sorted(wanted - known.keys()):
-        known.update(sizes_of(missing))
-    total = 0.0
+    _measure(wanted, sizes_of, known)
+    growth = {}
     for shape, count in halvings.items():
-        size = known[_halved(shape, count)]
-        growth = max(1.0, size / max(1, known[_halved(shape, count + 1)])) if count else 1.0
-        total += counts[shape] * size * growth**count
-    return round(total)
+        large, small = _halved(shape, count), _halved(shape, count + 1)
+        growth[shape] = max(1.0, known[large] / max(1, known[small])) if count else 1.0
+        if growth[shape] <= IN_PROPORTION * prod(large) / prod(small) and prod(shape) <= MOST_NUMBERS:
+            growth[shape], halvings[shape] = 1.0, 0
+    _measure({shape for shape, count in halvings.items() if not count}, sizes_of, known)
+    sizes = {shape: known[_halved(shape, count)] * growth[shape] ** count for shape, count in halvings.items()}
+    return round(sum(counts[shape] * size for shape, size in sizes.items()))
+
+
+def _measure(
+    wanted: Iterable[Shape], sizes_of: Callable[[Sequence[Shape]], dict[Shape, int]], known: dict[Shape, int]
+) -> None:
+    missing = sorted(set(wanted) - known.keys())
+    if missing:
+        known.update(sizes_of(missing))
 
 
 def _halvings(shape: Shape) -> int:
