@@ -114,10 +114,11 @@ def missing_package(name: str) -> str:
     def folded(text: str) -> str:
         return re.sub(r"[-_.]+", "-", text).lower()
 
-    modules = [module for module, owners in packages_distributions().items() if folded(name) in map(folded, owners)]
-    if not modules:
+    owned = [module for module, owners in packages_distributions().items() if folded(name) in map(folded, owners)]
+    public = [module for module in owned if not module.startswith("_")]
+    if not public:
         return f"there is no package {name!r} here. Is it installed, and spelled right?"
-    return f"{name!r} is the name for pip; in Python the package is called {modules[0]!r}. Write that."
+    return f"{name!r} is the name for pip; in Python the package is called {public[0]!r}. Write that."
 
 
 def _inside(package: ModuleSpec, name: str) -> ModuleSpec | None:

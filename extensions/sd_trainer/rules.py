@@ -51,11 +51,13 @@ REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager
 
 HIGHEST_LR = {
     **dict.fromkeys(
-        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01
+        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw",
+         "came", "stableadamw", "adopt", "soap", "adamw_adv"),
+        0.01,
     ),
     "muon": 0.1,
-    "prodigy": 10,
-}
+    **dict.fromkeys(("prodigy", "prodigyplus", "prodigy_adv"), 10),
+}  # fmt: skip
 """Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
 
 ADAPTER_LR = 5e-4

@@ -274,6 +274,9 @@ OPTIMIZER_SPELLINGS = {
     "adamw_schedule_free": "schedulefree_adamw",
     "adamwschedulefree": "schedulefree_adamw",
     "schedulefree": "schedulefree_adamw",
+    "prodigy_plus_schedule_free": "prodigyplus",
+    "prodigyplusschedulefree": "prodigyplus",
+    "stable_adamw": "stableadamw",
 }
 """Other programs' names -> ours."""
 
@@ -369,7 +372,10 @@ class OptimizerConfig(StrictModel):
     starts. The 8-bit optimizers keep their state in one byte per weight (bitsandbytes). lion's updates have the size of
     the learning rate: use a third to a tenth of AdamW's learning rate and three to ten times its weight decay. muon
     orthogonalizes the momentum of matrices and kernels: use AdamW's learning rate or a few times that. prodigy adapts
-    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`."""
+    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`.
+    Further packages, each an extra: prodigyplus (finds the rate and averages: `lr: 1`, no `lr_scheduler`), came,
+    stableadamw, adopt, soap (its matrices are limited to 512 numbers a side), adamw_adv, prodigy_adv (`lr: 1`). Any
+    class is tried before the first step: whether its state comes back to the same bits, and how many bytes it takes."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Peak learning rate. 0: nothing is learned (one warning)."""

@@ -126,8 +126,8 @@ ELEMENTWISE = (
 """Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
 it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
 
-NOT_ARGUMENTS = {"self", "params", "lr", "args", "clip_lambda", "layer_key_fn"}
-"""What the constructor gets from the run itself, bitsandbytes' object of settings, and functions."""
+NOT_ARGUMENTS = {"self", "params", "lr", "defaults", "args", "clip_lambda", "layer_key_fn"}
+"""What a constructor, or that of a base, gets from the run itself, bitsandbytes' object of settings, and functions."""
 
 RANGES = {
     **dict.fromkeys(("betas", "beta1", "beta3"), (0, 1)),
@@ -529,15 +529,19 @@ MUCH_STATE = 32
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     """The line of a plan on the state of an optimizer where it is not known or large; otherwise empty."""
-    if not has_known_state(name, arguments) and measuring.get() is None:
+    is_known, measure = has_known_state(name, arguments), measuring.get()
+    if not is_known and measure is None:
         message = "is not in the tables of this program. Its state is taken to be two numbers per weight;"
         return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
+    if not is_known and measure and measure(name, arguments, shapes) is None:
+        return ""  # the trial says why
     per_weight = optimizer_bytes(name, arguments, shapes) / max(1, sum(map(prod, shapes)))
     limit = "max_precondition_dim"
     if per_weight > MUCH_STATE:
-        remedy = f". Give optimizer_params: {{{limit}: 512}}" if takes_argument(name, limit) else ""
+        smallest = max(map(min, shapes))  # of a LoRA the rank
+        remedy = f". Give optimizer_params: {{{limit}: {smallest}}}" if takes_argument(name, limit) else ""
         return f"warning: optimizer {name} keeps {per_weight:,.0f} bytes of state per weight{remedy}"
-    return "" if has_known_state(name, arguments) else f"optimizer {name}: {per_weight:.3g} bytes of state per weight"
+    return "" if is_known else f"optimizer {name}: {per_weight:.3g} bytes of state per weight"
 
 
 def has_known_state(name: str, arguments: Arguments) -> bool:

@@ -114,7 +114,7 @@ def build_optimizer(
 
 def set_rate(group: dict[str, Any], lr: float) -> None:
     """Sets the learning rate of a parameter group. Where a class keeps it as a tensor, so that its compiled step reads
-    it anew, the tensor stays and gets the value."""
+    it again, the tensor stays and gets the value."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:
@@ -166,8 +166,8 @@ class StateError(UserError):
 
 
 _INDEX = re.compile(r"[\[({<](-?\d*)[\])}>]")
-"""A part of an entry's name that is no key of a mapping but a place: `[2]` of a list, `(2)` of a tuple, `{2}` of a set,
-`<2>` the whole number 2 as a key; without a number that it is empty."""
+"""A part of an entry's name that is a place and not a key of a mapping: `[2]` of a list, `(2)` of a tuple, `{2}` of a
+set, `<2>` the whole number 2 as a key; without a number that it is empty."""
 
 _BRACKETS = ((list, "[]"), (tuple, "()"), (set, "{}"))
 

@@ -30,7 +30,7 @@ from toolkit.train.sharded_state import Rows, read_rows, shapes_of_rows, write_r
 
 _OTHER_CLASS = (
     "The state itself is whole: install the version of the optimizer's package with which it was saved. Or set "
-    "train.optimizer to another one and add --allow-change: the weights go on from here, the optimizer begins anew."
+    "train.optimizer to another one and add --allow-change: the weights go on from here, the optimizer starts fresh."
 )
 
 

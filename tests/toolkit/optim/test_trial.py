@@ -324,6 +324,7 @@ def test_a_start_measures_what_a_dry_run_cannot_know() -> None:
         assert optimizer_bytes("of_a_package.Compiled", {}, shapes) == pytest.approx(4 * weights, rel=0.01)
         # What cannot be made is refused by the trial; until then it is taken for one with two numbers.
         assert optimizer_bytes("of_a_package.NeedsGroups", {}, shapes) == 8 * weights
+        assert state_note("of_a_package.NeedsGroups", {}, shapes) == ""
     assert optimizer_bytes(name, {}, shapes) == 8 * weights
 
 
@@ -333,6 +334,14 @@ def test_the_state_of_soap_is_that_of_its_matrices_and_their_limit() -> None:
     assert optimizer_bytes("pytorch_optimizer.SOAP", {}, shapes) / weights == pytest.approx(1544, abs=1)
     assert optimizer_bytes("soap", {}, shapes) / weights == pytest.approx(8, abs=0.1)
     assert state_note("soap", {}, shapes) == ""
+
+
+@pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="pytorch_optimizer is not installed here")
+def test_a_large_state_is_a_warning_with_a_limit_that_helps() -> None:
+    name, shapes = "pytorch_optimizer.SOAP", [(16, 3072), (3072, 16)]
+    remedy = "Give optimizer_params: {max_precondition_dim: 16}"
+    assert state_note(name, {}, shapes) == f"warning: optimizer {name} keeps 1,544 bytes of state per weight. {remedy}"
+    assert state_note(name, {"max_precondition_dim": 16}, shapes) == ""
 
 
 # ------------------------------------------------------------ the packages
