@@ -161,7 +161,7 @@ def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> 
     if not by_name and not (found.method("train") and found.method("eval")):
         return False
     key = "use_schedulefree"
-    given = arguments.get(key, _named_arguments(found).get(key, True))
+    given = arguments.get(key, named_arguments(found).get(key, True))
     return (_read(given) if isinstance(given, str) else given) is not False
 
 
@@ -173,7 +173,7 @@ def requires_single_lr(name: str) -> bool:
 def takes_argument(name: str, argument: str) -> bool:
     """Whether the constructor names this argument."""
     try:
-        return argument in (ARGUMENTS.get(name) or _named_arguments(find_optimizer(name)))
+        return argument in (ARGUMENTS.get(name) or named_arguments(find_optimizer(name)))
     except UserError:  # another check reports it
         return False
 
@@ -197,10 +197,7 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
         message = f"needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not installed."
         raise UserError(f"'{name}' {message} Run: pip install {package}")
     found = find_optimizer(name)
-    if _takes_any_name(found):
-        typed_arguments(name, _named_arguments(found), arguments, takes_any=True)
-    else:
-        typed_arguments(name, _named_arguments(found), arguments)
+    typed_arguments(name, named_arguments(found), arguments, takes_any_name(found))
 
 
 def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
@@ -209,9 +206,9 @@ def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
     if name in ARGUMENTS:
         return
     found = find_optimizer(name)
-    if not _takes_any_name(found) or any(each.node is None for each in found.lineage()):
+    if not takes_any_name(found) or any(each.node is None for each in found.lineage()):
         return
-    named = _named_arguments(found)
+    named = named_arguments(found)
     for argument in arguments:
         if argument not in named:
             message = f"{name} does not name {argument!r} among its arguments, and may ignore it."
@@ -275,20 +272,15 @@ def _may_be_optimizer(found: ClassSource) -> bool:
 _BASE = ("torch.optim.optimizer", "Optimizer")
 
 
-def declared_defaults(found: ClassSource) -> dict[str, Any] | None:
-    """Argument -> default, as `constructor_defaults`, by the source; None: the constructor takes any name, or is not
-    known. A default that is not a literal is REQUIRED."""
-    return None if _takes_any_name(found) else _named_arguments(found)
-
-
-def _takes_any_name(found: ClassSource) -> bool:
+def takes_any_name(found: ClassSource) -> bool:
     """Whether a constructor takes arguments that it does not name, or is not known."""
     init = found.method("__init__")
     return init is None or init.args.kwarg is not None
 
 
-def _named_arguments(found: ClassSource) -> dict[str, Any]:
-    """Argument -> default of the constructor; where it passes any name on, also of those of the class's bases."""
+def named_arguments(found: ClassSource) -> dict[str, Any]:
+    """Argument -> default, as `signature_of`, by the source; where the constructor passes any name on, also of those of
+    the class's bases. A default that is not a literal is REQUIRED."""
     named: dict[str, Any] = {}
     for each in found.lineage():
         init = each.own_method("__init__")
@@ -367,14 +359,8 @@ def _is_optimizer(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
 
 
-def constructor_defaults(found: type) -> dict[str, Any] | None:
-    """Argument -> default; None when the constructor takes any name."""
-    named, takes_any = _signature(found)
-    return None if takes_any else named
-
-
-def _signature(found: type) -> tuple[dict[str, Any], bool]:
-    """Argument -> default of those that the constructor names, and whether it takes any other."""
+def signature_of(found: type) -> tuple[dict[str, Any], bool]:
+    """Argument -> default of those that a constructor names, and whether it takes any other."""
     named, takes_any = {}, False
     for parameter in inspect.signature(found).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -466,7 +452,7 @@ def make_optimizer(
     Raises ArgumentError for arguments that it does not take or refuses.
     """
     found = cast("Callable[..., Optimizer]", optimizer_class(name))
-    defaults, takes_any = _signature(optimizer_class(name))
+    defaults, takes_any = signature_of(optimizer_class(name))
     arguments = typed_arguments(name, defaults, arguments, takes_any)
     fresh = [{"params": list(group)} for group in groups]
 

@@ -88,7 +88,8 @@ def try_optimizer(
     device = device or torch.device("cpu")
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         build_optimizer(name, [nn.Parameter(torch.zeros(16, 16, device=device))], lr, arguments)  # it takes them
-        tried = _shapes_to_try(name, arguments, set(shapes), device)
+        filled = {shape for shape in shapes if prod(shape)}  # a rank may have no rows of a small weight
+        tried = _shapes_to_try(name, arguments, filled or set(LORA_SHAPES), device)
         return _Trial(name, lr, arguments, device, tried).run(keeps_state, begins_at_zero)
 
 
@@ -160,7 +161,7 @@ class _Trial:
 
     def without_gradients(self) -> None:
         """One factor of a LoRA has gradients of 0 in the first step; a layer that was left out has none."""
-        weights = self.weights(self.shapes[0], self.shapes[0])
+        weights = self.weights(self.shapes[-1], self.shapes[-1])
         optimizer = self.build(weights)
         *others, zero, absent = weights
         before = absent.detach().clone()

@@ -242,6 +242,15 @@ def test_a_class_with_a_rate_of_its_own_is_a_warning() -> None:
     assert outcome("of_a_package.OwnRate") == [warning, f"of_a_package.OwnRate: {SAME}"]
 
 
+def test_the_shapes_of_a_training_are_tried() -> None:
+    """Vectors, what a rank has none of, and a weight that is too large to be made for it."""
+    shapes = [(0,), (7,), (3, 4, 5, 5), (8192, 8192), (16, 640)]
+    assert try_optimizer("adamw", 1e-3, {}, CPU, shapes=shapes).difference == 0
+    with pytest.raises(UserError, match=r"^torch\.optim\.Muon cannot be made .*: Muon only supports 2D parameters"):
+        try_optimizer("torch.optim.Muon", 1e-3, {}, CPU, shapes=shapes)
+    assert try_optimizer("torch.optim.Muon", 1e-3, {}, CPU, shapes=[(0,)]).difference == 0
+
+
 def test_a_trial_changes_no_random_number_of_the_run() -> None:
     before = torch.random.get_rng_state()
     try_optimizer("prodigy", 1.0, {})
