@@ -57,7 +57,7 @@ class OptimizerTrial:
     def lines(self) -> Iterator[str]:
         """What a log says of it; warnings begin with `warning: `."""
         if self.difference:
-            percent = f"{100 * self.difference:.{0 if self.difference >= 0.01 else 6}f}".rstrip("0").rstrip(".")
+            percent = f"{100 * self.difference:{',.0f' if self.difference >= 0.01 else '.1g'}}"
             message = (
                 f"its state does not come back whole: after a resume its steps differ by {percent} % of their size"
             )
@@ -115,8 +115,8 @@ class _Trial:
         with self.saying(f"with these arguments cannot step a weight on {self.device}", remedy=""):
             for step in range(STEPS_BEFORE):
                 self.step(optimizer, weights, step)
-        difference = self.resume(optimizer, weights) if keeps_state else None
         self.without_gradients()
+        difference = self.resume() if keeps_state else None
         return OptimizerTrial(self.name, difference, self.moves_at_zero(begins_at_zero))
 
     def weights(self, *more: Shape) -> list[nn.Parameter]:
@@ -128,9 +128,10 @@ class _Trial:
         return build_optimizer(self.name, weights, self.lr, self.arguments)
 
     def step(self, optimizer: AnyOptimizer, weights: Sequence[nn.Parameter], number: int) -> None:
-        """A step with the gradients of its number. The rate is set as a training sets it."""
+        """A step with the gradients of its number; weights beyond `shapes` have none. The rate is set as a training
+        sets it."""
         random = torch.Generator().manual_seed(100 + number)
-        for weight in weights:
+        for weight in weights[: len(self.shapes)]:
             weight.grad = torch.randn(weight.shape, generator=random).to(self.device)
         self.take(optimizer, self.lr / (1 + number))
 
@@ -152,7 +153,7 @@ class _Trial:
                 for weight in weights:
                     weight.grad = torch.ones_like(weight)
                 self.take(optimizer, 0.0)
-        except ArithmeticError as error:  # it divides by the rate
+        except Exception as error:
             if begins_at_zero:
                 remedy = "Set lr_warmup_steps: 0 and a learning rate above 0, or choose another optimizer."
                 raise UserError(f"{self.name} {what}: {reason_of(error)}. {remedy}") from error
@@ -178,14 +179,20 @@ class _Trial:
 
     # ------------------------------------------------------------ the state
 
-    def resume(self, optimizer: AnyOptimizer, weights: Sequence[nn.Parameter]) -> float:
-        """How far the next steps with a state that was stored and read back are from those without, as a share."""
+    def resume(self) -> float:
+        """How far the next steps with a state that was stored and read back are from those without, as a share. One of
+        the weights never has a gradient, as that of a layer which the loss does not reach."""
+        weights = self.weights(self.shapes[-1])
+        optimizer = self.build(weights)
+        for step in range(STEPS_BEFORE):
+            self.step(optimizer, weights, step)
         start = [weight.detach().clone() for weight in weights]
         resumed_weights = [nn.Parameter(value.clone()) for value in start]
         resumed = self.build(resumed_weights)
         names = [f"weight_{index}" for index in range(len(weights))]
         try:
-            tensors, plain = _stored(*state_tensors(optimizer, names))
+            with self.saying("cannot give its state", WITHOUT_STATES):
+                tensors, plain = _stored(*state_tensors(optimizer, names))
             load_state_tensors(resumed, names, tensors, plain)
         except StateError as error:
             raise UserError(f"{self.name} {error}, so no run could be resumed. {WITHOUT_STATES}") from error
@@ -261,7 +268,7 @@ def measured_bytes(
     follows from the power by which it grows: 2 for a matrix of the long side.
     sizes_of: bytes of the state of each of these small weights. known: those measured before; others are added.
     """
-    counts = Counter(shapes)
+    counts = Counter(shape for shape in shapes if prod(shape))
     halvings = {shape: _halvings(shape) for shape in counts}
     wanted = {_halved(shape, count) for shape, count in halvings.items()}
     wanted |= {_halved(shape, count + 1) for shape, count in halvings.items() if count}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import ArgumentError, has_known_state, optimizer_bytes, state_note
 from toolkit.optim.optimizers import StateError, build_optimizer, load_state_tensors, state_tensors
-from toolkit.optim.trial import measured_bytes, measured_states, try_optimizer
+from toolkit.optim.trial import OptimizerTrial, measured_bytes, measured_states, try_optimizer
 
 CPU = torch.device("cpu")
 
@@ -112,6 +112,25 @@ class DividesByRate(Momentum):  # as DAdaptSGD of dadaptation 3.2
         return gradient / (1 / float(group["lr"]))
 
 
+class RefusesZero(Momentum):
+    def remember(self, state, group, gradient):
+        assert float(group["lr"]) > 0, "the rate must be positive"
+        return super().remember(state, group, gradient)
+
+
+class KeepsOfAll(torch.optim.AdamW):  # a part of the state of a weight that was never stepped, which AdamW refuses
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p].setdefault("copy", torch.zeros_like(p))
+
+
+class NoState(Momentum):
+    def state_dict(self):
+        raise NotImplementedError("not yet")
+
+
 class OwnRate(Momentum):  # as AdaFactor of pytorch-optimizer 4.1.0
     def remember(self, state, group, gradient):
         group["params"][0].sub_(1e-3)
@@ -196,6 +215,8 @@ REFUSALS = {
     "CannotLoad": f"cannot load the state that it has saved (no entry 'actual_state_precision'), {NOT_RESUMED}",
     "Compiled": f"keeps 'step' in its state as builtin_function_or_method, which cannot be stored, {NOT_RESUMED}",
     "Subclass": f"keeps 'mean' in its state as Packed, which cannot be stored, {NOT_RESUMED}",
+    "KeepsOfAll": f"cannot load the state that it has saved (no entry 'step'), {NOT_RESUMED}",
+    "NoState": f"cannot give its state: not yet. {NO_STATE}",
     "Named": f"keeps the key 'a/b' in its state, which cannot be stored, {NOT_RESUMED}",
     "NeedsGradients": "cannot step where one weight has a gradient of 0 and one has none: expected Tensor as element 3 "
     f"in argument 0, but got NoneType. {ANOTHER}",
@@ -221,6 +242,12 @@ def test_a_run_without_states_needs_no_state_that_comes_back(name: str) -> None:
     assert outcome(f"of_a_package.{name}", keeps_state=False) == []
 
 
+@pytest.mark.parametrize(("difference", "said"), [(1.0, "100"), (13.08, "1,308"), (0.1, "10"), (2e-7, "2e-05")])
+def test_the_share_by_which_steps_differ_is_told_in_percent(difference: float, said: str) -> None:
+    [line] = OptimizerTrial("adamw", difference, moves_at_zero=False).lines()
+    assert f" its steps differ by {said} % of their size. " in line
+
+
 def test_a_state_that_is_not_whole_is_a_warning() -> None:
     [line] = outcome("of_a_package.Forgets")
     assert line.startswith(
@@ -235,6 +262,12 @@ def test_a_rate_of_0_is_refused_where_the_training_begins_with_it() -> None:
         "refused: of_a_package.DividesByRate cannot step at a learning rate of 0, with which the training begins: "
         "float division by zero. Set lr_warmup_steps: 0 and a learning rate above 0, or choose another optimizer."
     ]
+
+
+def test_whatever_a_class_raises_at_a_rate_of_0_is_a_message() -> None:
+    assert outcome("of_a_package.RefusesZero") == [f"of_a_package.RefusesZero: {SAME}"]
+    [line] = outcome("of_a_package.RefusesZero", begins_at_zero=True)
+    assert "at a learning rate of 0, with which the training begins: the rate must be positive. Set lr_" in line
 
 
 def test_a_class_with_a_rate_of_its_own_is_a_warning() -> None:
