@@ -16,6 +16,8 @@ import pytest
 
 from benchmarks.source_figures import circles, imported, sources
 from docs import drawing
+from tests.optimizer_names import INSTALLED
+from toolkit.optim.optimizer_args import EXTRAS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -444,7 +446,7 @@ def test_every_registry_entry_loads() -> None:
     assert {"toolkit.optim.optimizer_args.OPTIMIZERS", "toolkit.registry.FAMILIES"} <= set(registries)
     nowhere = []
     for place, registry in registries.items():
-        for name in registry:
+        for name in INSTALLED if registry is OPTIMIZERS else registry:
             try:
                 loaded = registry.load(name)
                 assert callable(loaded) or isinstance(loaded, ModelFacts), "is neither callable nor a model family"
@@ -546,6 +548,7 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 """The module of a distribution, where it has another name."""
 
 OPTIONAL = {"imagecodecs", "lycoris", "matplotlib", "pyarrow", "wandb"}
+OPTIONAL |= {OPTIMIZERS[name].partition(":")[0] for name in EXTRAS}
 """Asked for by a key, or by a file of its format; an error names the package where it is missing."""
 
 FOR_THE_USER = {

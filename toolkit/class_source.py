@@ -7,6 +7,7 @@ Nothing here imports a package on the way either: `importlib.util.find_spec` of 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,7 @@ from importlib.machinery import (
     ModuleSpec,
     SourceFileLoader,
 )
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,12 +77,16 @@ class ClassSource:
     def method(self, name: str) -> Function | None:
         """The method that an instance has; None where there is none, or it cannot be known."""
         for found in self.lineage():
-            if found.node is None:
-                return None
-            own = [node for node in found.node.body if isinstance(node, Function) and node.name == name]
-            if own:
-                return own[-1]  # those above it are its overloads
+            own = found.own_method(name)
+            if found.node is None or own is not None:
+                return own
         return None
+
+    def own_method(self, name: str) -> Function | None:
+        """The method of that name which the class itself defines."""
+        body = self.node.body if self.node else []
+        own = [node for node in body if isinstance(node, Function) and node.name == name]
+        return own[-1] if own else None  # those above it are its overloads
 
 
 def find_module(name: str) -> Module:
@@ -93,13 +99,26 @@ def find_module(name: str) -> Module:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise UserError(f"there is no package {parts[0]!r} here. Is it installed, and spelled right?")
+        raise UserError(missing_package(parts[0]))
     for index, part in enumerate(parts[1:], start=2):
         spec = _inside(spec, ".".join(parts[:index]))
         if spec is None:
             raise UserError(f"there is no module {part!r} in {'.'.join(parts[: index - 1])}.")
     file = Path(spec.origin) if spec.has_location and spec.origin else None
     return Module(name, file, tuple(_folders(spec)))
+
+
+def missing_package(name: str) -> str:
+    """That no package has this import name; where an installed one is called so by pip, what its modules are called."""
+
+    def folded(text: str) -> str:
+        return re.sub(r"[-_.]+", "-", text).lower()
+
+    owned = [module for module, owners in packages_distributions().items() if folded(name) in map(folded, owners)]
+    public = [module for module in owned if not module.startswith("_")]
+    if not public:
+        return f"there is no package {name!r} here. Is it installed, and spelled right?"
+    return f"{name!r} is the name for pip; in Python the package is called {public[0]!r}. Write that."
 
 
 def _inside(package: ModuleSpec, name: str) -> ModuleSpec | None:

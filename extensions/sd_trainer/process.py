@@ -45,7 +45,7 @@ from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
-from toolkit.plan.memory_inputs import groups_of
+from toolkit.plan.memory_inputs import count_trainable_params, groups_of
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
@@ -125,6 +125,9 @@ class SdTrainerProcess(ImageTrainer):
         check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
         checked_family(self.section.model)
         super().refuse()
+
+    def trained_shapes(self) -> Iterable[tuple[int, ...]]:
+        return count_trainable_params(self.section).shapes
 
     def refuse_parts(self) -> None:
         load_files_beside(self.section)

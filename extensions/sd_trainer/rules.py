@@ -35,7 +35,7 @@ from toolkit.models.families import (
     unlike_distilled,
 )
 from toolkit.networks.kinds import KINDS
-from toolkit.optim.optimizer_args import ELEMENTWISE, is_schedule_free, requires_single_lr
+from toolkit.optim.optimizer_args import ELEMENTWISE, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env
 
@@ -51,11 +51,13 @@ REDRAWS_DROPOUT = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager
 
 HIGHEST_LR = {
     **dict.fromkeys(
-        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01
+        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw",
+         "came", "stableadamw", "adopt", "soap", "adamw_adv"),
+        0.01,
     ),
     "muon": 0.1,
-    "prodigy": 10,
-}
+    **dict.fromkeys(("prodigy", "prodigyplus", "prodigy_adv"), 10),
+}  # fmt: skip
 """Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
 
 ADAPTER_LR = 5e-4
@@ -201,7 +203,7 @@ def _optimizer(s: DiffusionSection) -> Findings:
     train, network, optimizer = s.train, s.network, s.train.optimizer
     for key in ("fused_backward_pass", "full_bf16"):
         if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
-            why = "keeps its own average" if is_schedule_free(optimizer) else "may need all gradients"
+            why = "keeps its own average" if train.is_schedule_free else "may need all gradients"
             remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
             yield error(f"train.{key}", f"updates one parameter at a time, but {optimizer} {why}. {remedy}")
     if train.fused_backward_pass and train.dtype == "float16":
@@ -210,13 +212,13 @@ def _optimizer(s: DiffusionSection) -> Findings:
     if requires_single_lr(optimizer) and network.loraplus_lr_ratio not in (0, 1):
         message = f"optimizer '{optimizer}' adapts one learning rate for all weights. Remove this key, or use 'adamw'."
         yield error("network.loraplus_lr_ratio", message)
-    if is_schedule_free(optimizer) and network.scale_weight_norms and not network.trains_model:
+    if train.is_schedule_free and network.scale_weight_norms and not network.trains_model:
         message = f"optimizer '{optimizer}' saves averaged weights, which the limit would not cover."
         yield error("network.scale_weight_norms", f"{message} Remove this key, or use 'adamw'.")
     if train.lr == 0:
         yield warning("train.lr", "0 means that nothing is trained.")
-    if optimizer == "prodigy" and 0 < train.lr < 0.1:
-        message = f"prodigy estimates the learning rate itself, and lr {train.lr:g} scales it down."
+    if requires_single_lr(optimizer) and 0 < train.lr < 0.1:
+        message = f"{optimizer} estimates the learning rate itself, and lr {train.lr:g} scales it down."
         yield warning("train.optimizer", f"{message} A typical value is 'lr: 1'.")
     if train.lr > HIGHEST_LR.get(optimizer, math.inf):
         message = f"{train.lr:g} is unusually high for {optimizer}; training is likely to diverge."

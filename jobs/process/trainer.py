@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,9 @@ from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.writing import sha256_of, why_not_replaced
 from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
-from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
+from toolkit.optim.optimizer_args import ArgumentError
+from toolkit.optim.schedules import ScheduleArgs, build_schedule
+from toolkit.optim.trial import LORA_SHAPES, measured_states, try_optimizer
 from toolkit.plan.memory import machine_of
 from toolkit.plan.next_commands import lead_on, next_commands
 from toolkit.plan.planning import why_not_started
@@ -105,7 +107,8 @@ class Trainer(BaseTrainProcess):
 
     def run(self) -> None:
         group = self.process_group
-        with self._attributes_until_the_end(), signals.defer_signals() as self.request:
+        measured = measured_states(lambda: group.device(pick_device(self.section.device, quiet=True)))
+        with self._attributes_until_the_end(), measured, signals.defer_signals() as self.request:
             self.data = self.scan()
             self.plan = self.make_plan()
             self.request.check()
@@ -212,11 +215,29 @@ class Trainer(BaseTrainProcess):
         self.refuse_parts()
         device = self.process_group.device(pick_device(self.section.device, quiet=True))
         for key, settings in self.section.optimizers_used():
-            try:  # a step on a small weight
-                try_optimizer(settings.optimizer, settings.lr, settings.optimizer_params, device)
+            fields = ScheduleArgs.named_in(settings)
+            schedule = build_schedule(
+                settings.lr_scheduler, self.plan.optimizer_steps, params=settings.lr_scheduler_params, **fields
+            )
+            try:
+                found = try_optimizer(
+                    settings.optimizer,
+                    settings.lr,
+                    settings.optimizer_params,
+                    device,
+                    keeps_state=self.section.save.states != "never",
+                    begins_at_zero=settings.lr * schedule(0) == 0,
+                    shapes=self.trained_shapes(),
+                )
             except UserError as error:
                 field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
+            for line in found.lines():
+                logger.info(line)
+
+    def trained_shapes(self) -> Iterable[tuple[int, ...]]:
+        """Shapes of weights like those that are trained, for the trial of their optimizer."""
+        return LORA_SHAPES
 
     def restore_order(self, order: RunOrder) -> None:
         """Puts the data into the order in which the run began: names of images, or entries of `datasets`, have changed

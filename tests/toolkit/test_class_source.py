@@ -88,3 +88,11 @@ def test_the_plan_names_the_file_whose_code_a_training_runs(packages: Path) -> N
 
 def test_a_module_that_is_built_in_has_no_file() -> None:
     assert find_module("sys").file is None
+
+
+def test_the_name_of_a_package_for_pip_leads_to_the_one_in_python() -> None:
+    with pytest.raises(UserError) as caught:
+        find_class("PyYAML.Loader")
+    assert str(caught.value) == "'PyYAML' is the name for pip; in Python the package is called 'yaml'. Write that."
+    with pytest.raises(UserError, match=r"^there is no package 'nowhere_at_all' here\. Is it installed"):
+        find_class("nowhere_at_all.Loader")

@@ -43,6 +43,8 @@ from toolkit.optim.optimizer_args import (
     imported_code,
     is_schedule_free,
     requires_single_lr,
+    takes_argument,
+    unnamed_arguments,
 )
 from toolkit.optim.schedules import SCHEDULES, check_parameters
 
@@ -275,6 +277,9 @@ OPTIMIZER_SPELLINGS = {
     "adamw_schedule_free": "schedulefree_adamw",
     "adamwschedulefree": "schedulefree_adamw",
     "schedulefree": "schedulefree_adamw",
+    "prodigy_plus_schedule_free": "prodigyplus",
+    "prodigyplusschedulefree": "prodigyplus",
+    "stable_adamw": "stableadamw",
 }
 """Other programs' names -> ours."""
 
@@ -370,7 +375,10 @@ class OptimizerConfig(StrictModel):
     starts. The 8-bit optimizers keep their state in one byte per weight (bitsandbytes). lion's updates have the size of
     the learning rate: use a third to a tenth of AdamW's learning rate and three to ten times its weight decay. muon
     orthogonalizes the momentum of matrices and kernels: use AdamW's learning rate or a few times that. prodigy adapts
-    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`."""
+    the learning rate itself: use `lr: 1`. schedulefree_adamw averages the weights: use no `lr_scheduler`.
+    Further packages, each an extra: prodigyplus (finds the rate and averages: `lr: 1`, no `lr_scheduler`), came,
+    stableadamw, adopt, soap (its matrices are limited to 512 numbers a side), adamw_adv, prodigy_adv (`lr: 1`). Any
+    class is tried before the first step: whether its state comes back to the same bits, and how many bytes it takes."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Peak learning rate. 0: nothing is learned (one warning)."""
@@ -444,6 +452,8 @@ class OptimizerConfig(StrictModel):
         has only what differs from `train`, and is asked once it is complete."""
         try:
             check_optimizer(self.optimizer, self.optimizer_params)
+            for message in unnamed_arguments(self.optimizer, self.optimizer_params):
+                yield warning("optimizer_params", message)
             if "." in self.optimizer and (code := imported_code(self.optimizer)):
                 message = f"the training imports {code}, and so runs its code. Start it only if you trust that file."
                 yield warning("optimizer", f"{self.optimizer!r}: {message}")
@@ -455,16 +465,16 @@ class OptimizerConfig(StrictModel):
             check_parameters(self.lr_scheduler, self.lr_scheduler_params)
         except UserError as fault:
             yield error("lr_scheduler_params", str(fault))
-        if is_schedule_free(self.optimizer):
+        if self.is_schedule_free:
             both = f"'optimizer: {self.optimizer}' and"
             if self.lr_scheduler != "constant":
                 message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
                 yield error("lr_scheduler", message)
             if self.lr_warmup_steps or self.lr_scheduler_params:
                 key = "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
-                yield error(
-                    key, f"{both} a schedule cannot be combined. Use 'optimizer_params: {{warmup_steps: 100}}'."
-                )
+                has_its_own = takes_argument(self.optimizer, "warmup_steps")
+                remedy = "Use 'optimizer_params: {warmup_steps: 100}'." if has_its_own else "Remove this key."
+                yield error(key, f"{both} a schedule cannot be combined. {remedy}")
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
             if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
@@ -475,6 +485,11 @@ class OptimizerConfig(StrictModel):
                 f"optimizer '{self.optimizer}' adapts one learning rate for all weights. Remove it, or use 'adamw'."
             )
             yield error("lr_groups", message)
+
+    @property
+    def is_schedule_free(self) -> bool:
+        """Whether the optimizer, with its arguments, averages the weights itself."""
+        return is_schedule_free(self.optimizer, self.optimizer_params)
 
     def needs_length(self) -> bool:
         """Whether the learning rate depends on the number of optimizer steps of the run."""
@@ -554,7 +569,7 @@ class OptimizationConfig(OptimizerConfig):
     def check(self, job: JobContext) -> Findings:
         """Keys that exclude each other."""
         yield from self.check_optimizer()
-        if is_schedule_free(self.optimizer) and self.ema_config.use_ema:
+        if self.is_schedule_free and self.ema_config.use_ema:
             message = f"optimizer '{self.optimizer}' already averages the weights. Remove one of them."
             yield error("ema_config.use_ema", message)
         if self.epochs and self.steps and "steps" in self.model_fields_set:

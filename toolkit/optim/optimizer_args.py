@@ -11,21 +11,26 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from importlib import import_module
+from importlib.util import find_spec
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry, collection_paused
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
     from toolkit.class_source import ClassSource, Function
 
+
+Shape = tuple[int, ...]
+Arguments = Mapping[str, Any]
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -43,8 +48,25 @@ OPTIMIZERS = Registry(
         "adafactor": "transformers.optimization:Adafactor",
         "prodigy": "prodigyopt:Prodigy",
         "schedulefree_adamw": "schedulefree:AdamWScheduleFree",
+        "prodigyplus": "prodigyplus:ProdigyPlusScheduleFree",
+        "came": "came_pytorch:CAME",
+        "stableadamw": "pytorch_optimizer:StableAdamW",
+        "adopt": "pytorch_optimizer:ADOPT",
+        "soap": "pytorch_optimizer:SOAP",
+        "adamw_adv": "adv_optm:AdamW_adv",
+        "prodigy_adv": "adv_optm:Prodigy_adv",
     },
 )
+
+_PYTORCH_OPTIMIZER = ("pytorch-optimizer", "pytorch-optimizer==4.1.0")
+_ADV_OPTM = ("adv-optm", "adv-optm==2.5.16")
+EXTRAS = {
+    "prodigyplus": ("prodigyplus", "prodigy-plus-schedule-free==2.0.1"),
+    "came": ("came", "came-pytorch==0.1.3"),
+    **dict.fromkeys(("stableadamw", "adopt", "soap"), _PYTORCH_OPTIMIZER),
+    **dict.fromkeys(("adamw_adv", "prodigy_adv"), _ADV_OPTM),
+}
+"""Short name -> the extra with its package, and the package as pip takes it. All others are in requirements.txt."""
 
 _BETAS = {"betas": (0.9, 0.999)}
 _TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
@@ -87,6 +109,8 @@ requirements.txt). Of an optimizer without a row here the source is read."""
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Adafactor's own learning rate would ignore `train.lr`.
     "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
+    # Of a LoRA its matrices are those of the rank; of the long sides they would be a hundred times the weights.
+    "soap": {"max_precondition_dim": 512},
 }
 """Arguments an optimizer gets unless `optimizer_params` says otherwise."""
 
@@ -102,14 +126,17 @@ ELEMENTWISE = (
 """Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
 it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
 
-NOT_ARGUMENTS = {"self", "params", "lr", "args"}
-"""What the constructor gets from the run itself, and bitsandbytes' object of settings."""
+NOT_ARGUMENTS = {"self", "params", "lr", "defaults", "args", "clip_lambda", "layer_key_fn"}
+"""What a constructor, or that of a base, gets from the run itself, bitsandbytes' object of settings, and functions."""
 
 RANGES = {
     **dict.fromkeys(("betas", "beta1", "beta3"), (0, 1)),
-    **dict.fromkeys(("weight_decay", "eps", "momentum", "alpha", "min_8bit_size"), (0, math.inf)),
-    **dict.fromkeys(("d0", "slice_p", "prodigy.eps", "muon.eps"), (5e-324, math.inf)),
+    **dict.fromkeys(("weight_decay", "momentum", "alpha", "min_8bit_size"), (0, math.inf)),
+    # With eps 0 a weight whose gradient is 0, as one factor of a LoRA in the first step, becomes 0 / 0.
+    **dict.fromkeys(("d0", "slice_p", "eps"), (5e-324, math.inf)),
     "muon.momentum": (0, 1),
+    "rmsprop.alpha": (0, 1),
+    "clip_threshold": (5e-324, math.inf),
 }
 """Argument, or of one optimizer -> its least value, and the one below which it has to be."""
 
@@ -121,21 +148,41 @@ class ArgumentError(UserError):
     """An error in `train.optimizer_params`."""
 
 
-def is_schedule_free(name: str) -> bool:
-    """Whether the optimizer averages its weights itself and wants no schedule."""
-    return OPTIMIZERS.get(name, name).lower().endswith("schedulefree")
+def is_schedule_free(name: str, arguments: Arguments = MappingProxyType({})) -> bool:
+    """Whether the optimizer averages its weights itself, and wants neither a schedule nor an EMA: its class has weights
+    to train and weights to use (`train` and `eval`), and its argument `use_schedulefree`, if any, is not false."""
+    by_name = _kind(name).lower().endswith("schedulefree")
+    if name in ARGUMENTS:
+        return by_name
+    try:
+        found = find_optimizer(name)
+    except UserError:  # another check reports it
+        return by_name
+    if not by_name and not (found.method("train") and found.method("eval")):
+        return False
+    key = "use_schedulefree"
+    given = arguments.get(key, named_arguments(found).get(key, True))
+    return (_read(given) if isinstance(given, str) else given) is not False
 
 
 def requires_single_lr(name: str) -> bool:
     """Whether the optimizer refuses groups with unlike learning rates (it finds one rate for all)."""
-    return OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2].startswith(("Prodigy", "DAdapt"))
+    return _kind(name).startswith(("Prodigy", "DAdapt"))
+
+
+def takes_argument(name: str, argument: str) -> bool:
+    """Whether the constructor names this argument."""
+    try:
+        return argument in (ARGUMENTS.get(name) or named_arguments(find_optimizer(name)))
+    except UserError:  # another check reports it
+        return False
 
 
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for an optimizer that is not there and for arguments it does not take. Imports nothing.
 
     Values that the constructor of a class outside `ARGUMENTS` refuses, and what depends on the device, are found when
-    the training starts (`try_optimizer`).
+    the training starts (`toolkit.optim.trial`).
     """
     if "maximize" in arguments and _typed("maximize", False, arguments["maximize"]):
         raise ArgumentError("maximize: true would make the loss larger. Leave it out.")
@@ -145,9 +192,27 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
             if reason := _refused(name, argument, value, typed):
                 raise ArgumentError(f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it.")
         return
-    defaults = declared_defaults(find_optimizer(name))
-    if defaults is not None:
-        typed_arguments(name, defaults, arguments)
+    if name in EXTRAS and find_spec(OPTIMIZERS[name].partition(":")[0]) is None:
+        extra, package = EXTRAS[name]
+        message = f"needs the package {package.partition('=')[0]} (the extra '{extra}'), which is not installed."
+        raise UserError(f"'{name}' {message} Run: pip install {package}")
+    found = find_optimizer(name)
+    typed_arguments(name, named_arguments(found), arguments, takes_any_name(found))
+
+
+def unnamed_arguments(name: str, arguments: Arguments) -> Iterator[str]:
+    """What to say of arguments that the constructor takes only because it takes any name: it may ignore them. Nothing
+    where the source does not tell all names."""
+    if name in ARGUMENTS:
+        return
+    found = find_optimizer(name)
+    if not takes_any_name(found) or any(each.node is None for each in found.lineage()):
+        return
+    named = named_arguments(found)
+    for argument in arguments:
+        if argument not in named:
+            message = f"{name} does not name {argument!r} among its arguments, and may ignore it."
+            yield f"{message} {did_you_mean(argument, named)}"
 
 
 def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
@@ -162,6 +227,7 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
     if ARGUMENTS[name][argument] is None and isinstance(value, str | tuple | list | dict):
         return "is neither a number nor true or false"
     impossible = {
+        "growth_rate": _is_number(value) and value <= 0 and "is out of range: must be above 0",
         "differentiable": value and "is not possible for weights that are trained",
         "relative_step": value and "is not possible: the learning rate is 'lr'",
         "warmup_init": value and "is not possible: it requires relative_step",
@@ -206,13 +272,24 @@ def _may_be_optimizer(found: ClassSource) -> bool:
 _BASE = ("torch.optim.optimizer", "Optimizer")
 
 
-def declared_defaults(found: ClassSource) -> dict[str, Any] | None:
-    """Argument -> default, as `constructor_defaults`, by the source; None: the constructor takes any name, or is not
-    known. A default that is not a literal is REQUIRED."""
+def takes_any_name(found: ClassSource) -> bool:
+    """Whether a constructor takes arguments that it does not name, or is not known."""
     init = found.method("__init__")
-    if init is None or init.args.kwarg is not None:
-        return None
-    return {name: default for name, default in declared_arguments(init).items() if name not in NOT_ARGUMENTS}
+    return init is None or init.args.kwarg is not None
+
+
+def named_arguments(found: ClassSource) -> dict[str, Any]:
+    """Argument -> default, as `signature_of`, by the source; where the constructor passes any name on, also of those of
+    the class's bases. A default that is not a literal is REQUIRED."""
+    named: dict[str, Any] = {}
+    for each in found.lineage():
+        init = each.own_method("__init__")
+        if init is None:
+            continue
+        named = {**declared_arguments(init), **named}
+        if init.args.kwarg is None:
+            break
+    return {name: default for name, default in named.items() if name not in NOT_ARGUMENTS}
 
 
 def declared_arguments(function: Function) -> dict[str, Any]:
@@ -231,7 +308,7 @@ def _literal(default: ast.expr | None) -> Any:
         return REQUIRED
 
 
-_OF_REQUIREMENTS = frozenset(re.split("[.:]", path)[0] for path in OPTIMIZERS.values())
+_OF_REQUIREMENTS = frozenset(re.split("[.:]", path)[0] for name, path in OPTIMIZERS.items() if name not in EXTRAS)
 
 
 def imported_code(name: str) -> str:
@@ -253,14 +330,15 @@ def optimizer_class(name: str) -> type[Optimizer]:
     asks. Raises UserError when there is none."""
     if "." not in name:
         return OPTIMIZERS.load(name)
+    from toolkit.class_source import missing_package
+
     module_path, _, class_name = name.rpartition(".")
     package = module_path.partition(".")[0]
     try:
         module = import_module(module_path)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            hint = f"there is no package {package!r} here. Is it installed, and spelled right?"
-            raise UserError(f"{name!r}: {hint}") from error
+            raise UserError(f"{name!r}: {missing_package(package)}") from error
         raise UserError(f"{name!r} cannot be imported: {error}.") from error
     found = getattr(module, class_name, None)
     if found is None:
@@ -281,31 +359,36 @@ def _is_optimizer(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
 
 
-def constructor_defaults(found: type) -> dict[str, Any] | None:
-    """Argument -> default; None when the constructor takes any name."""
-    parameters = inspect.signature(found).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {
-        parameter.name: REQUIRED if parameter.default is parameter.empty else parameter.default
-        for parameter in parameters
-        if parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL
-    }
+def signature_of(found: type) -> tuple[dict[str, Any], bool]:
+    """Argument -> default of those that a constructor names, and whether it takes any other."""
+    named, takes_any = {}, False
+    for parameter in inspect.signature(found).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            takes_any = True
+        elif parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL:
+            named[parameter.name] = REQUIRED if parameter.default is parameter.empty else parameter.default
+    return named, takes_any
 
 
 # ------------------------------------------------------------ arguments
 
 
-def typed_arguments(name: str, defaults: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def typed_arguments(
+    name: str, defaults: Mapping[str, Any], arguments: Mapping[str, Any], takes_any: bool = False
+) -> dict[str, Any]:
     """The user's `optimizer_params` in the types of the constructor's defaults.
 
-    Texts are read as numbers, true and false, or lists ("0.9,0.999"), as musubi-tuner reads them.
+    Texts are read as numbers, true and false, or lists ("0.9,0.999"), as musubi-tuner reads them. takes_any: whether an
+    argument without a default is passed on as it is, and not refused.
     Raises ArgumentError for an argument the optimizer does not take, or of another type.
     """
     typed = {}
     for argument, value in arguments.items():
         if argument == "lr":
             raise ArgumentError("'lr' has its own key. Write train.lr.")
+        if argument not in defaults and takes_any:
+            typed[argument] = value
+            continue
         if argument not in defaults:
             raise ArgumentError(f"{name} has no {argument!r}. {did_you_mean(argument, defaults)}")
         typed[argument] = _typed(argument, defaults[argument], value)
@@ -368,50 +451,32 @@ def make_optimizer(
 
     Raises ArgumentError for arguments that it does not take or refuses.
     """
-    found = optimizer_class(name)
-    defaults = constructor_defaults(found)
-    if defaults is not None:
-        arguments = typed_arguments(name, defaults, arguments)
-    try:
-        # Some refuse 0 in the constructor only; it means that nothing is learned.
+    found = cast("Callable[..., Optimizer]", optimizer_class(name))
+    defaults, takes_any = signature_of(optimizer_class(name))
+    arguments = typed_arguments(name, defaults, arguments, takes_any)
+    fresh = [{"params": list(group)} for group in groups]
+
+    def make(given: Mapping[str, Any]) -> Optimizer:
         with collection_paused():  # the first one imports torch._dynamo
-            return cast("Callable[..., Optimizer]", found)(
-                [{"params": list(group)} for group in groups],
-                lr=1.0 if lr == 0 else lr,
-                **{**DEFAULTS.get(name, {}), **(ours or {}), **arguments},
-            )
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"{name} refuses them: {str(error).rstrip('.')}. Correct or remove the argument."
-        ) from error
+            own = {**DEFAULTS.get(name, {}), **(ours or {}), **given}
+            # Some refuse 0 in the constructor only; it means that nothing is learned.
+            return found([dict(group) for group in fresh], lr=1.0 if lr == 0 else lr, **own)
 
-
-def try_optimizer(name: str, lr: float, arguments: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Raises UserError for arguments that the optimizer refuses, and for one that cannot step an ordinary weight.
-
-    Made for one small matrix. device: where it steps it once, as 8-bit ones do not step on all; None: it takes no step.
-    """
-    import torch
-
-    weight = torch.zeros(2, 2, device=device, requires_grad=True)
-    optimizer = make_optimizer(name, [[weight]], lr, arguments)
-    if device is None:
-        return
-    if callable(begin := getattr(optimizer, "train", None)):  # schedule-free ones do not step before
-        begin()
-    weight.grad = torch.ones_like(weight)
     try:
-        optimizer.step()
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"{name} with these arguments cannot step a weight on {device}: {reason}.") from error
+        return make(arguments)
+    except Exception as error:
+        reason = str(error).rstrip(".")
+        try:
+            make({})
+        except Exception as alone:  # noqa: BLE001 - of any class
+            if str(alone) == str(error):
+                message = f"{name} cannot be made for groups of weights as a job has them: {reason}."
+                raise UserError(f"{message} Choose another optimizer.") from error
+        raise ArgumentError(f"{name} refuses them: {reason}. Correct or remove the argument.") from error
 
 
 # ------------------------------------------------------------ bytes
 
-
-Shape = tuple[int, ...]
-Arguments = Mapping[str, Any]
 
 BLOCK = 256
 LEAST_FOR_8_BIT = 4096
@@ -421,20 +486,100 @@ FLOAT = 4
 def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) -> int:
     """Bytes of the state for weights of these shapes. name, arguments: `train.optimizer` and its `optimizer_params`.
 
-    A class that is not in the tables is taken to keep two numbers per weight, as most do.
+    A class that is not in the tables is measured where a training starts (`measuring`). Elsewhere, as nothing is
+    imported there, it is taken to keep two numbers per weight, as most do.
     """
-    kind = OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2]
+    shapes = list(shapes)
+    if not has_known_state(name, arguments):
+        measure = measuring.get()
+        measured = measure(name, arguments, shapes) if measure else None
+        return 2 * FLOAT * sum(map(prod, shapes)) if measured is None else measured
+    kind = _kind(name)
     if moments := _EIGHT_BIT_MOMENTS.get(kind):
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
         return moments * sum(n + FLOAT * -(-n // BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
-    numbers = _NUMBERS.get(kind, _NUMBERS["AdamW"])
-    return sum(int(FLOAT * numbers(shape, arguments)) for shape in shapes)
+    given = {**DEFAULTS.get(name, {}), **arguments}
+    return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
+
+
+Measure = Callable[[str, Arguments, Sequence[Shape]], "int | None"]
+measuring: ContextVar[Measure | None] = ContextVar("measuring", default=None)
+"""Gives the bytes of the state of a class that is not in the tables, None where it cannot be measured; nothing is
+measured where there is none. A training sets it once it may import the class (`trial.measured_states`)."""
+
+
+MUCH_STATE = 32
+"""Bytes of state per weight above which there is a warning: twice those of Prodigy."""
+
+
+def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
+    """The line of a plan on the state of an optimizer where it is not known or large; otherwise empty."""
+    is_known, measure = has_known_state(name, arguments), measuring.get()
+    if not is_known and measure is None:
+        message = "is not in the tables of this program. Its state is taken to be two numbers per weight;"
+        return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
+    if not is_known and measure and measure(name, arguments, shapes) is None:
+        return ""  # the trial says why
+    per_weight = optimizer_bytes(name, arguments, shapes) / max(1, sum(map(prod, shapes)))
+    limit = "max_precondition_dim"
+    if per_weight > MUCH_STATE:
+        smallest = max(map(min, shapes))  # of a LoRA the rank
+        remedy = f". Give optimizer_params: {{{limit}: {smallest}}}" if takes_argument(name, limit) else ""
+        return f"warning: optimizer {name} keeps {per_weight:,.0f} bytes of state per weight{remedy}"
+    return "" if is_known else f"optimizer {name}: {per_weight:.3g} bytes of state per weight"
+
+
+def has_known_state(name: str, arguments: Arguments) -> bool:
+    """Whether the tables say what the state of an optimizer with these arguments takes."""
+    kind = _kind(name)
+    is_other = name.startswith("heavyball.") or arguments.keys() & _RESHAPES_STATE
+    return not is_other and (kind in _NUMBERS or kind in _EIGHT_BIT_MOMENTS)
+
+
+def _kind(name: str) -> str:
+    """The name of the class; bitsandbytes' paged ones have the state of the others."""
+    return OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2].removeprefix("Paged")
+
+
+_RESHAPES_STATE = {"factored", "factored_2nd", "kourkoutas_beta", "nnmf_factor", "state_precision", "use_focus"}
+"""Arguments, of ProdigyPlus and adv-optm, with which a class of the table has another state."""
+
+
+def _rows_and_columns(shape: Shape) -> float:
+    """Numbers of the means of a matrix's rows and columns; of a vector all."""
+    return prod(shape) // shape[-1] + prod(shape) // shape[-2] if len(shape) >= 2 else prod(shape)
+
+
+def _numbers_of_soap(shape: Shape, given: Arguments) -> float:
+    """Two moments, and two square matrices for each side of a matrix up to the limit."""
+    limit = int(given.get("max_precondition_dim", 10_000))
+    sides = [side for side in shape if side <= limit] if len(shape) >= 2 else []
+    return 2 * prod(shape) + 2 * sum(side * side for side in sides)
+
+
+def _per_weight(numbers: int) -> Callable[[Shape, Arguments], float]:
+    return lambda shape, given: numbers * prod(shape)
 
 
 _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
     # Two moments, with `amsgrad` the largest second one too.
-    "AdamW": lambda shape, given: (2 + bool(given.get("amsgrad"))) * prod(shape),
+    **dict.fromkeys(("AdamW", "Adam"), lambda shape, given: (2 + bool(given.get("amsgrad"))) * prod(shape)),
+    **dict.fromkeys(("SGDScheduleFree", "Adagrad", "Lion_adv"), _per_weight(1)),
+    **dict.fromkeys(
+        ("AdamWScheduleFree", "RAdamScheduleFree", "ScheduleFreeAdamW", "NAdam", "RAdam", "Adamax", "Adadelta",
+         "StableAdamW", "ADOPT", "AdamW_adv", "Adopt_adv", "DAdaptLion"),
+        _per_weight(2),
+    ),
+    **dict.fromkeys(("AdEMAMix", "DAdaptAdam", "DAdaptAdaGrad", "DAdaptSGD"), _per_weight(3)),
+    "Adan": _per_weight(4),
+    "DAdaptAdan": _per_weight(5),
+    "SOAP": _numbers_of_soap,
+    # The moment, and twice the means of rows and columns.
+    "CAME": lambda shape, given: prod(shape) + 2 * _rows_and_columns(shape),
+    # The average, the means of rows and columns, and of each `slice`-th weight two numbers of 16 bits.
+    "ProdigyPlusScheduleFree": lambda shape, given: prod(shape) * (1 + 1 / 11) + _rows_and_columns(shape),
+    "Prodigy_adv": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 11)))),
     "SGD": lambda shape, given: prod(shape) if given.get("momentum") else 0,
     # The mean square, with `momentum` its buffer, with `centered` the mean.
     "RMSprop": lambda shape, given: (1 + bool(given.get("momentum")) + bool(given.get("centered"))) * prod(shape),
@@ -443,12 +588,11 @@ _NUMBERS: dict[str, Callable[[Shape, Arguments], float]] = {
     "Muon": lambda shape, given: prod(shape) * (1 if len(shape) >= 2 else 2),
     # Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too.
     "Adafactor": lambda shape, given: (
-        (prod(shape) // shape[-1] + prod(shape) // shape[-2] if len(shape) >= 2 else prod(shape))
-        + (prod(shape) if given.get("beta1") is not None else 0)
+        _rows_and_columns(shape) + (prod(shape) if given.get("beta1") is not None else 0)
     ),
     # Two moments, and of each `slice_p`-th weight its start and the sum of its gradients.
     "Prodigy": lambda shape, given: prod(shape) * (2 + 2 / max(1, int(given.get("slice_p", 1)))),
-}
+}  # fmt: skip
 """Class -> float32 numbers of the state for a weight."""
 
 _EIGHT_BIT_MOMENTS = {"AdamW8bit": 2, "Adam8bit": 2, "Lion8bit": 1, "AdEMAMix8bit": 3}

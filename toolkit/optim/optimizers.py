@@ -3,6 +3,7 @@ are skipped by a flag on the device, without the host waiting for it."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from toolkit.errors import UserError
-from toolkit.optim.optimizer_args import ArgumentError, make_optimizer, optimizer_class
+from toolkit.optim.optimizer_args import make_optimizer, optimizer_class
 
 
 class AnyOptimizer(Protocol):
@@ -96,22 +97,28 @@ def build_optimizer(
 
     parameters: all of one group, or the parameters of each group by its name; the order of both is that of the
     optimizer's state. Who trains with it sets each group's rate (`Role.set_learning_rates`).
-    Raises UserError for an argument the optimizer does not take or refuses.
+    Raises ArgumentError for an argument the optimizer does not take or refuses.
     """
     groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
     # torch's fused step is faster, and can skip a step on the device (`step_if`).
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
-    try:
-        fuses = optimizer_class(name) in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen
-        optimizer = make_optimizer(name, groups, lr, arguments, {"fused": True} if fuses else {})
-    except ArgumentError as error:
-        raise UserError(f"train.optimizer_params: {error}") from error
+    fuses = optimizer_class(name) in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen
+    optimizer = make_optimizer(name, groups, lr, arguments, {"fused": True} if fuses else {})
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        set_rate(group, lr)
     if has_eval_mode(optimizer):
         optimizer.train()
     return optimizer
+
+
+def set_rate(group: dict[str, Any], lr: float) -> None:
+    """Sets the learning rate of a parameter group. Where a class keeps it as a tensor, so that its compiled step reads
+    it again, the tensor stays and gets the value."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 # ------------------------------------------------------------ schedule-free
@@ -154,24 +161,36 @@ def eval_mode(optimizer: AnyOptimizer) -> Iterator[None]:
 # ------------------------------------------------------------ state
 
 
+class StateError(UserError):
+    """The state of an optimizer holds something that a checkpoint cannot."""
+
+
+_INDEX = re.compile(r"[\[({<](-?\d*)[\])}>]")
+"""A part of an entry's name that is a place and not a key of a mapping: `[2]` of a list, `(2)` of a tuple, `{2}` of a
+set, `<2>` the whole number 2 as a key; without a number that it is empty."""
+
+_BRACKETS = ((list, "[]"), (tuple, "()"), (set, "{}"))
+
+
 def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`, everything else as JSON values.
 
     names: of the parameters, in the order the optimizer was given them. Nested entries (bitsandbytes keeps its
-    8-bit state one level deeper) have one more part in their name; what the optimizer counts for all parameters
-    together (Prodigy's estimate, a schedule-free step count) is `param_groups/<index>/<entry>`.
+    8-bit state one level deeper, SOAP has lists) have one more part in their name for each level; what the optimizer
+    counts for all parameters together (Prodigy's estimate, a schedule-free step count) is
+    `param_groups/<index>/<entry>`. Raises StateError for what is neither a plain tensor nor a JSON value.
+
+    Example: `{"lora_A/exp_avg": ..., "lora_A/Q/[0]": ...}, {"lora_A/step": 3}`.
     """
-    flat = {
-        f"{names[index]}/{path}": value
-        for index, entries in optimizer.state_dict()["state"].items()
-        for path, value in _flatten(entries)
-    }
+    flat: dict[str, Any] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        flat.update(_flatten(entries, names[index]))
     defaults = optimizer.defaults
     for index, group in enumerate(optimizer.param_groups):
         for entry, value in group.items():  # what is not a setting has moved away from what the constructor gave
             counted = isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]
             if counted and entry not in ("params", "lr", "initial_lr"):
-                flat[f"{GROUPS}/{index}/{entry}"] = value
+                flat.update(_flatten(value, f"{GROUPS}/{index}/{entry}"))
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
@@ -179,28 +198,91 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
 def load_state_tensors(
     optimizer: AnyOptimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
 ) -> None:
-    """The inverse of `state_tensors`, into a fresh optimizer over the same parameters."""
-    index_of = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, Any]] = {}
-    counted: dict[int, dict[str, Any]] = {}
+    """The inverse of `state_tensors`, into a fresh optimizer over the same parameters.
+
+    `load_state_dict` gets the groups as they were saved, with the settings of the fresh optimizer. Raises StateError
+    where the class refuses its own state.
+    """
+    tree: dict[str, Any] = {}
     for key, value in {**plain, **tensors}.items():
-        parameter, *path, entry = key.split("/")
-        if parameter == GROUPS:
-            counted.setdefault(int(path[0]), {})[entry] = value
-            continue
-        place = state.setdefault(index_of[parameter], {})
+        *path, entry = key.split("/")
+        place = tree
         for part in path:
             place = place.setdefault(part, {})
         place[entry] = value
-    optimizer.load_state_dict({"state": state, GROUPS: optimizer.state_dict()[GROUPS]})
-    for index, group in enumerate(optimizer.param_groups):
+    saved_groups = tree.pop(GROUPS, {})
+    groups = []
+    for index, fresh in enumerate(optimizer.state_dict()[GROUPS]):
         # A group that the saved state does not have continues with the values of the first one.
-        group.update(counted.get(index, counted.get(0, {})))
+        counted = _restored(saved_groups.get(str(index), saved_groups.get("0", {})))
+        groups.append({**fresh, **_moved(counted, optimizer.param_groups[index])})
+    index_of = {name: index for index, name in enumerate(names)}
+    state = {index_of[name]: _restored(entries) for name, entries in tree.items()}
+    try:
+        optimizer.load_state_dict({"state": state, GROUPS: groups})
+    except Exception as error:
+        raise StateError(f"cannot load the state that it has saved ({reason_of(error)})") from error
 
 
-def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in entries.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
-        else:
-            yield prefix + name, value
+def reason_of(error: Exception) -> str:
+    """The first line of what a class raised, as a part of a sentence."""
+    if isinstance(error, KeyError):
+        return f"no entry {error}"
+    return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The tensors and JSON values within a value, each with its path."""
+    kind = type(value)
+    if kind in (Tensor, nn.Parameter) or value is None or isinstance(value, str | int | float):
+        yield path, value
+        return
+    if isinstance(value, Mapping):
+        parts = {_key(key): inner for key, inner in value.items()}
+        brackets = "<>"
+    else:
+        brackets = next((each for base, each in _BRACKETS if isinstance(value, base)), "")
+        if not brackets:
+            entry = path.rpartition("/")[2]
+            raise StateError(f"keeps {entry!r} in its state as {kind.__name__}, which cannot be stored")
+        items = sorted(value, key=repr) if brackets == "{}" else value
+        parts = {f"{brackets[0]}{index}{brackets[1]}": inner for index, inner in enumerate(items)}
+    if not parts:
+        yield f"{path}/{brackets}", None
+    for part, inner in parts.items():
+        yield from _flatten(inner, f"{path}/{part}")
+
+
+def _key(key: Any) -> str:
+    """A key of a mapping as a part of a path."""
+    if type(key) is int:
+        return f"<{key}>"
+    if not isinstance(key, str) or not key or "/" in key or _INDEX.fullmatch(key):
+        raise StateError(f"keeps the key {key!r} in its state, which cannot be stored")
+    return key
+
+
+def _restored(tree: Any) -> Any:
+    """The inverse of `_flatten`, of the parts of a path as nested mappings."""
+    if not isinstance(tree, dict):
+        return tree
+    first = next(iter(tree), "")
+    make = next((base for base, each in _BRACKETS if _INDEX.fullmatch(first) and first[0] == each[0]), None)
+    found: dict[Any, Any] = {}
+    for part, inner in tree.items():
+        index = _INDEX.fullmatch(part)
+        if index is None:
+            found[part] = _restored(inner)
+        elif index[1]:
+            found[int(index[1])] = _restored(inner)
+    return found if make is None else make(found[index] for index in sorted(found))
+
+
+def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a group with their tensors on the device of its weights, or of the fresh entry."""
+    moved = {}
+    for entry, value in counted.items():
+        fresh = group.get(entry)
+        like = fresh if isinstance(fresh, Tensor) else group["params"][0]
+        moved[entry] = value.to(like.device) if isinstance(value, Tensor) else value
+    return moved

@@ -32,6 +32,7 @@ from toolkit.models.families import (
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
+from toolkit.optim.optimizer_args import state_note
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards, step_work
 from toolkit.plan.memory_plan import plan_memory
@@ -135,6 +136,7 @@ class SdPlanner(Planner[DiffusionSection]):
         section, size = self.section, self.save_size()
         trained, network, quantized = count_trainable_params(section), section.network, section.model.quantize
         yield from super().describe_memory(data, memory)
+        yield from filter(None, [state_note(section.train.optimizer, section.train.optimizer_params, trained.shapes)])
         folder = section.model.files_folder()
         names = self.family.modules(folder) if network.trains_model else self.family.linear_layers(folder)
         yield from unused_choices(network, list(names))

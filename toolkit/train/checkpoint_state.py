@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
-from toolkit.optim.optimizers import load_state_tensors, state_tensors
+from toolkit.optim.optimizers import StateError, load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_store import (
@@ -28,6 +28,11 @@ from toolkit.train.collectives import WorkerContext
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 from toolkit.train.sharded_state import Rows, read_rows, shapes_of_rows, write_rows
+
+_OTHER_CLASS = (
+    "The state itself is whole: install the version of the optimizer's package with which it was saved. Or set "
+    "train.optimizer to another one and add --allow-change: the weights go on from here, the optimizer starts fresh."
+)
 
 
 def snapshot_state(run: Run) -> CheckpointData:
@@ -116,7 +121,10 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
                     f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
                     "Give the job a new name, or restore train.optimizer."
                 )
-            load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
+            try:
+                load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
+            except StateError as error:
+                raise RunError(f"{path}: {own_class} {error}. {_OTHER_CLASS}") from error
         if role.ema:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
             role.ema.load(averages or start, int(plain["ema_updates"]))

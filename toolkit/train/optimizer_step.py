@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
-from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, state_tensors, step_if
+from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, set_rate, state_tensors, step_if
 from toolkit.optim.schedules import Schedule
 from toolkit.system.device import to_device
 from toolkit.system.sharded_param import RowShard
@@ -214,7 +214,7 @@ class Role:
         groups = self.optimizer.param_groups
         bases = self.group_lrs.values() or [self.lr] * len(groups)
         for group, base in zip(groups, bases, strict=True):
-            group["lr"] = base * self.schedule(step)
+            set_rate(group, base * self.schedule(step))
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rates of the step just done beyond that of the role, by name.
@@ -222,9 +222,9 @@ class Role:
         Those of several parameter groups, and those that an optimizer estimates (Prodigy's and D-Adaptation's `d`).
         """
         groups = dict(zip(self.group_lrs or [""], self.optimizer.param_groups, strict=bool(self.group_lrs)))
-        given = {name: group["lr"] for name, group in groups.items() if name}
+        given = {name: float(group["lr"]) for name, group in groups.items() if name}
         found = {
-            f"d*lr/{name}".rstrip("/"): float(group["d"]) * group["lr"]
+            f"d*lr/{name}".rstrip("/"): float(group["d"]) * float(group["lr"])
             for name, group in groups.items()
             if "d" in group
         }

@@ -6,8 +6,10 @@ from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, cast
 
 from toolkit.config.train import EmaConfig, OptimizerConfig
+from toolkit.errors import UserError
 from toolkit.optim.ema import Ema
 from toolkit.optim.lr_groups import build_param_groups
+from toolkit.optim.optimizer_args import ArgumentError
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
@@ -49,7 +51,10 @@ def build_role(
 
     def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
         by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
-        return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
+        try:
+            return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
+        except ArgumentError as error:
+            raise UserError(f"train.optimizer_params: {error}") from error
 
     optimizer: Optimizer | StochasticRoundingOptimizer
     if stochastic_rounding:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 
@@ -20,21 +21,24 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
+from tests.optimizer_names import INSTALLED
 from tests.pairwise import Row, pairwise
 from tests.running import run_job
+from toolkit.errors import UserError
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
-from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free
+from toolkit.optim.optimizer_args import is_schedule_free, requires_single_lr
 from toolkit.optim.schedules import SCHEDULES
 from toolkit.registry import FAMILIES
 
 ALIKE = ("int2", "uint2", "uint4", "uint5", "uint6")
 """They differ from int4, uint3 and uint7 in a number of bits (toolkit/memory/test_quantization_quantize.py)."""
 
-OPTIMIZER_NAMES = [*OPTIMIZERS, "torch.optim.NAdam"]
+OPTIMIZER_NAMES = [*INSTALLED, "torch.optim.NAdam"]
+"""Of other packages: below, and toolkit/optim/test_trial.py."""
 BASES = ["16 bit", *(qtype for qtype in QTYPES if qtype not in ALIKE), "int8 matmul"]
 
 OF_THE_MODEL = ("adamw", "adamw8bit", "muon", "adafactor", "prodigy", "schedulefree_adamw")
@@ -46,7 +50,7 @@ SCHEDULE_PARAMS = {
     "piecewise_constant": {"step_rules": "1:2,0.5"},
 }
 
-LEARNING_RATES = {"prodigy": 1.0, "sgd": 1.0}
+LEARNING_RATES = {"sgd": 1.0}
 
 
 def rows() -> Iterator[dict[str, str]]:
@@ -55,6 +59,7 @@ def rows() -> Iterator[dict[str, str]]:
     chosen = [("full", "16 bit", optimizer) for optimizer in OF_THE_MODEL]
     chosen += [("dora", base, next(optimizers, "adamw")) for base in BASES]
     chosen += [(kind, base, next(optimizers, "adamw")) for kind, base in OTHERS]
+    chosen += [("lora", "16 bit", optimizer) for optimizer in optimizers]
     for network, base, optimizer in chosen:
         schedule = "constant" if is_schedule_free(optimizer) else next(schedules)
         yield {"network": network, "optimizer": optimizer, "schedule": schedule, "base": base}
@@ -73,7 +78,7 @@ def section_of(row: Row, trainer: Callable[..., dict], photos: Path) -> dict:
             "steps": 4,
             "dtype": "bf16",
             "optimizer": optimizer,
-            "lr": LEARNING_RATES.get(optimizer, 0.01),
+            "lr": 1.0 if requires_single_lr(optimizer) else LEARNING_RATES.get(optimizer, 0.01),
             "lr_scheduler": row["schedule"],
             "lr_scheduler_params": SCHEDULE_PARAMS.get(row["schedule"], {}),
             **({} if is_schedule_free(optimizer) else {"lr_warmup_steps": 1}),
@@ -125,6 +130,91 @@ def test_it_trains_saves_goes_on_and_loads(
     assert whole and loads(run, name, row["network"], tiny_model)
     run_job(write_job({**section, "resume": 2}))
     assert what_is_saved(run, name) == whole
+
+
+# ---------------------------------------------------------------- optimizers by their paths
+
+SAME: dict[str, dict] = {
+    "prodigyplus.ProdigyPlusScheduleFree": {},
+    "adv_optm.AdamW_adv": {},
+    "adv_optm.Prodigy_adv": {},
+    "came_pytorch.CAME": {},
+    "bitsandbytes.optim.AdamW8bit": {"min_8bit_size": 256},
+    "bitsandbytes.optim.PagedAdamW8bit": {"min_8bit_size": 256},
+    "schedulefree.RAdamScheduleFree": {},
+    "dadaptation.DAdaptAdam": {},
+    "pytorch_optimizer.StableAdamW": {},
+    "pytorch_optimizer.ScheduleFreeAdamW": {},
+    "pytorch_optimizer.AdEMAMix": {},
+    "pytorch_optimizer.SOAP": {},
+    "optimi.StableAdamW": {},
+    "lion_pytorch.Lion": {},
+    "torch.optim.Muon": {},
+    "torchao.optim.AdamW8bit": {},  # of weights with 4,096 numbers and more it is refused (optim/test_trial.py)
+    "heavyball.AdamW": {"compile_step": False},
+}
+"""Class -> arguments, of those that resume to the same bytes."""
+
+REPORTED = {
+    # Of weights that are far wider than high it makes an AdamW, whose state it cannot load.
+    "adv_optm.Muon_adv": ({}, "train.optimizer: adv_optm.Muon_adv cannot load the state that it has saved"),
+    "adv_optm.Lion_adv": ({}, "train.optimizer: adv_optm.Lion_adv cannot load the state that it has saved"),
+    "dadaptation.DAdaptSGD": ({}, "cannot step at a learning rate of 0, with which the training begins"),
+    "pytorch_optimizer.Muon": ({}, "cannot be made for groups of weights as a job has them: `use_muon` must be set"),
+    "adv_optm.AdamW_adv": ({"kourkoutas_beta": True}, "its state does not come back whole"),
+}
+"""Class -> arguments, and what is said before the first step; the last one trains."""
+
+
+def job_of(name: str, arguments: dict, trainer: Callable[..., dict], photos: Path) -> dict:
+    if find_spec(name.partition(".")[0]) is None:
+        pytest.skip(f"{name.partition('.')[0]} is not installed here")
+    row = {"network": "lora", "optimizer": name, "schedule": "constant", "base": "16 bit"}
+    section = section_of(row, trainer, photos)
+    section["train"]["optimizer_params"] = arguments
+    return section
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME)
+def test_a_class_by_its_path_resumes_to_the_same_bytes(
+    name: str, tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = job_of(name, SAME[name], trainer, make_pictures(tmp_path / "photos", "a", "b"))
+    run_job(write_job(section))
+    whole = what_is_saved(tmp_path / "output" / "job", "job.safetensors")
+    assert whole and loads(tmp_path / "output" / "job", "job.safetensors", "lora", tiny_model)
+    run_job(write_job({**section, "resume": 2}))
+    assert what_is_saved(tmp_path / "output" / "job", "job.safetensors") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_class_that_does_not_resume_is_reported_before_the_first_step(
+    name: str,
+    trainer,
+    write_job,
+    make_pictures,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, message = REPORTED[name]
+    section = job_of(name, arguments, trainer, make_pictures(tmp_path / "photos", "a", "b"))
+    run = tmp_path / "output" / "job"
+    if name == "adv_optm.AdamW_adv":
+        with caplog.at_level("INFO"):
+            run_job(write_job(section))
+        said = [record.getMessage() for record in caplog.records]
+        [at] = [index for index, line in enumerate(said) if message in line]
+        assert said[at].startswith("warning: ") and not any(line.startswith("step ") for line in said[:at])
+        return
+    with pytest.raises(UserError) as caught:
+        run_job(write_job(section))
+    assert message in str(caught.value) and "--restart" not in str(caught.value)
+    assert not (run / "state").exists() and not (run / "job.safetensors").exists()
 
 
 # ---------------------------------------------------------------- savings, on members of the family

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import lines, run_job
 from toolkit.config.model import ModelConfig
+from toolkit.errors import UserError
 from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
@@ -375,3 +376,47 @@ def test_bad_pictures_are_all_named_before_anything_starts(
         assert any(name in line for line in result.stderr.splitlines()), name
     assert "good" not in result.stderr
     assert not (tmp_path / "output").exists()
+
+
+# ------------------------------------------------------------ optimizers of anybody
+
+FORGETFUL = """
+import torch
+
+class Forgetful(torch.optim.SGD):
+    def load_state_dict(self, state):
+        raise KeyError("kind")
+
+class Doubled(torch.optim.AdamW):
+    def step(self, closure=None):
+        super().step()
+        for p, state in self.state.items():
+            state.setdefault("copies", [torch.zeros_like(p), torch.zeros_like(p)])
+"""
+
+
+def test_an_optimizer_that_cannot_be_resumed_is_refused_before_the_model_is_read(
+    trainer, write_job, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "of_somebody.py").write_text(FORGETFUL, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    section = trainer(make_pictures(tmp_path / "photos", "a"), save={"save_every": 1}, train={"steps": 2})
+    section["train"] |= {"optimizer": "of_somebody.Forgetful", "lr": 1e-3}
+    with pytest.raises(UserError) as caught:
+        run_job(write_job(section))
+    assert str(caught.value) == (
+        "train.optimizer: of_somebody.Forgetful cannot load the state that it has saved (no entry 'kind'), so no run "
+        "could be resumed. Choose another optimizer, or set save.states: never to train without states."
+    )
+    assert not list((tmp_path / "output").rglob("*.safetensors"))
+
+    section["train"]["optimizer"] = "of_somebody.Doubled"
+    with caplog.at_level("INFO"):
+        run_job(write_job(section))
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "optimizer of_somebody.Doubled: 16 bytes of state per weight" in said
+    assert "of_somebody.Doubled: tried on weights of these shapes; its state is stored, and resumes with" in said
+    whole = (tmp_path / "output" / "job" / "job.safetensors").read_bytes()
+    run_job(write_job({**section, "resume": 1}))
+    assert (tmp_path / "output" / "job" / "job.safetensors").read_bytes() == whole

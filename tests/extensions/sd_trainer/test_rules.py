@@ -134,6 +134,7 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {optimizer: schedulefree_adamw}, network: {scale_weight_norms: 1}", "E network.scale_weight_norms: opti"),
     ("train: {lr: 0}", "W train.lr: 0 means that nothing is trained."),
     ("train: {optimizer: prodigy, lr: 0.01}", "W train.optimizer: prodigy estimates the learning rate itself"),
+    ("train: {optimizer: prodigyopt.Prodigy, lr: 0.01}", "W train.optimizer: prodigyopt.Prodigy estimates the"),
     ("train: {lr: 0.0005}",),
     ("train: {lr: 0.01}", "W train.lr: 0.01 is high for a large model: above 0.0005 its images tend to burn."),
     (f"train: {{lr: 0.01}}, {FULL}",),

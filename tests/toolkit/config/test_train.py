@@ -139,6 +139,16 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
             "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule cannot be combined.",
         ),
         (
+            "optimizer: schedulefree.AdamWScheduleFree, lr_warmup_steps: 5",
+            "train.lr_warmup_steps: 'optimizer: schedulefree.AdamWScheduleFree' and a schedule cannot be combined. Use "
+            "'optimizer_params: {warmup_steps: 100}'.",
+        ),
+        (
+            "optimizer: schedulefree.RAdamScheduleFree, lr_warmup_steps: 5",
+            "train.lr_warmup_steps: 'optimizer: schedulefree.RAdamScheduleFree' and a schedule cannot be combined. "
+            "Remove this key.",
+        ),
+        (
             "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",
             "train.ema_config.use_ema: optimizer 'schedulefree_adamw' already averages the weights",
         ),

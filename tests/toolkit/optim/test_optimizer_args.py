@@ -2,29 +2,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT
+from tests.optimizer_names import SHORT_NAMES
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import (
     ARGUMENTS,
-    OPTIMIZERS,
+    EXTRAS,
     REQUIRED,
     ArgumentError,
     check_optimizer,
-    constructor_defaults,
-    declared_defaults,
     find_optimizer,
     is_schedule_free,
+    named_arguments,
     optimizer_bytes,
     optimizer_class,
-    try_optimizer,
+    requires_single_lr,
+    signature_of,
+    takes_any_name,
+    takes_argument,
     typed_arguments,
+    unnamed_arguments,
 )
 from toolkit.optim.optimizers import build_optimizer, state_tensors
+from toolkit.optim.trial import try_optimizer
 
 DEFAULTS = {
     "weight_decay": 0.01,
@@ -37,9 +45,9 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
-    assert constructor_defaults(optimizer_class(name)) == ARGUMENTS[name]
+    assert signature_of(optimizer_class(name)) == (ARGUMENTS[name], False)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +81,8 @@ def test_the_source_has_the_arguments_of_the_constructor() -> None:
     for name in [*(f"torch.optim.{each}" for each in torch.optim.__all__ if each[0].isupper()), *names]:
         if name.endswith(("LBFGS", ".Optimizer")):
             continue
-        found, made = declared_defaults(find_optimizer(name)), constructor_defaults(optimizer_class(name))
-        assert found is not None and made is not None
+        found, (made, takes_any) = named_arguments(find_optimizer(name)), signature_of(optimizer_class(name))
+        assert not takes_any and not takes_any_name(find_optimizer(name))
         assert found == {key: found[key] if found[key] is REQUIRED else made[key] for key in made}, name
 
 
@@ -119,7 +127,7 @@ def test_gradient_ascent_is_refused(name: str) -> None:
             check_optimizer(name, {"maximize": value})
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
+@pytest.mark.parametrize("name", [*SHORT_NAMES, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
 def test_every_optimizer_passes_the_trial(name: str) -> None:
     try_optimizer(name, 0.0, {}, torch.device("cpu"))
 
@@ -179,17 +187,99 @@ def test_a_wrong_argument_is_a_mistake_with_a_hint(given: dict, message: str) ->
         typed_arguments("adam", DEFAULTS, given)
 
 
+# ------------------------------------------------------------ what a class declares
+
+DECLARED = """
+import torch
+
+class Base(torch.optim.SGD):
+    def train(self): ...
+    def eval(self): ...
+
+class Averages(Base):
+    def __init__(self, params, lr=1e-3, warmup_steps=0): ...
+
+class MayAverage(Base):
+    def __init__(self, params, lr=1e-3, use_schedulefree=True): ...
+
+class TakesAnyName(torch.optim.Optimizer):
+    def __init__(self, params, lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99), **kwargs): ...
+
+class PassesOn(TakesAnyName):
+    def __init__(self, params, lr=1e-3, eps=1e-8, **kwargs): ...
+
+class OfUnknown(make_base()):
+    def __init__(self, params, lr=1e-3, eps=1e-8, **kwargs): ...
+"""
+
+
+@pytest.fixture
+def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "declared.py").write_text(DECLARED, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("name", "free"),
+    ("name", "arguments", "free"),
     [
-        ("schedulefree_adamw", True),
-        ("schedulefree.SGDScheduleFree", True),
-        ("adamw", False),
-        ("torch.optim.SGD", False),
+        ("schedulefree_adamw", {}, True),
+        ("schedulefree.SGDScheduleFree", {}, True),
+        ("adamw", {}, False),
+        ("torch.optim.SGD", {}, False),
+        ("declared.Averages", {}, True),
+        ("declared.MayAverage", {}, True),
+        ("declared.MayAverage", {"use_schedulefree": True}, True),
+        ("declared.MayAverage", {"use_schedulefree": False}, False),
+        ("declared.MayAverage", {"use_schedulefree": "false"}, False),
+        ("declared.TakesAnyName", {}, False),
+        ("not_installed.SomethingScheduleFree", {}, True),
     ],
 )
-def test_schedule_free_optimizers_are_known_by_name(name: str, free: bool) -> None:
-    assert is_schedule_free(name) is free
+def test_an_optimizer_is_schedule_free_by_its_class(name: str, arguments: dict, free: bool, declared: None) -> None:
+    assert is_schedule_free(name, arguments) is free
+
+
+def test_only_an_argument_that_is_declared_is_advised(declared: None) -> None:
+    found = [takes_argument(f"declared.{name}", "warmup_steps") for name in ("Averages", "MayAverage", "Missing")]
+    assert found == [True, False, False] and takes_argument("schedulefree_adamw", "warmup_steps")
+
+
+def test_an_argument_that_is_not_named_is_reported_though_the_class_takes_any(declared: None) -> None:
+    given = {"weight_decay": 0.1, "wieght_decay": 0.1}
+    for name, known in (("TakesAnyName", "betas, weight_decay"), ("PassesOn", "betas, eps, weight_decay")):
+        assert list(unnamed_arguments(f"declared.{name}", given)) == [
+            f"declared.{name} does not name 'wieght_decay' among its arguments, and may ignore it. Did you mean "
+            f"'weight_decay'? Known names: {known}."
+        ]
+    # What a base that is not in the source takes is not known.
+    assert not [*unnamed_arguments("declared.OfUnknown", given), *unnamed_arguments("declared.Averages", given)]
+    assert not [*unnamed_arguments("adamw", given)], "which is an error there"
+
+
+def test_the_types_of_named_arguments_are_checked_where_a_class_takes_any_name(declared: None) -> None:
+    check_optimizer("declared.TakesAnyName", {"weight_decay": "0.1", "other": "x"})
+    with pytest.raises(ArgumentError, match=r"betas: 0\.9 is not 2 numbers, such as \[0\.9, 0\.99\]\."):
+        check_optimizer("declared.TakesAnyName", {"betas": 0.9})
+
+
+@pytest.mark.parametrize("name", ["prodigy", "prodigyplus", "prodigy_adv", "dadaptation.DAdaptAdam"])
+def test_which_find_one_rate_for_all_weights(name: str) -> None:
+    assert requires_single_lr(name) and not requires_single_lr("soap")
+
+
+def test_a_short_name_of_an_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.optim.optimizer_args.find_spec", lambda name: None)
+    with pytest.raises(UserError) as caught:
+        check_optimizer("soap", {})
+    assert str(caught.value) == (
+        "'soap' needs the package pytorch-optimizer (the extra 'pytorch-optimizer'), which is not installed. Run: "
+        "pip install pytorch-optimizer==4.1.0"
+    )
+
+
+def test_the_extras_of_the_short_names_are_those_of_the_package() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert {extra: extras[extra] for extra, _ in EXTRAS.values()} == {e: [package] for e, package in EXTRAS.values()}
 
 
 # ------------------------------------------------------------ bytes

@@ -13,7 +13,7 @@ from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
-from toolkit.train.checkpoint_store import step_of
+from toolkit.train.checkpoint_store import reading_state, step_of
 from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
@@ -105,6 +105,23 @@ def test_a_changed_optimizer_may_begin_afresh(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------ states that do not fit
+
+
+def test_what_an_optimizer_raises_of_its_state_never_throws_the_training_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: torch.optim.Optimizer, state: dict) -> None:
+        raise KeyError("kind")
+
+    [path] = saved(tmp_path, 2)
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", refuse)
+    with pytest.raises(RunError) as error, reading_state(path):
+        load_state(path, make_run(tmp_path))
+    assert str(error.value) == (
+        f"{path}: AdamW cannot load the state that it has saved (no entry 'kind'). The state itself is whole: install "
+        "the version of the optimizer's package with which it was saved. Or set train.optimizer to another one and add "
+        "--allow-change: the weights go on from here, the optimizer starts fresh."
+    )
 
 
 @pytest.mark.parametrize("rank", [16, 65])
