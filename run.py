@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -304,17 +304,45 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
         with collection_paused():
             extensions = discover()
             config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
+            if len(config.processes) > 1 and env.is_main_process:
+                plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
 
 
+def plan_before_the_run(
+    config: JobConfig, arguments: argparse.Namespace, earlier_outputs: frozenset[Path] = frozenset()
+) -> frozenset[Path]:
+    """`check_job` with the options of the command line: what waits for something that trains is planned first."""
+    from jobs.dry_run import check_job
+
+    options = arguments.restart, arguments.allow_change, arguments.restart_from
+    with redirect_stdout(sys.stderr):  # extensions may print
+        return check_job(config, *options, earlier_outputs)
+
+
 def run_series(arguments: argparse.Namespace) -> int:
-    """Runs several configs, each in its own interpreter; every child appends to the same log."""
+    """Runs several configs, each in its own interpreter; every child appends to the same log. All of them are read,
+    checked and planned before the first one runs."""
+    extensions = discover()
+    outputs: frozenset[Path] = frozenset()
+
+    def check(argument: str) -> int:
+        nonlocal outputs
+        path = find_config(argument)
+        if not path.is_file() or foreign_tool(text_of(path)):  # a pipe can be read only once; a tool has no plan
+            return EXIT_DONE
+        with collection_paused():
+            config = load(argument, arguments, extensions, warn=False, earlier_outputs=outputs)
+            outputs |= plan_before_the_run(config, arguments, outputs)
+        return EXIT_DONE
+
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
     command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
-    return multi_run.run_series(arguments.configs, multi_run.ChildRunner(command), recover=arguments.recover)
+    runner, guarded = multi_run.ChildRunner(command), partial(exit.run_with_exit_code, check)
+    return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
@@ -326,9 +354,10 @@ def dry_run(arguments: argparse.Namespace) -> int:
     def plan_one(argument: str) -> int:
         from jobs.dry_run import plan_job
 
-        config = load(argument, arguments, extensions)
+        earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
+        config = load(argument, arguments, extensions, earlier_outputs=earlier)
         options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
-        plans.append(plan_job(config, *options))
+        plans.append(plan_job(config, *options, earlier))
         if not arguments.json:
             print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
@@ -354,18 +383,24 @@ def print_schema() -> int:
 
 
 def load(
-    argument: str | None, arguments: argparse.Namespace, extensions: ExtensionTable, warn: bool = True
+    argument: str | None,
+    arguments: argparse.Namespace,
+    extensions: ExtensionTable,
+    warn: bool = True,
+    earlier_outputs: frozenset[Path] = frozenset(),
 ) -> JobConfig:
     """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false.
 
-    argument: the file; None: the flags are all there is.
+    argument: the file; None: the flags are all there is. earlier_outputs: what configs in front of it write.
     """
     from toolkit.config import load_job
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
     find_model, moved = extensions.find_config, moved_examples(path) | arguments.moved
-    config = load_job(path, find_model, name=arguments.name, flags=arguments.flags, moved=moved)
+    config = load_job(
+        path, find_model, name=arguments.name, flags=arguments.flags, moved=moved, earlier_outputs=earlier_outputs
+    )
     if warn:
         print_warnings(config)
     for note in config.notes if warn and not arguments.dry_run else ():  # the plan has them
