@@ -1,5 +1,5 @@
-"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing. The same plan is made
-of every job and process that waits for another one, before anything trains (`check_job`)."""
+"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing. `check_job`
+makes the same plan of every job and process that waits for another one, before anything trains."""
 
 from __future__ import annotations
 

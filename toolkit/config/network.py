@@ -188,6 +188,10 @@ class NetworkConfig(StrictModel):
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
+    common_words: ClassVar = {
+        **dict.fromkeys(("dim", "r", "network_rank", "lora_rank"), "linear"),
+        **dict.fromkeys(("target_modules", "modules"), "network_kwargs.only_if_contains"),
+    }
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
@@ -201,6 +205,8 @@ class NetworkConfig(StrictModel):
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
             elif kind != "lycoris" and named not in ("lora", "locon") and ALGORITHMS.get(named) != kind:
                 diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+        elif given and str(given.value).strip().lower() == "lycoris":
+            diagnostics.warn(given, "no network_kwargs.algo is given: a plain LoRA is trained. Write 'type: lora'.")
         return entries
 
     def check(self, job: JobContext) -> Findings:
