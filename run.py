@@ -43,11 +43,28 @@ OTHER_WORDS = {
     **dict.fromkeys(("check", "plan", "validate", "test"), f"{COMMAND} {{}} --dry-run"),
     **dict.fromkeys(("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"),
     **dict.fromkeys(("sample", "infer", "inference"), f"{COMMAND} generate --lora FILE --prompt TEXT"),
+    **dict.fromkeys(("train", "run", "start"), f"{COMMAND} {{}}"),
+    **dict.fromkeys(("web", "gui", "serve", "webui"), f"{COMMAND} ui"),
+    **dict.fromkeys(("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"),
+    **dict.fromkeys(("delete", "remove"), "rm -r RUN (a run is its folder)"),
+    **dict.fromkeys(("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"),
+    "download": "hf download OWNER/NAME (a job downloads its model when it starts)",
+    "tensorboard": "tensorboard --logdir FOLDER (the job's logging.logging_dir)",
+    "compare": f"{COMMAND} grid --lora FILE FILE --prompt TEXT",
+    "export": f"{COMMAND} convert FILE OUTPUT --to PROGRAM",
     **dict.fromkeys(("create", "init", "make"), f"{COMMAND} new {{}}"),
     "version": f"{COMMAND} --version",
     "list": f"{COMMAND} --help, which lists the tools",
 }
-"""First word that is neither a config nor a tool -> what to write, with the other words in it."""
+"""First word that is neither a config nor a tool -> what to write, with the other words in it, or a name for a job."""
+
+OTHER_FLAGS = {
+    **dict.fromkeys(("resume", "continue"), f"a job that is run again resumes. Write: {COMMAND} JOB.yaml"),
+    **dict.fromkeys(("plan", "check", "dry", "validate", "test"), f"Write: {COMMAND} JOB.yaml --dry-run"),
+    **dict.fromkeys(("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."),
+    "gpu": f"'{COMMAND} new NAME FOLDER --gpu GB' writes a job for a GPU. A job has no such flag: leave it out.",
+}
+"""Flag that jobs do not have -> what to write."""
 
 JOB_SWITCHES = ("--dry-run", "--restart", "--allow-change", "--recover", "-r", "--json", "--memory")
 """Options without a value, which tools do not have, or have behind their name."""
@@ -104,9 +121,13 @@ def other_word(argv: Sequence[str]) -> str:
         return ""
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
-    if word in OTHER_WORDS and (others or word in ("version", "list")):
-        return f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others))}".rstrip()
-    near = get_close_matches(word, [*discover().tools(), "import"], n=1, cutoff=0.7)
+    if word in OTHER_WORDS:
+        return (
+            f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
+        )
+    near = get_close_matches(word, [*discover().tools(), "import", *(RUN_WORDS if others else ())], n=1, cutoff=0.7)
+    if near and near[0] in RUN_WORDS:
+        return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     return (
         f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}" if near else ""
     )
@@ -397,7 +418,8 @@ def load(
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    find_model, moved = extensions.find_config, moved_examples(path) | arguments.moved
+    of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
+    find_model, moved = extensions.find_config, of_examples | arguments.moved
     config = load_job(
         path, find_model, name=arguments.name, flags=arguments.flags, moved=moved, earlier_outputs=earlier_outputs
     )
@@ -418,7 +440,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
-    add("--version", action="version", version=f"{NAME} {VERSION}")
+    add("-v", "-V", "--version", action="version", version=f"{NAME} {VERSION}")
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
     add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
@@ -444,6 +466,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
         parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
+    for word in argv:
+        if word.startswith("--") and word[2:] in OTHER_FLAGS:
+            parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
+        if re.fullmatch(r"[\w.]+=\S*", word):
+            key, _, value = word.rpartition(".")[2].partition("=")
+            parser.error(f"{word}: keys are changed in the file of the job. Write '{key}: {value}' there.")
     try:
         flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
     except UserError as error:

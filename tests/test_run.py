@@ -339,7 +339,7 @@ def test_a_missing_package_says_what_to_install(run: Run, job, simple_extension:
     simple_extension("needy", "import no_such_package")
     result = run(job("needy"))
     assert result.returncode == 1
-    assert "pip install -r requirements.txt" in result.stderr.splitlines()[-1]
+    assert "install -r requirements.txt" in result.stderr.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- plans and schema

@@ -143,6 +143,8 @@ def read_written(
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
         elif suffix in (".py", ".ipynb"):
             diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
+        elif suffix in (".md", ".rst", ".html", ".log"):
+            diagnostics.fatal(SourceLocation(1, 1), (), f"is not a job, a YAML or JSON file, and {NO_COMMAND}")
         elif suffix == ".toml":
             from toolkit.config.toml_reader import read_toml
 

@@ -16,7 +16,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, below, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.errors import UserError
+from toolkit.errors import UserError, install_command
 from toolkit.networks.kinds import ALGORITHMS, KINDS, NetworkKind
 
 NOT_TRAINED = {
@@ -231,7 +231,7 @@ class NetworkConfig(StrictModel):
         """What cannot be done with a module class of lycoris-lora."""
         if find_spec("lycoris") is None:
             message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
-            yield error("type", f"{message} Run: pip install {LYCORIS}")
+            yield error("type", f"{message} Run: {install_command(LYCORIS)}")
         if self.scale_weight_norms:
             message = f"the change of '{self.type}' cannot be scaled down by its weights. Remove it."
             yield error("scale_weight_norms", message)

@@ -20,6 +20,7 @@ from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
 from toolkit.config.prompts import prompts_to_samples, read_flags
+from toolkit.errors import install_command
 from toolkit.files.redact import REDACTED, contains_secret
 
 
@@ -443,7 +444,9 @@ class LoggingConfig(StrictModel):
         for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):
                 key = "log_with" if self.log_with != "auto" else "logging_dir"
-                yield error(key, f"needs the package {package!r}, which is not installed. Run: pip install {package}")
+                yield error(
+                    key, f"needs the package {package!r}, which is not installed. Run: {install_command(package)}"
+                )
         if "tensorboard" in trackers:
             if not self.logging_dir:
                 yield error("log_with", f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.")

@@ -53,10 +53,10 @@ class Place(NamedTuple):
         bounds = (getattr(each, "le", None) for each in self.section.model_fields[self.name].metadata)
         return next((bound for bound in bounds if bound is not None), None)
 
-    def of_zero(self) -> str:
-        """What 0 means, as the field's description says it: `0: only the final file`; empty: it does not say."""
-        found = re.search(r"(?:^|[\s;])0(?: to 1| or 1)?: ([^.;]+)", descriptions(self.section).get(self.name, ""))
-        return " ".join(found[1].split()) if found else ""
+    def says(self, pattern: str) -> str:
+        """The first group of a pattern in the field's description; empty where it does not occur."""
+        found = re.search(pattern, " ".join(descriptions(self.section).get(self.name, "").split()))
+        return found[1] if found else ""
 
 
 def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
@@ -68,7 +68,8 @@ def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
             annotation = item_annotation(annotation)
             continue
         section = section_model(annotation)
-        name = field_names(section).get(part) if section else None
+        key = part.lstrip("-").replace("-", "_")  # a tool's places are flags
+        name = field_names(section).get(key) if section else None
         if section is None or name is None:
             return None
         place, annotation = Place(section, name), section.model_fields[name].annotation
@@ -347,7 +348,8 @@ def _without_unit(text: str, place: Place | None) -> str:
         return ""
     number, unit, key = found[1], found[2].lower(), place.name if place else ""
     by_epoch = "epoch" in key
-    if re.fullmatch(_BARE_UNITS, unit) or re.fullmatch(_EPOCHS if by_epoch else _STEPS, unit):
+    in_gb = unit in ("gb", "gib") and place and place.says("( GB)")
+    if in_gb or re.fullmatch(_BARE_UNITS, unit) or re.fullmatch(_EPOCHS if by_epoch else _STEPS, unit):
         return f"Write {number}."
     others: list[str] = []
     if re.fullmatch(_EPOCHS, unit):
@@ -359,15 +361,17 @@ def _without_unit(text: str, place: Place | None) -> str:
 
 
 def _in_words(text: str, whole: bool, place: Place) -> str:
-    """What to write for a word: the default, 0 for a word that switches something off, or a number."""
-    word, meaning, default = text.strip().lower(), place.of_zero(), place.default
+    """What to write for a word: 0 for one that switches something off, where the field's description says what 0 means;
+    the default; or a number."""
+    word, meaning, default = text.strip().lower(), place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)"), place.default
     if meaning and (word in _OFF or word == meaning):
         return f"Write 0 ({meaning})."
     is_number = isinstance(default, int | float)
     if word in _AUTO and not place.section.model_fields[place.name].is_required():
         return f"Leave the key out{f': the default is {default:g}' if is_number else ''}."
     kind = "a whole number" if whole else "a number"
-    return f"Write {kind}, such as {default:g}, the default." if is_number else ""
+    example = place.says(r"such as (\d+(?:\.\d+)?)") or (f"{default:g}, the default" if is_number else "")
+    return f"Write {kind}, such as {example}." if example else ""
 
 
 def _sides(text: str) -> list[int]:

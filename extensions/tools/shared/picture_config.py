@@ -214,7 +214,7 @@ class PicturesConfig(ToolConfig):
         if self.model is not None:
             return self.model
         if not self.lora:
-            raise UserError("is required: a model folder or hub id.")
+            raise UserError("is required: a model folder or hub id; or give --lora FILE, which names its model.")
         return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
 
     def items(self) -> tuple[SampleItem, ...]:
