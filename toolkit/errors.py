@@ -125,7 +125,8 @@ def install_command(packages: str, options: str = "") -> str:
     if (environment / "pipx_metadata.json").is_file():
         given = f"--pip-args={options} " if options else ""
         return f"pipx inject {given}{environment.name} {packages}"
-    if find_spec("pip") is None:
+    # Not `find_spec("pip")`: setuptools' hook takes that for a run of pip, and can no longer be imported afterwards.
+    if not any((Path(entry) / "pip").is_dir() for entry in sys.path):
         return f"uv pip install --python {shlex.quote(sys.executable)} {words}"
     return f"{shlex.quote(sys.executable)} -m pip install {words}"
 

@@ -1,11 +1,12 @@
 """What is an error, and what each kind says."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from toolkit import errors
+from tests.conftest import ROOT
 from toolkit.errors import (
     ConfigErrors,
     Diagnostic,
@@ -85,6 +86,14 @@ def test_packages_are_installed_where_the_program_runs(
     if file:
         (environment / file).touch()
     monkeypatch.setattr(sys, "prefix", str(environment))
-    monkeypatch.setattr(errors, "find_spec", lambda name: name if has_pip else None)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    if has_pip:
+        (tmp_path / "pip").mkdir()
     assert install_command("pi-heif") == plain.format(python=sys.executable)
     assert install_command("lpips==0.1.4", "--no-deps") == with_options.format(python=sys.executable)
+
+
+def test_setuptools_can_be_imported_after_a_remedy() -> None:
+    """Asking Python's finders for pip would forbid it, and so torch's compilers."""
+    code = "from toolkit.errors import install_command; install_command('x'); import setuptools"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
