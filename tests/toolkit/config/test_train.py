@@ -311,3 +311,8 @@ def test_a_mistake_of_stop_when_is_named_at_its_place(faults, given: str, fault:
     found = faults(f"stop_when: {given}")
     assert len(found) == 1, found
     assert found[0].startswith(fault)
+
+
+def test_a_level_that_is_none_of_confidence_is_told(faults) -> None:
+    told = "stop_when.no_better_within: '5%': 0.05 is not a confidence level. Write 95%, or another level from 50% to"
+    assert any(line.startswith(told) for line in faults("stop_when: {no_better_within: 5%}"))
