@@ -118,8 +118,11 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
 def install_command(packages: str, options: str = "") -> str:
     """The command of a shell that installs packages into the environment which runs the program. options: of pip.
 
-    That of pipx is known by its file (pipx 1.16, `pipx_metadata_file.py`); `uv tool` and `uv venv` make environments
-    without pip (uv 0.11).
+    pipx 1.18 writes pipx_metadata.json into its environments; `uv tool` and `uv venv` of uv 0.13 make theirs without
+    pip.
+
+    >>> install_command("pi-heif")  # doctest: +SKIP
+    'pipx inject atelier pi-heif'
     """
     environment, words = Path(sys.prefix), f"{options} {packages}".strip()
     if (environment / "pipx_metadata.json").is_file():
