@@ -469,15 +469,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
-        if re.fullmatch(r"[\w.]+=\S*", word):
-            key, _, value = word.rpartition(".")[2].partition("=")
-            parser.error(f"{word}: keys are changed in the file of the job. Write '{key}: {value}' there.")
     try:
         flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
     except UserError as error:
         parser.error(str(error))
     # Intermixed: flags may stand between two configs.
     arguments = parser.parse_intermixed_args(rest)
+    for word in arguments.configs:
+        found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        if found and not is_config(word):
+            parser.error(f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there.")
     arguments.flags = flags
     try:
         arguments.moved = moved_folders(arguments.map)

@@ -132,6 +132,7 @@ JOBS = [
         ("steps: [30]", "Write 30, without brackets or dash.", "steps: 30"),
         ("steps:", "has no value, and counts as not given: the default is 1000.", "steps: 1000"),
         ("steps: 10 epochs", "Write 'epochs: 10' instead of 'steps'.", "epochs: 10"),
+        ("steps: 500 images", "Write a whole number, such as 1000, the default.", "steps: 1000"),
         ("steps: 10 hours", "Write a whole number, such as 1000, the default.", "steps: 1000"),
         ("epochs: 1 epoch", "Write 1.", "epochs: 1"),
         ("epochs: 200 steps", "Write 'steps: 200' instead of 'epochs'.", "steps: 200"),
@@ -159,6 +160,7 @@ JOBS = [
         (f"{LR}\nlr_warmup_steps: 10%", "'10%' is not a number. Write 0.1.", f"{LR}\nlr_warmup_steps: 0.1"),
         (f"{LR}\nlr_warmup_steps: 100%", "Write a number, such as 0, the default.", f"{LR}\nlr_warmup_steps: 0"),
         (f"{LR}\nlr_warmup_steps: 1 epoch", "Write a number, such as 0, the default.", f"{LR}\nlr_warmup_steps: 0"),
+        (f"{LR}\nmin_timestep: 10%", "Write a number, such as 0, the default.", f"{LR}\nmin_timestep: 0"),
         (f"{LR}\nwarmup: 10", "Did you mean 'lr_warmup_steps'?", f"{LR}\nlr_warmup_steps: 10"),
         (
             f"{LR}\nema_config: {{use_ema: true, ema_decay: 1}}",
@@ -248,6 +250,7 @@ JOBS = [
     *slips(
         "batch_size: 1",
         ("batch_size: 0", "0 is out of range: must be >= 1.", "batch_size: 1"),
+        ("batch_size: 0.5", "0.5 is not a whole number. Write 1.", "batch_size: 1"),
         ("batch_size: 1.5", "Write 1 or 2.", "batch_size: 2"),
         ("batch_size: auto", "Leave the key out: the default is 1.", ""),
         ("batch_size: 2 images", "Write 2.", "batch_size: 2"),
@@ -258,6 +261,9 @@ JOBS = [
         ("device: gpu", "'gpu' is not a valid device. Write 'cuda'.", "device: cuda"),
         ("device: 0", "Write 'cuda:0'.", "device: cuda:0"),
         ("device: cuda0", "Write 'cuda:0'.", "device: cuda:0"),
+        (f"{DEVICE}\nvalidation: true", "Write its keys below it, indented, each as 'key: value'.", DEVICE),
+        (f"{DEVICE}\nstop_when: true", "Write its keys below it, indented, each as 'key: value'.", DEVICE),
+        ("device: nvidia 4090", "Write 'auto', 'cuda', 'cuda:0' or 'cpu'.", "device: auto"),
         ("device: tpu", "Write 'auto', 'cuda', 'cuda:0' or 'cpu'.", "device: auto"),
         ("device: cuda", "Write 'device: auto' for the best device that can, or 'cpu'.", "device: auto"),
         (f"{DEVICE}\ntraining_seed: abc", "Write a whole number, or random.", f"{DEVICE}\ntraining_seed: random"),
@@ -380,6 +386,7 @@ JOBS = [
     *slips(
         LINEAR,
         ("linear_alpha: half", "Write a number, such as 16, the default.", "linear_alpha: 16"),
+        ("linear_alpha: none", "Write a number, such as 16, the default.", "linear_alpha: 16"),
         ("linear_alpha: 0", "0 disables the adapter.", LINEAR),
         (f"{LINEAR}\ndropout: 10%", "Write 0.1.", f"{LINEAR}\ndropout: 0.1"),
         (f"{LINEAR}\ndropout: 10", "For 10 %, write 0.1.", f"{LINEAR}\ndropout: 0.1"),

@@ -116,6 +116,11 @@ def test_a_slip_on_the_command_line_is_answered(
     assert not (work / "output" / "my_char").exists()
 
 
+def test_what_stands_behind_a_flag_is_no_slip(work: Path, run_py: Callable[..., subprocess.CompletedProcess]) -> None:
+    (work / "job.yaml").write_text(JOB, encoding="utf-8")
+    assert run_py("--map", "data=/mnt/data", "job.yaml", "--dry-run").returncode == 0
+
+
 # ---------------------------------------------------------------- every message with a remedy
 
 CONFIG, DATA, COMPAT = "toolkit/config", "toolkit/data", "extensions/compat"

@@ -69,7 +69,7 @@ def _meant_type(text: str) -> str:
     folded = text.strip().lower()
     if folded in {*QTYPES, *QTYPE_SPELLINGS}:
         return folded
-    bits = re.fullmatch(r"([248])[ _-]?bits?|[nf]f?v?([48])", folded)
+    bits = re.fullmatch(r"([248])[ _-]?bits?|(?:nf|fp|nvfp)([48])", folded)
     return f"int{bits[1] or bits[2]}" if bits else ""
 
 

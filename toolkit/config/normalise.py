@@ -14,9 +14,10 @@ from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import AliasChoices, BaseModel, ValidationError
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import StrictModel, all_findings
+from toolkit.config.findings import JobContext
 from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
 from toolkit.config.yaml_faults import quoted
@@ -389,12 +390,21 @@ def section_remedy(node: ConfigNode, model: type[BaseModel] | None, default: Any
     default: of the field. A switch means the section with its defaults, or none; model: None where it is not known.
     """
     required = [repr(name) for name, field in model.model_fields.items() if field.is_required()] if model else []
-    if node.value is True and model and not required:
+    if node.value is True and model and _works_empty(model):
         return f"Write '{node.path[-1]}: {{}}' for its defaults."
     if node.value is False and model and default is None:
         return "Leave the key out."
     needed = f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required" if required else ""
     return f"Write its keys below it, indented, each as 'key: value'{needed}."
+
+
+def _works_empty(model: type[BaseModel]) -> bool:
+    """Whether a section with the defaults of all keys has no error."""
+    try:
+        section = model.model_validate({})
+    except ValidationError:
+        return False
+    return not any(finding.severity == "error" for finding in all_findings(section, JobContext("job")))
 
 
 def is_text(annotation: Any) -> bool:

@@ -45,7 +45,7 @@ def _device_number(value: Any) -> Any:
 def _device(value: str) -> str:
     device = value.strip().lower()
     if not re.fullmatch(_DEVICE, device):
-        number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d*)", device)
+        number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
         meant = f"'cuda:{number[1]}'".replace(":'", "'") if number else "'auto', 'cuda', 'cuda:0' or 'cpu'"
         raise value_error(f"{value!r} is not a valid device. Write {meant}.")
     return device

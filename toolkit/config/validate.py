@@ -3,6 +3,7 @@ and the remedy."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,10 +48,9 @@ class Place(NamedTuple):
         default = self.section.model_fields[self.name].get_default(call_default_factory=True, validated_data={})
         return default[0] if isinstance(default, tuple) and default else default
 
-    @property
-    def most(self) -> float | None:
-        """The largest number that the field takes, where that is bounded."""
-        bounds = (getattr(each, "le", None) for each in self.section.model_fields[self.name].metadata)
+    def bound(self, name: str) -> float | None:
+        """The smallest number that the field takes, `ge`, or the largest, `le`, where that is bounded."""
+        bounds = (getattr(each, name, None) for each in self.section.model_fields[self.name].metadata)
         return next((bound for bound in bounds if bound is not None), None)
 
     def says(self, pattern: str) -> str:
@@ -136,8 +136,10 @@ def _remedy(wanted: str, node: ConfigNode, place: Place | None) -> str:
         return odd_characters(str(node.value)) or section_remedy(node, section or None, place and place.default)
     if wanted == "bool":
         return "Write true or false."
-    if wanted == "int" and isinstance(node.value, float):
-        return f"Write {int(node.value)} or {int(node.value) + 1}."
+    if wanted == "int" and isinstance(node.value, float) and math.isfinite(node.value):
+        least = place.bound("ge") if place else None
+        numbers = (math.floor(node.value), math.ceil(node.value))
+        return f"Write {' or '.join(str(number) for number in numbers if least is None or number >= least)}."
     if not isinstance(node.value, str):
         return ""
     return number_remedy(node.value, wanted == "int", place)
@@ -292,8 +294,16 @@ _MINUS = str.maketrans("\u2212\u2013\u2014", "---")
 """What a page or a word processor writes for a minus sign."""
 
 _STEPS, _EPOCHS = r"steps?|its?|iterations?", r"epochs?"
-_BARE_UNITS = r"px|pixels?|x|×|times|repeats?|images?|[,;]"
-"""What may be left out behind any number: it says what the number counts anyway."""
+_UNITS = {
+    _STEPS: r"(?!.*epoch).*(?:step|every).*",
+    _EPOCHS: r".*epoch.*",
+    r"px|pixels?": r".*(?:resolution|width|height|side).*",
+    r"x|×|times|repeats?": r".*repeats.*",
+    r"images?": r"batch_size",
+    r"gb|gib": r"gpu",
+    r"[,;]": r".*",
+}
+"""Unit -> the keys that count in it: behind their numbers it may be left out."""
 
 _OFF, _AUTO = ("never", "none", "no", "off", "false", "disabled"), ("auto", "automatic", "default")
 
@@ -338,7 +348,9 @@ def _share(text: str, place: Place | None) -> str:
     number of steps."""
     found = re.fullmatch(_PER_CENT, text.strip())
     share = round(float(found[1]) / 100, 12) if found else 1.0
-    return f"Write {share:g}." if share < 1 or (found and share == 1 and place and place.most == 1) else ""
+    if not found or (place and place.says("(thousandths)")):
+        return ""
+    return f"Write {share:g}." if share < 1 or (share == 1 and place and place.bound("le") == 1) else ""
 
 
 def _without_unit(text: str, place: Place | None) -> str:
@@ -347,14 +359,12 @@ def _without_unit(text: str, place: Place | None) -> str:
     if not found:
         return ""
     number, unit, key = found[1], found[2].lower(), place.name if place else ""
-    by_epoch = "epoch" in key
-    in_gb = unit in ("gb", "gib") and place and place.says("( GB)")
-    if in_gb or re.fullmatch(_BARE_UNITS, unit) or re.fullmatch(_EPOCHS if by_epoch else _STEPS, unit):
+    if any(re.fullmatch(of_unit, unit) and re.fullmatch(keys, key) for of_unit, keys in _UNITS.items()):
         return f"Write {number}."
     others: list[str] = []
     if re.fullmatch(_EPOCHS, unit):
         others = [f"{key}_n_epochs", *(["epochs"] if key == "steps" else [])]
-    elif by_epoch and re.fullmatch(_STEPS, unit):
+    elif "epoch" in key and re.fullmatch(_STEPS, unit):
         others = [key.removesuffix("_n_epochs"), *(["steps"] if key == "epochs" else [])]
     other = next((each for each in others if place and each != key and each in place.section.model_fields), "")
     return f"Write '{other}: {number}' instead of '{key}'." if other else ""
@@ -364,7 +374,8 @@ def _in_words(text: str, whole: bool, place: Place) -> str:
     """What to write for a word: 0 for one that switches something off, where the field's description says what 0 means;
     the default; or a number."""
     word, meaning, default = text.strip().lower(), place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)"), place.default
-    if meaning and (word in _OFF or word == meaning):
+    is_off = word in _OFF and not re.search(r"error|warning|nothing|not trained", meaning)
+    if meaning and (is_off or word == meaning):
         return f"Write 0 ({meaning})."
     is_number = isinstance(default, int | float)
     if word in _AUTO and not place.section.model_fields[place.name].is_required():
