@@ -457,14 +457,23 @@ def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(run: Run, job, 
     assert any(line.startswith("nosuch.yaml: no such config.") for line in others)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"datasets": [{"folder_path": "empty"}]}, "'empty': holds no images"),
+        ({"device": "cuda:7"}, "this will not start: device: cuda:7"),
+        ({"resume": 7}, "this will not start: resume: output/two/second/state/step_000000007 cannot be used"),
+    ],
+)
 def test_no_process_of_a_job_runs_where_a_later_one_cannot(
-    run: Run, steps: None, write_job: Write, trainer, tmp_path: Path
+    run: Run, steps: None, write_job: Write, trainer, make_pictures, tmp_path: Path, change: dict, told: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    two = write_job({"type": "good"}, {**trainer(tmp_path / "empty"), "name": "second"}, name="two")
+    section = trainer(make_pictures(tmp_path / "photos", "a")) | {"name": "second"}
+    two = write_job({"type": "good"}, section | change, name="two")
     result = run(two)
-    assert result.returncode == 2 and "good good" not in result.stdout
-    assert result.stderr.startswith(f"{two}:") and "holds no images" in result.stderr
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{two}:") and told in result.stderr
 
 
 def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
