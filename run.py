@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from difflib import get_close_matches
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +43,28 @@ OTHER_WORDS = {
     **dict.fromkeys(("check", "plan", "validate", "test"), f"{COMMAND} {{}} --dry-run"),
     **dict.fromkeys(("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"),
     **dict.fromkeys(("sample", "infer", "inference"), f"{COMMAND} generate --lora FILE --prompt TEXT"),
+    **dict.fromkeys(("train", "run", "start"), f"{COMMAND} {{}}"),
+    **dict.fromkeys(("web", "gui", "serve", "webui"), f"{COMMAND} ui"),
+    **dict.fromkeys(("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"),
+    **dict.fromkeys(("delete", "remove"), "rm -r RUN (a run is its folder)"),
+    **dict.fromkeys(("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"),
+    "download": "hf download OWNER/NAME (a job downloads its model when it starts)",
+    "tensorboard": "tensorboard --logdir FOLDER (the job's logging.logging_dir)",
+    "compare": f"{COMMAND} grid --lora FILE FILE --prompt TEXT",
+    "export": f"{COMMAND} convert FILE OUTPUT --to PROGRAM",
     **dict.fromkeys(("create", "init", "make"), f"{COMMAND} new {{}}"),
     "version": f"{COMMAND} --version",
     "list": f"{COMMAND} --help, which lists the tools",
 }
-"""First word that is neither a config nor a tool -> what to write, with the other words in it."""
+"""First word that is neither a config nor a tool -> what to write, with the other words in it, or a name for a job."""
+
+OTHER_FLAGS = {
+    **dict.fromkeys(("resume", "continue"), f"a job that is run again resumes. Write: {COMMAND} JOB.yaml"),
+    **dict.fromkeys(("plan", "check", "dry", "validate", "test"), f"Write: {COMMAND} JOB.yaml --dry-run"),
+    **dict.fromkeys(("verbose", "debug", "quiet"), "the output has one level. Leave the flag out."),
+    "gpu": f"'{COMMAND} new NAME FOLDER --gpu GB' writes a job for a GPU. A job has no such flag: leave it out.",
+}
+"""Flag that jobs do not have -> what to write."""
 
 JOB_SWITCHES = ("--dry-run", "--restart", "--allow-change", "--recover", "-r", "--json", "--memory")
 """Options without a value, which tools do not have, or have behind their name."""
@@ -104,9 +121,13 @@ def other_word(argv: Sequence[str]) -> str:
         return ""
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
-    if word in OTHER_WORDS and (others or word in ("version", "list")):
-        return f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others))}".rstrip()
-    near = get_close_matches(word, [*discover().tools(), "import"], n=1, cutoff=0.7)
+    if word in OTHER_WORDS:
+        return (
+            f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
+        )
+    near = get_close_matches(word, [*discover().tools(), "import", *(RUN_WORDS if others else ())], n=1, cutoff=0.7)
+    if near and near[0] in RUN_WORDS:
+        return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
     return (
         f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}" if near else ""
     )
@@ -304,17 +325,45 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
         with collection_paused():
             extensions = discover()
             config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
+            if len(config.processes) > 1 and env.is_main_process:
+                plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
 
 
+def plan_before_the_run(
+    config: JobConfig, arguments: argparse.Namespace, earlier_outputs: frozenset[Path] = frozenset()
+) -> frozenset[Path]:
+    """`check_job` with the options of the command line: what waits for something that trains is planned first."""
+    from jobs.dry_run import check_job
+
+    options = arguments.restart, arguments.allow_change, arguments.restart_from
+    with redirect_stdout(sys.stderr):  # extensions may print
+        return check_job(config, *options, earlier_outputs)
+
+
 def run_series(arguments: argparse.Namespace) -> int:
-    """Runs several configs, each in its own interpreter; every child appends to the same log."""
+    """Runs several configs, each in its own interpreter; every child appends to the same log. All of them are read,
+    checked and planned before the first one runs."""
+    extensions = discover()
+    outputs: frozenset[Path] = frozenset()
+
+    def check(argument: str) -> int:
+        nonlocal outputs
+        path = find_config(argument)
+        if not path.is_file() or foreign_tool(text_of(path)):  # a pipe can be read only once; a tool has no plan
+            return EXIT_DONE
+        with collection_paused():
+            config = load(argument, arguments, extensions, warn=False, earlier_outputs=outputs)
+            outputs |= plan_before_the_run(config, arguments, outputs)
+        return EXIT_DONE
+
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
     command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
-    return multi_run.run_series(arguments.configs, multi_run.ChildRunner(command), recover=arguments.recover)
+    runner, guarded = multi_run.ChildRunner(command), partial(exit.run_with_exit_code, check)
+    return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
@@ -326,9 +375,10 @@ def dry_run(arguments: argparse.Namespace) -> int:
     def plan_one(argument: str) -> int:
         from jobs.dry_run import plan_job
 
-        config = load(argument, arguments, extensions)
+        earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
+        config = load(argument, arguments, extensions, earlier_outputs=earlier)
         options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
-        plans.append(plan_job(config, *options))
+        plans.append(plan_job(config, *options, earlier))
         if not arguments.json:
             print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
@@ -354,18 +404,25 @@ def print_schema() -> int:
 
 
 def load(
-    argument: str | None, arguments: argparse.Namespace, extensions: ExtensionTable, warn: bool = True
+    argument: str | None,
+    arguments: argparse.Namespace,
+    extensions: ExtensionTable,
+    warn: bool = True,
+    earlier_outputs: frozenset[Path] = frozenset(),
 ) -> JobConfig:
     """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false.
 
-    argument: the file; None: the flags are all there is.
+    argument: the file; None: the flags are all there is. earlier_outputs: what configs in front of it write.
     """
     from toolkit.config import load_job
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    find_model, moved = extensions.find_config, moved_examples(path) | arguments.moved
-    config = load_job(path, find_model, name=arguments.name, flags=arguments.flags, moved=moved)
+    of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
+    find_model, moved = extensions.find_config, of_examples | arguments.moved
+    config = load_job(
+        path, find_model, name=arguments.name, flags=arguments.flags, moved=moved, earlier_outputs=earlier_outputs
+    )
     if warn:
         print_warnings(config)
     for note in config.notes if warn and not arguments.dry_run else ():  # the plan has them
@@ -383,7 +440,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
-    add("--version", action="version", version=f"{NAME} {VERSION}")
+    add("-v", "-V", "--version", action="version", version=f"{NAME} {VERSION}")
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
     add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
@@ -409,12 +466,19 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
         parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
+    for word in argv:
+        if word.startswith("--") and word[2:] in OTHER_FLAGS:
+            parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
     try:
         flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
     except UserError as error:
         parser.error(str(error))
     # Intermixed: flags may stand between two configs.
     arguments = parser.parse_intermixed_args(rest)
+    for word in arguments.configs:
+        found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
+        if found and not is_config(word):
+            parser.error(f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there.")
     arguments.flags = flags
     try:
         arguments.moved = moved_folders(arguments.map)

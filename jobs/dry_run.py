@@ -1,4 +1,5 @@
-"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing."""
+"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing. `check_job`
+makes the same plan of every job and process that waits for another one, before anything trains."""
 
 from __future__ import annotations
 
@@ -27,6 +28,14 @@ class JobPlan:
     notes: tuple[str, ...] = ()
     """Lines about the file."""
 
+    outputs: frozenset[Path] = frozenset()
+    """Resolved folders that the job and the jobs before it write."""
+
+    def refusals(self) -> list[str]:
+        """Why a process of the job would not start, one text per reason."""
+        outlooks = [plan.outlook for plan in self.processes if plan.outlook]
+        return [reason for outlook in outlooks for reason in outlook.will_not_start]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "job": self.job,
@@ -47,16 +56,18 @@ def plan_job(
     allow_change: bool = False,
     restart_from: str | None = None,
     memory: bool = False,
+    earlier_outputs: frozenset[Path] = frozenset(),
 ) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them.
 
     restart, allow_change, restart_from: the options that the run would be given. memory: `JobContext.measures_memory`.
+    earlier_outputs: what jobs that run before this one will have written.
     """
     first_anew = len(config.processes) if restart_from is None else index_of(config, restart_from)
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
-    job = JobContext(config.name, restart=restart, allow_change=allow_change, measures_memory=memory)
+    job = JobContext(config.name, earlier_outputs, restart, allow_change, measures_memory=memory)
     for entry in config.processes:
         job = replace(job, begins_anew=entry.index >= first_anew)
         try:
@@ -71,7 +82,29 @@ def plan_job(
     if errors:  # every line once: two processes may use the same dataset
         found = [each for error in errors for each in (error.errors if isinstance(error, InputErrors) else [error])]
         raise UserError("\n".join(dict.fromkeys(map(str, found))))
-    return JobPlan(config.name, tuple(plans), tuple(folders), config.notes)
+    return JobPlan(config.name, tuple(plans), tuple(folders), config.notes, job.earlier_outputs)
+
+
+def check_job(
+    config: JobConfig,
+    restart: bool = False,
+    allow_change: bool = False,
+    restart_from: str | None = None,
+    earlier_outputs: frozenset[Path] = frozenset(),
+) -> frozenset[Path]:
+    """Plans a job before it, or a job in front of it, trains. Returns the `JobPlan.outputs`. Arguments: `plan_job`'s.
+
+    Raises UserError, whose text begins with the file, where the plan has an error or a process would not start.
+    """
+    try:
+        plan = plan_job(config, restart, allow_change, restart_from, earlier_outputs=earlier_outputs)
+    except UserError as error:
+        if str(error).startswith(f"{config.path}:"):
+            raise
+        raise UserError(f"{config.path}: {error}") from error
+    if reasons := plan.refusals():
+        raise UserError("\n".join(f"{config.path}: this will not start: {reason}" for reason in reasons))
+    return plan.outputs
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:

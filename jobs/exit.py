@@ -13,10 +13,20 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError, with_short_words
+from toolkit.errors import (
+    EXIT_FAILURE,
+    EXIT_SIGINT,
+    Interrupted,
+    ReportedExit,
+    RunError,
+    UserError,
+    install_command,
+    with_short_words,
+)
 from toolkit.files.log import escape_controls
 from toolkit.files.redact import redact_text
 from toolkit.shortage import shortage
+from toolkit.version import IS_INSTALLED
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed brings it."""
@@ -80,7 +90,8 @@ def _hint_at_missing_module(error: BaseException) -> None:
     quoted = re.search(r"'([^']+)'", name)
     found = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)  # 'tokenizers>=0.22': no version
     if found and (quoted or found[0] == name) and found[0].split(".")[0] not in OWN_PACKAGES:
+        needed = found[0] if IS_INSTALLED else "-r requirements.txt"
         print_error(
             f"The Python package {found[0]!r} is not installed. Install what the program needs: "
-            "pip install -r requirements.txt (a package of an extension: see the extension's README)."
+            f"{install_command(needed)} (a package of an extension: see the extension's README)."
         )

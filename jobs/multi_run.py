@@ -18,21 +18,41 @@ STOP_CODES = frozenset(EXIT_CODES.values())
 WORDS = {None: "not run", EXIT_DONE: "done", EXIT_FAILURE: "failed", EXIT_MISTAKE: "mistake in the config"}
 
 
-def run_series(configs: Sequence[str], run_one: Callable[[str], int], *, recover: bool) -> int:
-    """Runs each config; stops after a failure unless `recover`, and always after a stop request.
+def run_series(
+    configs: Sequence[str],
+    run_one: Callable[[str], int],
+    *,
+    recover: bool,
+    check: Callable[[str], int] = lambda config: EXIT_DONE,
+) -> int:
+    """Checks every config, then runs each; stops after a failure unless `recover`, and always after a stop request.
 
+    check: the exit code of a config that is not to run, which it reports; unless `recover`, no other one runs either.
     Prints one line per config, where there are several, and returns the first exit code that is not 0.
     """
+    checked = _run_each(configs, check, go_on=True)
+    refused = [code for code in checked if code != EXIT_DONE]
+    codes: Sequence[int | None]
+    if STOP_CODES.intersection(refused) or (refused and not recover):
+        codes = [None if code == EXIT_DONE else code for code in checked]
+    else:
+        by_check = iter(checked)
+        codes = _run_each(configs, lambda config: next(by_check) or run_one(config), go_on=recover)
+    if len(configs) > 1:
+        for config, code in zip_longest(configs, codes):
+            print(f"{config}: {_describe(code)}")
+    return next((code for code in codes if code), EXIT_DONE)
+
+
+def _run_each(configs: Sequence[str], run_one: Callable[[str], int], go_on: bool) -> list[int]:
+    """The exit codes, up to a stop request, and up to the first failure unless `go_on`."""
     codes: list[int] = []
     for config in configs:
         code = run_one(config)
         codes.append(code)
-        if code in STOP_CODES or (code != EXIT_DONE and not recover):
+        if code in STOP_CODES or (code != EXIT_DONE and not go_on):
             break
-    if len(configs) > 1:
-        for config, code in zip_longest(configs, codes):
-            print(f"{config}: {_describe(code)}")
-    return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
+    return codes
 
 
 def _describe(code: int | None) -> str:
@@ -54,11 +74,11 @@ class ChildRunner:
         self._child: subprocess.Popen | None = None
         self._undelivered: list[int] = []
         self._stop_code: int | None = None
-        for number in to_handle():
-            signal.signal(number, self._on_signal)
 
     def __call__(self, config: str) -> int:
         """Runs one config and returns its exit code; after a signal that of the signal, without running it."""
+        for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
+            signal.signal(number, self._on_signal)
         if self._stop_code is not None:
             return self._stop_code
         sys.stdout.flush()

@@ -354,7 +354,7 @@ def test_a_missing_package_says_what_to_install(run: Run, job, simple_extension:
     simple_extension("needy", "import no_such_package")
     result = run(job("needy"))
     assert result.returncode == 1
-    assert "pip install -r requirements.txt" in result.stderr.splitlines()[-1]
+    assert "install -r requirements.txt" in result.stderr.splitlines()[-1]
 
 
 # ---------------------------------------------------------------- plans and schema
@@ -451,6 +451,60 @@ def test_recover_runs_the_rest_and_still_returns_the_first_failure(run: Run, job
         "failed (exit code 1)",
         "done",
     ]
+
+
+def test_nothing_of_a_series_runs_where_one_config_has_a_mistake(run: Run, job, write_job: Write, trainer) -> None:
+    """Mistakes in the text, a name of no file, images that are only missed by the plan: all are reported at once."""
+    empty = job("good").with_name("empty")
+    empty.mkdir()
+    wrong, plan = write_job({"type": "good"}, name="no_key", konfig=1), write_job(trainer(empty), name="plan")
+    result = run(job("good"), wrong, plan, "nosuch.yaml")
+    assert result.returncode == 2 and "good good" not in result.stdout
+    assert [line.split("/")[-1] for line in result.stdout.splitlines()] == [
+        "good.yaml: not run",
+        "no_key.yaml: mistake in the config (exit code 2)",
+        "plan.yaml: mistake in the config (exit code 2)",
+        "nosuch.yaml: mistake in the config (exit code 2)",
+    ]
+    first, *others = [line for line in result.stderr.splitlines() if ": " in line]
+    assert first == f"{wrong}:1:83: konfig: unknown key. Did you mean 'config'? Known names: config, job, meta."
+    assert any(line.startswith(f"{plan}:") and "holds no images" in line for line in others), others
+    assert any(line.startswith("nosuch.yaml: no such config.") for line in others)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"datasets": [{"folder_path": "empty"}]}, "'empty': holds no images"),
+        ({"device": "cuda:7"}, "this will not start: device: cuda:7"),
+        ({"resume": 7}, "this will not start: resume: output/two/second/state/step_000000007 cannot be used"),
+    ],
+)
+def test_no_process_of_a_job_runs_where_a_later_one_cannot(
+    run: Run, steps: None, write_job: Write, trainer, make_pictures, tmp_path: Path, change: dict, told: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    section = trainer(make_pictures(tmp_path / "photos", "a")) | {"name": "second"}
+    two = write_job({"type": "good"}, section | change, name="two")
+    result = run(two)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{two}:") and told in result.stderr
+
+
+def test_a_config_of_a_series_may_read_what_an_earlier_one_writes(
+    run: Run, write_job: Write, trainer, make_pictures, tmp_path: Path
+) -> None:
+    """The file that the second starts from exists only when the first has run."""
+    photos = make_pictures(tmp_path / "photos", "a")
+    first = write_job(trainer(photos, train={"steps": 1, "disable_sampling": True}), name="first")
+    section = trainer(photos, train={"steps": 1, "disable_sampling": True})
+    section["network"]["pretrained_lora_path"] = str(tmp_path / "output" / "first" / "first.safetensors")
+    second = write_job(section, name="second")
+    assert run(second).returncode == 2
+    assert run(first, second, "--dry-run").returncode == 0
+    result = run(first, second)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"{first}: done\n{second}: done\n")
 
 
 def test_each_config_of_a_series_has_an_interpreter_of_its_own(

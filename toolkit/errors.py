@@ -7,10 +7,13 @@ keeps its traceback. `Interrupted` is not an error: it carries the signal that e
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE = 0, 1, 2
@@ -112,10 +115,29 @@ def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> s
     return hint.strip()
 
 
+def install_command(packages: str, options: str = "") -> str:
+    """The command of a shell that installs packages into the environment which runs the program. options: of pip.
+
+    pipx 1.18 writes pipx_metadata.json into its environments; `uv tool` and `uv venv` of uv 0.13 make theirs without
+    pip.
+
+    >>> install_command("pi-heif")  # doctest: +SKIP
+    'pipx inject atelier pi-heif'
+    """
+    environment, words = Path(sys.prefix), f"{options} {packages}".strip()
+    if (environment / "pipx_metadata.json").is_file():
+        given = f"--pip-args={options} " if options else ""
+        return f"pipx inject {given}{environment.name} {packages}"
+    # Not `find_spec("pip")`: setuptools' hook takes that for a run of pip, and can no longer be imported afterwards.
+    if not any((Path(entry) / "pip").is_dir() for entry in sys.path):
+        return f"uv pip install --python {shlex.quote(sys.executable)} {words}"
+    return f"{shlex.quote(sys.executable)} -m pip install {words}"
+
+
 def missing_package(package: str, what: str) -> str:
     """What to install before `what` (plural) can be made; empty where the package is there. Imports nothing."""
     if find_spec(package) is None:
-        return f"{what} need the package {package!r}, which is not installed. Run: pip install {package}"
+        return f"{what} need the package {package!r}, which is not installed. Run: {install_command(package)}"
     return ""
 
 

@@ -1,5 +1,6 @@
 """Finds the process types: every folder in `extensions/`, `config/examples/extensions/` and EXTENSIONS_PATH that
-defines some. Of other places nothing is imported: not of the folder that a job file lies in, which may be anybody's.
+defines some; of an installed program also those in `extensions/` of the working folder. Of other places nothing is
+imported: not of the folder that a job file lies in, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`; `docs/extensions.md`
 shows how to write one. It is somebody else's code: whatever goes wrong while it is imported is kept
@@ -28,7 +29,7 @@ from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
 from toolkit.registry import MISSING_PARTS, load_object
-from toolkit.version import COMMAND
+from toolkit.version import COMMAND, IS_INSTALLED
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -243,8 +244,9 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`: by default the program's, those of its examples, and EXTENSIONS_PATH's."""
     if folders is None:
         given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-        of_examples = [EXAMPLE_EXTENSIONS] if EXAMPLE_EXTENSIONS.is_dir() else []
-        folders = [EXTENSIONS_ROOT, *of_examples, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
+        beside = [Path("extensions")] if IS_INSTALLED else []  # one's own; a checkout has its folder of this name
+        own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
+        folders = [EXTENSIONS_ROOT, *own, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []

@@ -1,5 +1,6 @@
 """The program's name and version, as they stand in the files it writes, and what its command is called."""
 
+import re
 from pathlib import Path
 
 NAME = "Atelier"
@@ -10,3 +11,13 @@ IS_INSTALLED = Path(__file__).resolve().parents[1].name in ("site-packages", "di
 
 COMMAND = "atelier" if IS_INSTALLED else "run.py"
 """As messages and the help name it."""
+
+_DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def with_addresses(text: str) -> str:
+    """A text with the pages of the documentation as addresses that can be opened, such as
+    `file:///.../docs/models.md` for `docs/models.md`. Unchanged in a checkout, which has them under these names."""
+    if not IS_INSTALLED:
+        return text
+    return re.sub(r"(?<![\w/.-])docs/(\w+\.md)", lambda found: (_DOCS / found[1]).as_uri(), text)

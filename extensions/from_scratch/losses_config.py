@@ -14,6 +14,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr
 from toolkit.config.process import Diagnostic
 from toolkit.config.train import MAX_STEPS, RoleOptimizerConfig
+from toolkit.errors import install_command
 
 TINY = "AutoencoderTiny"
 
@@ -31,6 +32,7 @@ PIXEL_METRICS = {
 """Key of `losses` -> its metric, as FluxFlow's training guide calls it where it does."""
 
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
+LPIPS = "lpips==0.1.4"
 LPIPS_METRIC = "loss_lpips"
 ADVERSARIAL_WEIGHT = "adversarial_weight"
 GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
@@ -181,5 +183,5 @@ def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
         source = "https://download.pytorch.org/models/vgg16-397923af.pth"
         yield Diagnostic(("losses", "lpips_backbone"), f"{found}. LPIPS needs VGG16: download {source}")
     if find_spec("lpips") is None:
-        message = "needs the package 'lpips', which is not installed. Run: pip install --no-deps lpips==0.1.4"
+        message = f"needs the package 'lpips', which is not installed. Run: {install_command(LPIPS, '--no-deps')}"
         yield Diagnostic(("losses", "lpips"), message)

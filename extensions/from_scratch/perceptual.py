@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extensions.from_scratch.losses_config import VGG_BLOCKS
-from toolkit.errors import UserError
+from extensions.from_scratch.losses_config import LPIPS, VGG_BLOCKS
+from toolkit.errors import UserError, install_command
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Mean and standard deviation of ImageNet's colours, in [-1, 1]."""
@@ -88,9 +88,8 @@ def heads_file() -> Path:
     """The weights within the `lpips` package. Raises UserError when it is not installed."""
     spec = find_spec("lpips")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "losses.lpips: needs the package 'lpips', which is not installed. Run: pip install --no-deps lpips==0.1.4"
-        )
+        command = install_command(LPIPS, "--no-deps")
+        raise UserError(f"losses.lpips: needs the package 'lpips', which is not installed. Run: {command}")
     return Path(spec.submodule_search_locations[0]) / PACKAGE_FILE
 
 

@@ -354,6 +354,7 @@ class Trainer(BaseTrainProcess):
         random_seed = group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
         self.seed = self.training_seed or (saved_seed(start.checkpoint) if start.checkpoint else random_seed)
         logger.info(f"training_seed {self.seed}")
+        self.section = self.section.with_seed(self.seed)
         self.device = group.device(pick_device(self.section.device))
         logger.info(f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
         if self.chooses_threads():

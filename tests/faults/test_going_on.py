@@ -17,7 +17,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from extensions.tools.shared.run_job import training_section
 from tests.faults.conftest import Job, contents, draw_pictures
+from toolkit.train.run_reader import read_run
 
 
 def rewrite(state: Path, document: dict) -> None:
@@ -31,6 +33,31 @@ def rewrite(state: Path, document: dict) -> None:
 
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
+
+
+# ------------------------------------------------------------ random seeds
+
+
+@pytest.mark.parametrize("written", ["random", -1])
+def test_a_random_seed_is_drawn_once_and_kept_by_a_resume(job: Job, written: object) -> None:
+    """Samples of all sets have one noise: that of the seed which was drawn. Another run draws another one."""
+    job.change(training_seed=written, sample__seed=written, train__steps=1, train__gradient_accumulation=1)
+    seed = int(re.search(r"training_seed (\d+)", job.run())[1])
+    with safe_open(job.folder / "job.safetensors", "np") as file:
+        assert file.metadata()["ss_seed"] == str(seed)
+    assert training_section(read_run(job.folder)).sample_pictures()[0].seed == seed
+    first = job.result()
+    job.change(train__steps=2)
+    assert f"training_seed {seed}\n" in job.run()
+    images = sorted(key for key in first if re.fullmatch(r"\d+_\d+", key))
+    job.change(training_seed=seed, sample__seed=seed, train__steps=1)
+    shutil.rmtree(job.folder)
+    job.run()
+    again = job.result()
+    assert images and [again[key] for key in images] == [first[key] for key in images]
+    job.change(training_seed=written)
+    shutil.rmtree(job.folder)
+    assert f"training_seed {seed}\n" not in job.run()
 
 
 # ------------------------------------------------------------ zeros

@@ -1,6 +1,22 @@
 """What is an error, and what each kind says."""
 
-from toolkit.errors import ConfigErrors, Diagnostic, Interrupted, RunError, UserError, did_you_mean, missing_package
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.errors import (
+    ConfigErrors,
+    Diagnostic,
+    Interrupted,
+    RunError,
+    UserError,
+    did_you_mean,
+    install_command,
+    missing_package,
+)
 
 
 def test_all_mistakes_are_in_the_message_one_line_each() -> None:
@@ -34,4 +50,50 @@ def test_did_you_mean_takes_a_name_that_is_no_text() -> None:
 
 def test_the_package_that_is_missing_is_named() -> None:
     assert missing_package("json", "pages") == ""
-    assert missing_package("no_such_package", "pages").endswith("not installed. Run: pip install no_such_package")
+    command = install_command("no_such_package")
+    assert missing_package("no_such_package", "pages").endswith(f"not installed. Run: {command}")
+
+
+@pytest.mark.parametrize(
+    ("file", "has_pip", "plain", "with_options"),
+    [
+        ("", True, "{python} -m pip install pi-heif", "{python} -m pip install --no-deps lpips==0.1.4"),
+        (
+            "",
+            False,
+            "uv pip install --python {python} pi-heif",
+            "uv pip install --python {python} --no-deps lpips==0.1.4",
+        ),
+        (
+            "uv-receipt.toml",
+            False,
+            "uv pip install --python {python} pi-heif",
+            "uv pip install --python {python} --no-deps lpips==0.1.4",
+        ),
+        (
+            "pipx_metadata.json",
+            True,
+            "pipx inject atelier pi-heif",
+            "pipx inject --pip-args=--no-deps atelier lpips==0.1.4",
+        ),
+    ],
+)
+def test_packages_are_installed_where_the_program_runs(
+    file: str, has_pip: bool, plain: str, with_options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = tmp_path / "atelier"
+    environment.mkdir()
+    if file:
+        (environment / file).touch()
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    if has_pip:
+        (tmp_path / "pip").mkdir()
+    assert install_command("pi-heif") == plain.format(python=sys.executable)
+    assert install_command("lpips==0.1.4", "--no-deps") == with_options.format(python=sys.executable)
+
+
+def test_setuptools_can_be_imported_after_a_remedy() -> None:
+    """Asking Python's finders for pip would forbid it, and so torch's compilers."""
+    code = "from toolkit.errors import install_command; install_command('x'); import setuptools"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover
 from toolkit.files.writing import EXTENSIONS_ROOT
@@ -266,3 +267,23 @@ def test_classes_are_named_by_text_relative_to_who_says_so(drop_ins: Path, write
     second.process = ".elsewhere:Process"  # of its own package, whoever it extends
     with pytest.raises(RunError, match="elsewhere"):
         table.process_class("second")
+
+
+def test_extensions_of_the_working_folder_are_those_of_an_installed_program(
+    write_extension: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout has a folder of this name, and does not look into another one."""
+    write_extension("mine", LISTED, folder="extensions")
+    monkeypatch.chdir(tmp_path)
+    assert "own" not in {found.uid for found in discover().found}
+    monkeypatch.setattr(extension, "IS_INSTALLED", True)
+    assert "own" in {found.uid for found in discover().found}
+
+
+LISTED = """
+    class Own:
+        uid = "own"
+        name = "own"
+
+    AI_TOOLKIT_EXTENSIONS = [Own]
+"""

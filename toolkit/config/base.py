@@ -52,6 +52,9 @@ class StrictModel(BaseModel):
     """The key that a text, number or switch in the place of this section is meant for; "": none, or such a value means
     something."""
 
+    common_words: ClassVar[Mapping[str, str]] = {}
+    """Unknown keys that people write -> the key that they mean, or a sentence with what to do."""
+
     short_for: ClassVar[str] = ""
     """The key that such a value is short for; "": none."""
 

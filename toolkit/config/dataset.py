@@ -352,6 +352,12 @@ class DatasetConfig(StrictModel):
     num_workers: int = Field(default=0, ge=0, le=1024)
     """Number of threads that prefetch batches. 0: batches are loaded in the main thread."""
 
+    common_words: ClassVar = {
+        **dict.fromkeys(("res", "size", "image_size"), "resolution"),
+        **dict.fromkeys(("dir", "directory", "images"), "folder_path"),
+        "shuffle": "Images are always shuffled. Leave this key out.",
+        "enable_ar_bucket": "Images are always grouped by size. Leave this key out.",
+    }
     lone_key: ClassVar = "folder_path"
     on_resume: ClassVar = {
         **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),

@@ -74,16 +74,19 @@ def reader_of(
     """
 
     def read(value: Any) -> str:
-        if not isinstance(value, str):
+        if not isinstance(value, str | bool):
             raise value_error(f"is not a name. Use {_listed(names)}{also}.")
-        folded = value.strip().lower()
+        folded = str(value).strip().lower()
         if folded in names:
             return folded
         if folded in spellings:
             return spellings[folded]
         for beginning, remedy in (instead or {}).items():
             if folded.startswith(beginning):
-                raise value_error(f"{value!r} is not supported. {remedy}")
+                shown = folded if isinstance(value, bool) else repr(value)
+                raise value_error(f"{shown} is not supported. {remedy}")
+        if isinstance(value, bool):
+            raise value_error(f"is not a name. Use {_listed(names)}{also}.")
         # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
         near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -94,6 +97,28 @@ def reader_of(
 
 def _listed(names: Iterable[str]) -> str:
     return " or ".join(repr(name) for name in names)
+
+
+RANDOM = "random"
+"""A seed that is drawn when a run begins; -1 is the same, as in other programs."""
+
+
+def seed_reader(drawn: int) -> BeforeValidator:
+    """Reads `random` and -1 as `drawn`, the number by which a field knows a seed that is drawn.
+
+    -1 draws a seed for ai-toolkit's samples (27a03a91, `GenerateImageConfig`) and in AUTOMATIC1111's web UI; no seed at
+    all in sd-scripts (48d368fa, `train_network.py`) and diffusers' scripts.
+    """
+
+    def read(value: Any) -> Any:
+        word = str(value).strip().lower()
+        if word in (RANDOM, "-1"):
+            return drawn
+        if isinstance(value, str) and not re.fullmatch(r"[-+]?[\d.,]+", word):
+            raise value_error(f"{value!r} is not a seed. Write a whole number, or {RANDOM}.")
+        return value
+
+    return BeforeValidator(read, json_schema_input_type=int | Literal["random"])
 
 
 AUTO_OR_BOOL = bool | Literal["auto"]
@@ -156,12 +181,21 @@ def path_hint(path: str) -> str:
 
 
 def near_path(path: str) -> str:
-    """A sentence with what lies beside a path that leads nowhere and has nearly its name; empty without."""
-    given = Path(path).expanduser()
-    with suppress(OSError, ValueError):
-        if near := get_close_matches(given.name, os.listdir(given.parent), n=1, cutoff=0.75):
-            return f"Did you mean {str(given.with_name(near[0]))!r}? "
-    return ""
+    """A sentence with the path that is spelt most like one that leads nowhere, part by part, such as one in capital
+    letters or with backslashes; empty without."""
+    given = Path(path.replace("\\", "/")).expanduser()
+    found = Path(given.anchor)
+    for part in given.parts[1:] if given.anchor else given.parts:
+        if not os.path.lexists(found / part):
+            names: dict[str, str] = {}
+            with suppress(OSError, ValueError):
+                names = {name.lower(): name for name in os.listdir(found)}
+            near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
+            if not near:
+                return ""
+            part = names[near[0]]
+        found = found / part
+    return f"Did you mean {str(found)!r}? "
 
 
 def moved_hint(path: str) -> str:

@@ -65,6 +65,8 @@ def hub_remedy(path: str) -> str:
 def hub_fault(path: str) -> str:
     """What is wrong with an address, or with a dataset in the hub cache, with its remedy; empty for any other path.
     path: as `from_cache` leaves it."""
+    if path.startswith("file://"):
+        return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):
         repo, _ = hub_dataset(path)
         how = f"Run '{download(repo)}', and start again" if repo else "Download it, and give the folder"

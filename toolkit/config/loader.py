@@ -78,6 +78,7 @@ def load_job(
     command: str = "",
     as_job: bool = False,
     check_files: bool = True,
+    earlier_outputs: frozenset[Path] = frozenset(),
 ) -> JobConfig:
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
     file system, for a job that has run.
@@ -85,7 +86,8 @@ def load_job(
     path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
     with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
     for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
-    `unexpanded_text` is the job under our names, whatever the file is.
+    `unexpanded_text` is the job under our names, whatever the file is. earlier_outputs: as `JobContext` has it, of jobs
+    that run before this one.
     """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
@@ -105,7 +107,7 @@ def load_job(
     root = replace_name(root, job_name)
     processes = read_processes(root.value["config"], find_model, diagnostics)
     if check_files:
-        check_processes(processes, JobContext(job_name), diagnostics)
+        check_processes(processes, JobContext(job_name, earlier_outputs), diagnostics)
     warn_of_odd_quotes(root, diagnostics)
     warn_of_cut_texts(written, text, diagnostics)
     warn_of_empty_sections(written, processes, diagnostics)
@@ -141,6 +143,8 @@ def read_written(
             root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
         elif suffix in (".py", ".ipynb"):
             diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
+        elif suffix in (".md", ".rst", ".html", ".log"):
+            diagnostics.fatal(SourceLocation(1, 1), (), f"is not a job, a YAML or JSON file, and {NO_COMMAND}")
         elif suffix == ".toml":
             from toolkit.config.toml_reader import read_toml
 

@@ -58,12 +58,22 @@ QTYPE_SPELLINGS = {
 """Other programs' names of number types -> ours."""
 
 _OF_8_BITS = "Use 'int8', whose products are in 8 bits too with int8_matmul: true."
-_OF_4_BITS = "Use 'uint4' or 'uint3', with accuracy_recovery_adapter."
+_OF_4_BITS = "Use 'int4', or 'uint4' with an accuracy_recovery_adapter."
 QTYPE_INSTEAD = {
     **dict.fromkeys(("convrotint8", "convrot8", "uint8"), _OF_8_BITS),
     **dict.fromkeys(("convrot", "orbit", "nvfp4", "nf4"), _OF_4_BITS),
 }
 """Beginnings of other programs' number types, the longer first -> what to use here."""
+
+
+def _meant_type(text: str) -> str:
+    """The number type that a text in the place of a switch means: `int8`, `8bit`, `nf4`; empty for all others."""
+    folded = text.strip().lower()
+    if folded in {*QTYPES, *QTYPE_SPELLINGS}:
+        return folded
+    bits = re.fullmatch(r"([248])[ _-]?bits?|(?:nf|fp|nvfp)([48])", folded)
+    return f"int{bits[1] or bits[2]}" if bits else ""
+
 
 Qtype = Annotated[
     str,
@@ -271,6 +281,11 @@ class ModelConfig(StrictModel):
         **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
+    common_words: ClassVar = {
+        "load_in_8bit": "Write 'quantize: true' and 'qtype: int8'.",
+        "load_in_4bit": "Write 'quantize: true' and 'qtype: int4'.",
+        "vram": "Write 'low_vram: true'; 'run.py new --gpu GIB' writes a job for a GPU of this size.",
+    }
     lone_key: ClassVar = "name_or_path"
 
     _file_fault: str = PrivateAttr(default="")
@@ -318,8 +333,8 @@ class ModelConfig(StrictModel):
         _part_recovery(entries, diagnostics)
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
-            if node and isinstance(node.value, str) and node.value.lower() in {*QTYPES, *QTYPE_SPELLINGS}:
-                remedy = f"Write '{switch}: true' and '{qtype}: {node.value}'."
+            if node and isinstance(node.value, str) and (meant := _meant_type(node.value)):
+                remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
                 diagnostics.error(node, f"{show(node)} is neither true nor false. {remedy}")
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])

@@ -16,7 +16,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, below, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.errors import UserError
+from toolkit.errors import UserError, install_command
 from toolkit.networks.kinds import ALGORITHMS, KINDS, NetworkKind
 
 NOT_TRAINED = {
@@ -188,6 +188,10 @@ class NetworkConfig(StrictModel):
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
+    common_words: ClassVar = {
+        **dict.fromkeys(("dim", "r", "network_rank", "lora_rank"), "linear"),
+        **dict.fromkeys(("target_modules", "modules"), "network_kwargs.only_if_contains"),
+    }
     lone_key: ClassVar = "type"
     saved_weights: ClassVar[tuple[str, ...]] = ("pretrained_lora_path",)
 
@@ -201,6 +205,8 @@ class NetworkConfig(StrictModel):
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
             elif kind != "lycoris" and named not in ("lora", "locon") and ALGORITHMS.get(named) != kind:
                 diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+        elif given and str(given.value).strip().lower() == "lycoris":
+            diagnostics.warn(given, "no network_kwargs.algo is given: a plain LoRA is trained. Write 'type: lora'.")
         return entries
 
     def check(self, job: JobContext) -> Findings:
@@ -225,7 +231,7 @@ class NetworkConfig(StrictModel):
         """What cannot be done with a module class of lycoris-lora."""
         if find_spec("lycoris") is None:
             message = f"'{self.type}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed."
-            yield error("type", f"{message} Run: pip install {LYCORIS}")
+            yield error("type", f"{message} Run: {install_command(LYCORIS)}")
         if self.scale_weight_norms:
             message = f"the change of '{self.type}' cannot be scaled down by its weights. Remove it."
             yield error("scale_weight_norms", message)

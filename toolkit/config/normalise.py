@@ -14,13 +14,14 @@ from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import AliasChoices, BaseModel, ValidationError
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import StrictModel, all_findings
+from toolkit.config.findings import JobContext
 from toolkit.config.foreign import ForeignKeys, ForeignName, foreign_keys
 from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
 from toolkit.config.yaml_faults import quoted
-from toolkit.errors import did_you_mean
+from toolkit.errors import did_you_mean, in_series
 from toolkit.files.run_files import saved_as, saved_like
 
 
@@ -161,7 +162,7 @@ class Normaliser:
 
     def hint(self, model: type[BaseModel], key: str, node: ConfigNode) -> str:
         """What to write instead of a key that the section `node` does not have."""
-        what = odd_characters(key) or foreign_keys().hint(key) or self.belongs(key, node)
+        what = odd_characters(key) or _meant(key, model) or foreign_keys().hint(key) or self.belongs(key, node)
         return what or _near(key, model) or all_keys(node)
 
     def belongs(self, key: str, node: ConfigNode) -> str:
@@ -218,8 +219,10 @@ class Normaliser:
         if model and isinstance(node.value, dict):
             return self.section(model, node)
         if model and strict.lone_key:
-            message = f"{show(node)} is not a mapping of keys and values. {as_section(node, strict.lone_key)}"
-            self.diagnostics.error(node, message)
+            remedy = as_section(node, strict.lone_key)
+            if isinstance(node.value, bool) and bool not in _parts(model.model_fields[strict.lone_key].annotation):
+                remedy = section_remedy(node, model, None if type(None) in _parts(annotation) else model)
+            self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values. {remedy}")
         elif is_whole_number(annotation) and node.plain and _GROUPED.fullmatch(node.text):
             whole, digits = node.text.partition(".")[0], node.text.replace(".", "")
             self.diagnostics.error(node, f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.")
@@ -239,6 +242,14 @@ def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = froz
     return node.value.keys() <= {*fields, *shapes, *also_known} and all(
         is_ours(model.model_fields[fields[key]].annotation, child) for key, child in node.value.items() if key in fields
     )
+
+
+def _meant(key: str, model: type[BaseModel]) -> str:
+    """What to write instead of a word that people write for a key: by the section's table, or where the word is a part
+    of the name of its main key (`path` for `folder_path`)."""
+    strict = model if issubclass(model, StrictModel) else StrictModel
+    meant = strict.common_words.get(key, strict.lone_key if key in strict.lone_key.split("_") else "")
+    return meant if " " in meant or not meant else f"Did you mean {meant!r}?"
 
 
 def _near(key: str, model: type[BaseModel]) -> str:
@@ -371,6 +382,29 @@ def as_section(node: ConfigNode, key: str) -> str:
     if odd or isinstance(node.path[-1], int):
         return odd or f"Write '- {key}: {text}'."
     return f"Write '{node.path[-1]}: {{{key}: {text}}}'."
+
+
+def section_remedy(node: ConfigNode, model: type[BaseModel] | None, default: Any) -> str:
+    """What to write where a single value stands in the place of a section that has no key for it.
+
+    default: of the field. A switch means the section with its defaults, or none; model: None where it is not known.
+    """
+    required = [repr(name) for name, field in model.model_fields.items() if field.is_required()] if model else []
+    if node.value is True and model and _works_empty(model):
+        return f"Write '{node.path[-1]}: {{}}' for its defaults."
+    if node.value is False and model and default is None:
+        return "Leave the key out."
+    needed = f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required" if required else ""
+    return f"Write its keys below it, indented, each as 'key: value'{needed}."
+
+
+def _works_empty(model: type[BaseModel]) -> bool:
+    """Whether a section with the defaults of all keys has no error."""
+    try:
+        section = model.model_validate({})
+    except ValidationError:
+        return False
+    return not any(finding.severity == "error" for finding in all_findings(section, JobContext("job")))
 
 
 def is_text(annotation: Any) -> bool:

@@ -7,19 +7,20 @@ import netrc
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.few_step import DeploymentConfig, check_labels
-from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots, gather_slots, slot_names
+from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots, gather_slots, seed_reader, slot_names
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
 from toolkit.config.prompts import prompts_to_samples, read_flags
+from toolkit.errors import install_command
 from toolkit.files.redact import REDACTED, contains_secret
 
 
@@ -120,6 +121,10 @@ class SaveConfig(SaveIntervalConfig):
     hf_private: bool = True
     """For `push_to_hub`: create a private repository."""
 
+    common_words: ClassVar = {
+        **dict.fromkeys(("save_steps", "checkpointing_steps", "interval"), "save_every"),
+        "format": "A LoRA is always one safetensors file. Leave this key out.",
+    }
     lone_key: ClassVar = "save_every"
 
     def check(self, job: JobContext) -> Findings:
@@ -141,6 +146,31 @@ MAX_SIDE = 16_384
 Negative = Annotated[str, BeforeValidator(_false_is_empty)]
 
 
+RANDOM_SEED = -1
+"""`seed: random` in a section of samples."""
+
+SAMPLE_WORDS = {
+    **dict.fromkeys(("steps", "num_steps", "num_inference_steps", "inference_steps"), "sample_steps"),
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance", "true_cfg_scale"), "guidance_scale"),
+    **dict.fromkeys(("negative", "negative_prompt"), "neg"),
+    **dict.fromkeys(("size", "resolution"), "Write 'width' and 'height', in pixels."),
+}
+"""What other programs call the keys of a sample, and people by habit."""
+
+MOST_GUIDANCE, MOST_STEPS = 20.0, 100
+"""Above these a scale or a number of steps is probably a typing error: models are sampled with 1 to 8, in 4 to 50."""
+
+
+def _unusual(sample: SampleItem | SampleConfig) -> Findings:
+    """A scale of guidance that burns images, and steps that take minutes for each."""
+    scale, steps = sample.guidance_scale, sample.sample_steps
+    if scale is not None and scale > MOST_GUIDANCE:
+        message = f"{scale:g} is far above what the model is made for, and burns images. A typical value is 4."
+        yield warning("guidance_scale", message)
+    if steps is not None and steps > MOST_STEPS:
+        yield warning("sample_steps", f"{steps} steps for each image take long, and show no more than 50.")
+
+
 class SampleItem(StrictModel):
     """`sample.samples[]`: one image. What it does not give comes from the `sample` section."""
 
@@ -158,8 +188,8 @@ class SampleItem(StrictModel):
     neg: Negative | None = None
     """Negative prompt; empty or false: one space."""
 
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    """Seed of the noise; 0 is a valid seed."""
+    seed: Annotated[int, Field(ge=RANDOM_SEED, lt=2**63), seed_reader(RANDOM_SEED)] | None = None
+    """Seed of the noise; 0 is a valid seed. random or -1: as of `sample.seed`."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=1000)
     """Classifier-free guidance scale; 0 to 1: off."""
@@ -182,6 +212,7 @@ class SampleItem(StrictModel):
     other_shapes: ClassVar = dict.fromkeys(
         slot_names("ctrl_img"), ForeignName("shaped", ("sample.samples[].ctrl_img",))
     )
+    common_words: ClassVar = SAMPLE_WORDS
     lone_key: ClassVar = "prompt"
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
@@ -193,7 +224,8 @@ class SampleItem(StrictModel):
         return entries
 
     def check(self, job: JobContext) -> Findings:
-        """Control images and a mask that are missing."""
+        """Control images and a mask that are missing; numbers that are probably typing errors."""
+        yield from _unusual(self)
         for slot, path in enumerate(self.ctrl_img):
             yield from check_path(f"ctrl_img.{slot}", path, "Give an image file.", job, file=True)
         if self.mask_img:
@@ -274,8 +306,9 @@ class SampleConfig(SampleIntervalConfig):
     neg: Negative = ""
     """Negative prompt; empty or false: one space."""
 
-    seed: int = Field(default=42, ge=0, lt=2**63)
-    """Seed of the noise; 0 is a valid seed."""
+    seed: Annotated[int, Field(ge=RANDOM_SEED, lt=2**63), seed_reader(RANDOM_SEED)] = 42
+    """Seed of the noise; 0 is a valid seed. random or -1: the run's training seed, so that all sets of a run have the
+    same noise; with `training_seed: random` another one in each run."""
 
     walk_seed: bool = False
     """Image i of a set has the seed `seed` + i."""
@@ -299,6 +332,7 @@ class SampleConfig(SampleIntervalConfig):
             "shaped", ("sample.samples",), "samples, as a list of prompts, or as a text file with one prompt per line"
         )
     }
+    common_words: ClassVar = {**SAMPLE_WORDS, "prompt": "prompts"}
     lone_key: ClassVar = "sample_every"
 
     @classmethod
@@ -309,10 +343,19 @@ class SampleConfig(SampleIntervalConfig):
         return entries | {"also": listed(entries["also"])} if "also" in entries else entries
 
     def check(self, job: JobContext) -> Findings:
-        """Entries of `also` with the same name."""
+        """Entries of `also` with the same name; numbers that are probably typing errors."""
         yield from super().check(job)
+        yield from _unusual(self)
         if self.also:
             yield from check_labels(self.also)
+
+    def with_seed(self, drawn: int) -> Self:
+        """The section with this seed in the place of random ones."""
+        if RANDOM_SEED not in (self.seed, *(item.seed for item in self.samples)):
+            return self
+        items = (item.model_copy(update={"seed": drawn} if item.seed == RANDOM_SEED else {}) for item in self.samples)
+        seed = drawn if self.seed == RANDOM_SEED else self.seed
+        return self.model_copy(update={"seed": seed, "samples": tuple(items)})
 
     def all_items(self) -> tuple[SamplePicture, ...]:
         """Those of `sample_items`, then the same in each way of `also`."""
@@ -329,7 +372,7 @@ class SampleConfig(SampleIntervalConfig):
             "width": self.width,
             "height": self.height,
             "neg": self.neg,
-            "seed": self.seed + (index if self.walk_seed else 0),
+            "seed": self.seed + (index if self.walk_seed and self.seed != RANDOM_SEED else 0),
             "guidance_scale": self.guidance_scale,
             "sample_steps": self.sample_steps,
             "flow_shift": self.flow_shift,
@@ -401,7 +444,9 @@ class LoggingConfig(StrictModel):
         for package in (PACKAGES[name] for name in trackers):
             if not _is_installed(package):
                 key = "log_with" if self.log_with != "auto" else "logging_dir"
-                yield error(key, f"needs the package {package!r}, which is not installed. Run: pip install {package}")
+                yield error(
+                    key, f"needs the package {package!r}, which is not installed. Run: {install_command(package)}"
+                )
         if "tensorboard" in trackers:
             if not self.logging_dir:
                 yield error("log_with", f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.")

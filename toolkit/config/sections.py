@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.dataset import LOSS, DatasetConfig, ValidationConfig
 from toolkit.config.few_step import DeploymentConfig
-from toolkit.config.field_types import PathStr, path_hint, value_error
-from toolkit.config.findings import Findings, check_path, error
+from toolkit.config.field_types import PathStr, path_hint, seed_reader, value_error
+from toolkit.config.findings import Findings, check_path, error, warning
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.output import (
@@ -43,9 +43,12 @@ def _device_number(value: Any) -> Any:
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch(_DEVICE, value):
-        raise value_error(f"{value!r} is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'.")
-    return value
+    device = value.strip().lower()
+    if not re.fullmatch(_DEVICE, device):
+        number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
+        meant = f"'cuda:{number[1]}'".replace(":'", "'") if number else "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        raise value_error(f"{value!r} is not a valid device. Write {meant}.")
+    return device
 
 
 Device = Annotated[str, BeforeValidator(_device_number, json_schema_input_type=str), AfterValidator(_device)]
@@ -73,6 +76,10 @@ class DatasetsSection(ProcessConfig):
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     """Folders of images, at least one; or one stream of shards."""
+
+    common_words: ClassVar = {
+        **dict.fromkeys(("activation_text", "trigger", "token", "instance_token", "activation_word"), "trigger_word"),
+    }
 
     reads_streams: ClassVar[bool] = False
     """Whether the process can be given a stream of shards instead of folders."""
@@ -159,8 +166,9 @@ class TrainingSection(ProcessConfig):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """Console output, curves and trackers."""
 
-    training_seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of data order, noise, dropout and initial weights. 0: a random seed, which is printed and recorded."""
+    training_seed: Annotated[int, Field(ge=0, lt=2**32), seed_reader(0)] = 0
+    """Seed of data order, noise, dropout and initial weights. 0, -1 or random: a random seed. It is drawn once, printed
+    and recorded, and a resume keeps it."""
 
     resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
     """auto: resume from the newest valid state in the run's folder, if any. never: move an existing run aside and start
@@ -206,6 +214,12 @@ class TrainingSection(ProcessConfig):
         """`<training_folder>/<job>`, with the process's name below it where it has one."""
         folder = Path(self.training_folder).expanduser() / job.name
         return folder / self.name if self.name else folder
+
+    def with_seed(self, drawn: int) -> Self:
+        """The section with the seed of a run in the place of the random ones of its samples."""
+        parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
+        samples = {key: part.with_seed(drawn) for key, part in parts.items() if isinstance(part, SampleConfig)}
+        return self.model_copy(update={key: part for key, part in samples.items() if part is not parts[key]})
 
     def draws_first(self) -> bool:
         """Whether samples are generated before step 1."""
@@ -300,6 +314,9 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
     def check(self, job: JobContext) -> Findings:
         """What needs the number of images or their list, with a stream that has neither."""
         yield from super().check(job)
+        if all(dataset.is_reg for dataset in self.datasets):
+            message = "true for every dataset: all images hold the model back, and none is learned. "
+            yield warning("datasets.0.is_reg", f"{message}Leave it out for the images that are to be learned.")
         if (stream := self.streamed) is None:
             return
         readers, at = stream.webdataset.readers, "datasets.0.webdataset.readers"

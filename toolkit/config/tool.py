@@ -27,9 +27,10 @@ from toolkit.config.loader import check_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, is_text, item_annotation, section_model
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig
-from toolkit.config.yaml_reader import scalar_value
+from toolkit.config.yaml_reader import map_paths, scalar_value
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
+from toolkit.files.writing import moved_examples
 from toolkit.version import COMMAND
 
 _NOWHERE = SourceLocation(0, 0)
@@ -212,13 +213,16 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     argv, behind = [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]], list(argv[end:])
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
+    for flag in flags & {f"--{word}" for word in model.common_words}:
+        raise UserError(f"{parser.prog}: unknown argument {flag!r}. {model.common_words[flag[2:]]}")
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise UserError(unknown_arguments(parser, unknown))
+        raise UserError(unknown_arguments(parser, unknown, model.lone_key))
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     given |= {taker: behind} if behind else {}
     diagnostics = FlagDiagnostics(parser.prog, model)
-    process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics))
+    root = map_paths(_root(uid, model, given), moved_examples())
+    process = read_process(0, root, lambda _: model, Normaliser(diagnostics))
     job = JobContext(uid)
     check_processes([process], job, diagnostics)
     diagnostics.raise_errors()
@@ -231,8 +235,9 @@ OF_JOBS = ("--dry-run", "--restart", "--restart-from", "--allow-change", "--reco
 """Options of the command line that runs jobs; tools have none of them."""
 
 
-def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
-    """One line for each flag that a tool does not have; values that stand behind one are not told apart from it."""
+def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str], lone_key: str = "") -> str:
+    """One line for each flag that a tool does not have; values that stand behind one are not told apart from it.
+    lone_key: the key that a value without a flag is meant for."""
     known = [flag[2:] for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
     flags = [word for word in unknown if word.startswith("-")] or list(unknown[:1])
     lines = []
@@ -240,7 +245,11 @@ def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str]) -
         near = get_close_matches(word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7)
         hint = f"Did you mean '--{near[0]}'?" if near else f"'{parser.prog} --help' lists its flags."
         if not word.startswith("-"):
-            hint = f"Each value stands behind its flag: {hint}" if not near else hint
+            hint = (
+                f"Write '--{lone_key} {word}'."
+                if lone_key
+                else f"Each value stands behind its flag, one with spaces in quotes: {hint}"
+            )
         if word.partition("=")[0].replace("_", "-") in OF_JOBS:
             hint = "It is an option for jobs: a tool does what it does at once."
         help_ = foreign_keys().flag_remedy(word) or hint

@@ -27,7 +27,7 @@ from toolkit.config.findings import Findings, JobContext, check_path, error, war
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.network import Pattern
 from toolkit.config.normalise import merge_aliases
-from toolkit.errors import UserError
+from toolkit.errors import UserError, did_you_mean
 from toolkit.flow.settings import (
     HUBER_SCHEDULES,
     LOSS_TYPES,
@@ -98,10 +98,11 @@ class EmaConfig(StrictModel):
         """An average that never moves, or that nobody asked for."""
         if not self.use_ema and "use_ema" not in self.model_fields_set:
             yield from self.unused("ema_decay", " without 'use_ema: true'.")
-        if self.use_ema and self.ema_decay == 1 and not self.use_num_updates:
-            message = "with 1 the average never changes: samples and saved files would use the initial weights. "
-            message += "A typical value is 0.999."
-            yield warning("ema_decay", message)
+        if self.use_ema and self.ema_decay == 1:
+            message = "with 1 the average never changes: samples and saved files would use the initial weights."
+            if self.use_num_updates:
+                message = "1 sets no limit: files are averages of about the last tenth of the run, however long it is."
+            yield warning("ema_decay", f"{message} A typical value is 0.999.")
 
 
 MAX_STEPS = 999_999_999
@@ -109,6 +110,15 @@ UNTIL_THE_DATA_ENDS = MAX_STEPS
 """Optimizer steps that the names of files have digits for."""
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+USUAL_BACKENDS = ("inductor", "aot_eager", "eager", "cudagraphs")
+BACKENDS = (
+    *USUAL_BACKENDS, "aot_eager_decomp_partition", "aot_eager_decomp_partition_crossref",
+    "aot_eager_decomp_partition_with_mode", "aot_eager_default_partitioner", "aot_ts", "eager_debug", "eager_noexcept",
+    "invoke_subgraph", "openxla", "openxla_eval", "pre_dispatch_eager", "tensorrt", "ts", "tvm",
+)  # fmt: skip
+"""Backends of torch.compile in PyTorch 2.13 that run models; tensorrt is that of the package torch_tensorrt."""
 
 
 class CompileConfig(StrictModel):
@@ -145,7 +155,11 @@ class CompileConfig(StrictModel):
     """The section's name in messages."""
 
     def check(self, job: JobContext) -> Findings:
-        """Keys of a compiler that is off, or of another one."""
+        """Keys of a compiler that is off, or of another one; a compiler that PyTorch does not have. The start asks
+        PyTorch itself, and packages add to its compilers: so this is only a warning."""
+        if self.enabled and self.backend not in BACKENDS:
+            remedy = did_you_mean(self.backend, USUAL_BACKENDS, list_all=False)
+            yield warning("backend", f"PyTorch itself has no backend {self.backend!r}. {remedy}")
         if not self.enabled:
             for key in sorted(self.model_fields_set - {"enabled"}):
                 yield warning(key, "has no effect with 'enabled: false'.")
@@ -267,6 +281,10 @@ SCHEDULE_SPELLINGS = {
     "linearlr": "LinearLR",
     "cosineannealinglr": "CosineAnnealingLR",
 }
+_CONSTANT = "Write constant: the learning rate then stays as it is."
+SCHEDULE_INSTEAD = dict.fromkeys(("none", "no", "off", "false", "disabled"), _CONSTANT)
+"""Words for no schedule -> what to write."""
+
 OPTIMIZER_SPELLINGS = {
     "adamw_8bit": "adamw8bit",
     "adamw8": "adamw8bit",
@@ -389,7 +407,7 @@ class OptimizerConfig(StrictModel):
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer, such as weight_decay or betas; strings such as "0.9,0.999" are parsed."""
 
-    lr_scheduler: Annotated[str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS)] = "constant"
+    lr_scheduler: Annotated[str, OneOf(*SCHEDULES, spellings=SCHEDULE_SPELLINGS, instead=SCHEDULE_INSTEAD)] = "constant"
     """Schedule of the learning rate after the warm-up. linear, cosine, polynomial and rex decay over the run; those
     with restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential multiplies by
     `gamma` at each optimizer step; plateau reduces the rate when the loss, or the validation loss, stops falling. With
@@ -486,6 +504,13 @@ class OptimizerConfig(StrictModel):
             )
             yield error("lr_groups", message)
 
+    common_words: ClassVar = {
+        **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps"), "lr_warmup_steps"),
+        **dict.fromkeys(("scheduler", "schedule"), "lr_scheduler"),
+        "optim": "optimizer",
+        **{key: f"Write 'optimizer_params: {{{key}: ...}}'." for key in ("weight_decay", "betas", "eps", "momentum")},
+    }
+
     @property
     def is_schedule_free(self) -> bool:
         """Whether the optimizer, with its arguments, averages the weights itself."""
@@ -557,6 +582,11 @@ class OptimizationConfig(OptimizerConfig):
     disable_sampling: bool = False
     """Generate no samples at all."""
 
+    common_words: ClassVar = {
+        **OptimizerConfig.common_words,
+        **dict.fromkeys(("bs", "batch", "train_batch_size"), "batch_size"),
+        **dict.fromkeys(("iterations", "iters", "max_steps"), "steps"),
+    }
     on_resume: ClassVar = {
         **dict.fromkeys(
             ("memory_account", "skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"

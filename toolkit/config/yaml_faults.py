@@ -53,6 +53,7 @@ _REMEDIES = (
     _Remedy(
         _NO_KEY_HERE, "above", r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$", "no ':' follows the key. Write 'key: value'."
     ),
+    _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+ *= *\S", "a key has no '='. Write 'key: value'."),
     _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+:[^\s:]", "no space follows the ':'. Write 'key: value'."),
     _Remedy(r"mapping values", "here", r"\S#", "a comment needs a space before its '#'."),
     _Remedy(

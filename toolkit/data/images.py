@@ -48,6 +48,7 @@ from toolkit.data.tiff import (
     undone,
 )
 from toolkit.data.types import Flip, Mask, ResizeCrop, Size
+from toolkit.errors import install_command
 from toolkit.files.unreadable import LONGEST, denied, in_its_place
 
 if TYPE_CHECKING:
@@ -430,9 +431,9 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
             article = "an" if name[0] == "O" else "a"
             return f"is {article} {name}, which is not read. {_REMEDY}"
     if beginning[4:8] == b"ftyp" and beginning[8:12] in _HEIC_BRANDS and not find_spec("pi_heif"):
-        return f"{what} (HEIC needs the package 'pi-heif': pip install pi-heif)"
+        return f"{what} (HEIC needs the package 'pi-heif': {install_command('pi-heif')})"
     if beginning.startswith(jxl.BEGINNINGS) and not find_spec(jxl.PACKAGE):
-        return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): pip install {jxl.PACKAGE}"
+        return f"is a JPEG XL, which needs the package '{jxl.PACKAGE}' (extra 'jxl'): {install_command(jxl.PACKAGE)}"
     return what
 
 
@@ -485,7 +486,7 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         colours = colours_of(image)
         if colours.is_hdr:
             what = f"is {colours.name}, of which Pillow gives 8 bits, too few for its range"
-            install = f"Install the package '{jxl.PACKAGE}' (extra 'hdr'): pip install {jxl.PACKAGE}"
+            install = f"Install the package '{jxl.PACKAGE}' (extra 'hdr'): {install_command(jxl.PACKAGE)}"
             raise ImageError(path, f"{what}. {install}; or save it as PNG")
     header = header_of(image)
     if header is not None and not header.is_read:

@@ -27,6 +27,7 @@ from typing import Any, TextIO
 
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.redact import redact_text
+from toolkit.version import with_addresses
 
 _CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction of text
@@ -93,7 +94,7 @@ class RedactingStream:
         """Writes and flushes."""
         try:
             if text:
-                self._stream.write(redact_text(text))
+                self._stream.write(with_addresses(redact_text(text)))
             self._stream.flush()
         except OSError as error:
             if self.error is None:

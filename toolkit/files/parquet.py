@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import install_command
 from toolkit.files.unreadable import LONGEST, in_its_place
 from toolkit.files.writing import lacks_room
 
@@ -22,7 +23,7 @@ MAGIC = b"PAR1"
 TABLE = "metadata.jsonl"
 """File with the rows of an unpacked file, a line for each: pictures by their names."""
 
-MISSING = "is a Parquet file, which needs the package 'pyarrow': pip install pyarrow (the extra 'parquet')"
+MISSING = f"is a Parquet file, which needs the package 'pyarrow': {install_command('pyarrow')}"
 """Message where pyarrow is not installed."""
 
 _ROWS_AT_ONCE = 64

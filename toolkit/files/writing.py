@@ -80,17 +80,16 @@ def _near_config(bases: Iterable[Path]) -> str:
     for base in bases:
         with suppress(OSError, ValueError):
             found = [name for name in sorted(os.listdir(base.parent)) if name.endswith(CONFIG_SUFFIXES)]
-            same = [name for name in found if os.path.splitext(name)[0].lower() == base.stem.lower()]
-            if near := same or get_close_matches(base.name, found, n=1, cutoff=0.8):
-                return f" Did you mean {str(base.parent / near[0])!r}?"
+            stems = {os.path.splitext(name)[0].lower(): name for name in reversed(found)}
+            if near := get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6):
+                return f" Did you mean {str(base.parent / stems[near[0]])!r}?"
     return ""
 
 
-def moved_examples(path: str | Path) -> dict[str, str]:
-    """Folder -> where it is, of what a job of the program's own examples names, in a working directory without them."""
-    examples = CONFIG_ROOT / "examples"
-    is_example = Path(path).resolve().is_relative_to(examples)
-    return {"config/examples": str(examples)} if is_example and not Path("config/examples").is_dir() else {}
+def moved_examples() -> dict[str, str]:
+    """Folder -> where it is, of the program's own examples, in a working directory without them: the small model, and
+    what the jobs of the examples name."""
+    return {} if Path("config/examples").is_dir() else {"config/examples": str(CONFIG_ROOT / "examples")}
 
 
 def read_source(path: str | Path) -> bytes:

@@ -8,7 +8,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from toolkit.errors import UserError
+from toolkit.errors import UserError, install_command
 
 OLDEST, NEWEST = (2, 11), (2, 13)
 """The versions that the program was run on; requirements.txt pins the newest."""
@@ -57,7 +57,8 @@ def check_torch_version() -> str | None:
     """A warning where the installed version is newer than those that were tested. Raises UserError below the oldest."""
     here, supported = installed(), f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
     if minor(here) < OLDEST:
-        raise UserError(f"PyTorch {here} is too old, this program runs on {supported}: pip install -r requirements.txt")
+        wanted = f"torch=={'.'.join(map(str, NEWEST))}.0"
+        raise UserError(f"PyTorch {here} is too old, this program runs on {supported}: {install_command(wanted)}")
     if minor(here) > NEWEST:
         return f"PyTorch {here} is newer than those this program was tested with ({supported})."
     return None

@@ -216,7 +216,9 @@ def runs_in(folder: Path) -> tuple[RunInfo, ...]:
 def read_run(folder: Path) -> RunInfo:
     """One run. Raises RunError when the folder holds none."""
     if not _is_run(folder):
-        raise RunError(f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.")
+        usual = Path("output") / folder
+        near = f" Did you mean '{usual}'?" if _is_run(usual) else ""
+        raise RunError(f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.{near}")
     return _info(folder)
 
 

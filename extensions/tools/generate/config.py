@@ -30,6 +30,8 @@ class GenerateConfig(PicturesConfig):
     """Scale of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time. Not given:
     the model's default, 4 for most."""
 
+    lone_key: ClassVar[str] = "prompt"
+
     seed: SeedOrList = (42,)
     """Seeds of the noise: one image per prompt and seed. 0 is a valid seed."""
 

@@ -46,6 +46,8 @@ class GridConfig(PicturesConfig):
     cfg: NumberOrList | None = None
     """Scales of classifier-free guidance, one row each; 0 to 1: off. Not given: the model's default, 4 for most."""
 
+    lone_key: ClassVar[str] = "lora"
+
     seed: SeedOrList = (42,)
     """Seeds of the noise, one row each. 0 is a valid seed."""
 

@@ -23,6 +23,7 @@ from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 from toolkit.models.families import UnknownFamilyError, family_for
 from toolkit.system.nvidia import least_memory
+from toolkit.version import with_addresses
 
 
 def _run_name(name: str) -> str:
@@ -39,6 +40,15 @@ class NewConfig(ToolConfig):
     process_types: ClassVar[tuple[str, ...]] = ("new",)
     example: ClassVar[str] = "my_char config/examples/photos --model config/examples/tiny_mascots"
     positional: ClassVar[tuple[str, ...]] = ("job_name", "folder")
+
+    common_words: ClassVar = {
+        key: f"It is a key of the job that this command writes: change '{place}' there."
+        for key, place in {
+            **dict.fromkeys(("rank", "dim"), "network.linear"), "alpha": "network.linear_alpha",
+            "batch-size": "train.batch_size", **{key: f"train.{key}" for key in ("steps", "epochs", "lr", "optimizer")},
+            "resolution": "datasets[].resolution",
+        }.items()
+    }  # fmt: skip
 
     job_name: Annotated[str, AfterValidator(_run_name)] = Field(max_length=100)
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
@@ -66,7 +76,8 @@ class NewConfig(ToolConfig):
     def job_text(self) -> str:
         """The job. Raises UserError where the GPU is too small for the model."""
         trigger = self.trigger_word or self.job_name
-        return written_job(self.job_name, self.folder, trigger, self.model, self.gpu_gb() or WITHOUT_GPU)
+        text = written_job(self.job_name, self.folder, trigger, self.model, self.gpu_gb() or WITHOUT_GPU)
+        return with_addresses(text)
 
     def gpu_gb(self) -> int:
         """GB of the GPU that the job is for; 0: there is none."""

@@ -27,6 +27,7 @@ from toolkit.models.families import arch_of, family_for, model_bytes
 from toolkit.models.interface import ModelFacts
 from toolkit.registry import FAMILIES
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
+from toolkit.version import COMMAND
 
 NOTES = 44
 """Column at which the comments behind keys begin."""
@@ -176,7 +177,7 @@ SMALL: tuple[Edit, ...] = (
 )
 """From the quickstart to a job on a folder, for a model that is as small."""
 
-WRITTEN = "Written by `run.py new`"
+WRITTEN = f"Written by `{COMMAND} new`"
 
 WITHOUT_GPU = 24
 """GB of the GPU that a job is written for on a machine without one."""

@@ -15,6 +15,7 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.archives import archive_in
+from toolkit.files.run_files import saved_as
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, why_not_replaced
 from toolkit.models.adapter_origin import origin_findings, unreadable
@@ -79,7 +80,8 @@ def check_folder(key: tuple[str | int, ...], path: str, job: JobContext) -> Iter
     if archive_in(path):
         yield Diagnostic(key, f"{path!r} is a zip file, which jobs read and this tool does not. Unpack it.")
     else:
-        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}). {near_path(path)}".rstrip())
+        near = near_path(path) or "Give a folder."
+        yield Diagnostic(key, f"{path!r} is not a folder (working directory: {Path.cwd()}). {near}".rstrip())
 
 
 def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iterator[Diagnostic]:
@@ -116,7 +118,9 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
         yield Diagnostic(key, f"{path!r} is a folder. {_file_in(file)}")
         return
     if not file.is_file():
-        yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}).")
+        found = saved_as(f"output/{path}")
+        near = f"Did you mean '{found}'?" if found else near_path(path) or "Give a LoRA file."
+        yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip())
         return
     if fault := unreadable(path):
         yield Diagnostic(key, fault)

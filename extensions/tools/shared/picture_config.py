@@ -3,20 +3,31 @@ images. Prompts are read as those of `sample` are. Imports no torch."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.keys import check_loras, check_origins, split_strength
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import AutoOrBool, Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
+from toolkit.config.field_types import (
+    AutoOrBool,
+    Dtype,
+    PathOrList,
+    PathStr,
+    Slots,
+    StrOrList,
+    as_list,
+    schema_of_list,
+    seed_reader,
+)
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.normalise import Normaliser
-from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
+from toolkit.config.output import MAX_SIDE, RANDOM_SEED, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig
@@ -30,8 +41,13 @@ from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import family_for, rounded_side, single_file_faults, unlike_distilled
 from toolkit.models.interface import ModelFacts
 
+
+def _drawn(value: Any) -> Any:
+    return secrets.randbelow(2**32) if value == RANDOM_SEED else value
+
+
 SeedOrList = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    tuple[Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_drawn), seed_reader(RANDOM_SEED)], ...],
     BeforeValidator(as_list),
     schema_of_list({"type": "integer", "minimum": 0}),
 ]
@@ -198,7 +214,7 @@ class PicturesConfig(ToolConfig):
         if self.model is not None:
             return self.model
         if not self.lora:
-            raise UserError("is required: a model folder or hub id.")
+            raise UserError("is required: a model folder or hub id; or give --lora FILE, which names its model.")
         return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
 
     def items(self) -> tuple[SampleItem, ...]:

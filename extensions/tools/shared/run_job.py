@@ -33,8 +33,14 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
     for entry in job.processes:
         section = entry.section
         if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
-            return section
+            return section.with_seed(_seed_of(run.folder))
     raise UserError(f"{run.folder}: this run does not save LoRAs.")
+
+
+def _seed_of(folder: Path) -> int:
+    """The training seed that a run has drawn or was given, by the metadata of its files; 0 where they have none."""
+    file = last_saved(folder)
+    return int(read_metadata(file).get("ss_seed", 0)) if file and file.is_file() else 0
 
 
 def control_images(run: RunInfo) -> list[list[Path]]:

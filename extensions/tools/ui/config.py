@@ -48,6 +48,8 @@ class UiConfig(ToolConfig):
     process_types: ClassVar[tuple[str, ...]] = ("ui",)
     example: ClassVar[str] = "--output output"
 
+    lone_key: ClassVar[str] = "port"
+
     output: PathStr = "output"
     """Folder of the runs, the `training_folder` of jobs."""
 

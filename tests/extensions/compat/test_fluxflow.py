@@ -368,6 +368,18 @@ training:
     assert second["train"]["batch_size"] == 2
 
 
+def test_a_dataset_of_another_kind_is_a_mistake() -> None:
+    text = """training:
+  lr: 1e-5
+  pipeline:
+    default_dataset: faces
+    datasets: {faces: {type: lokal, image_folder: images}}
+    steps: [{name: a, train_vae: true}]
+"""
+    told = "'lokal' is not a kind of dataset. Write local or webdataset."
+    assert any(line.endswith(told) for line in faults(text)), faults(text)
+
+
 def test_keys_that_only_the_repositorys_examples_have(read) -> None:
     data = "{data_path: images, img_size: 128, channels: 3, reduced_min_sizes: [64, 96], dataloader_max_retries: 5}"
     more = (
@@ -395,7 +407,7 @@ def test_keys_that_only_the_repositorys_examples_have(read) -> None:
         (("train_vae: true", "n_epoch: 2"), f"9:9: {AT}.n_epoch: unknown key. Did you mean 'n_epochs'?"),
         (("train_vae: true", "vae_dim: 32"), f"9:9: {AT}.vae_dim: unknown key. It belongs in 'model'."),
         (("train_vae: true", "lr: fast"), f"9:13: {AT}.lr: 'fast' is not a number."),
-        (("train_vae: true", "batch_size: 1.5"), f"9:21: {AT}.batch_size: 1.5 is not a whole number."),
+        (("train_vae: true", "batch_size: 1.5"), f"9:21: {AT}.batch_size: 1.5 is not a whole number. Write 1 or 2."),
         (
             ("train_vae: true", "freeze_vae: true"),
             f"9:21: {AT}.freeze_vae: Cannot freeze and train the same component. Remove one.",

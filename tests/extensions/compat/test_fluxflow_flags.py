@@ -79,5 +79,5 @@ def test_a_wrong_value_names_the_flag(diagnostics: Diagnostics) -> None:
         diagnostics.raise_errors()
     assert str(caught.value).splitlines() == [
         "command line: --lr: 'fast' is not a number.",
-        "command line: --train_vae: 'yes' is neither true nor false.",
+        "command line: --train_vae: 'yes' is neither true nor false. Write true or false.",
     ]

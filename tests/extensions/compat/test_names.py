@@ -223,7 +223,10 @@ def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None
         ("train: {optimizer: automagic2}", "'automagic2' is not supported. Use 'prodigy' with 'lr: 1', which ad"),
         ("train: {optimizer: prodigy8bit}", "'prodigy8bit' is not supported. Use 'prodigy', whose state"),
         ("model: {name_or_path: ./model, qtype: convrot8}", "'convrot8' is not supported. Use 'int8', whose products"),
-        ("model: {name_or_path: ./model, qtype: convrot4}", "'convrot4' is not supported. Use 'uint4' or 'uint3'"),
+        (
+            "model: {name_or_path: ./model, qtype: convrot4}",
+            "'convrot4' is not supported. Use 'int4', or 'uint4' with",
+        ),
         ("model: {name_or_path: ./model, qtype: uint9}", "'uint9' is unknown. Did you mean"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from torch.nn.functional import conv2d, max_pool2d, relu
 
 from extensions.from_scratch import perceptual
 from extensions.from_scratch.discriminator import PatchDiscriminator
-from extensions.from_scratch.losses_config import VGG_BLOCKS
+from extensions.from_scratch.losses_config import LPIPS, VGG_BLOCKS
 from extensions.from_scratch.perceptual import SCALE, SHIFT, load_perceptual
-from toolkit.errors import UserError
+from toolkit.errors import UserError, install_command
 
 
 def largest_singular_values(network: PatchDiscriminator) -> list[float]:
@@ -155,7 +156,7 @@ def test_files_that_are_something_else(files: Path, backbone: Weights, tmp_path:
 
 def test_without_the_package_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perceptual, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"Run: pip install --no-deps lpips==0\.1\.4"):
+    with pytest.raises(UserError, match=re.escape(f"Run: {install_command(LPIPS, '--no-deps')}")):
         perceptual.heads_file()
 
 

@@ -53,6 +53,7 @@ def check(text: str, *expected: str) -> None:
         assert any(line.startswith(beginning) for line in found), (beginning, found)
 
 
+WITH_REG = "datasets: [{folder_path: photos}, {folder_path: photos, is_reg: true}]"
 FULL = "network: {type: full}"
 ONE = "samples: [{prompt: a}]"
 BLANK = "blank_prompt_preservation: true"
@@ -143,7 +144,8 @@ ROWS: list[tuple[str, ...]] = [
     ("train: {lr: 11, optimizer: prodigy}", "W train.lr: 11 is unusually high for prodigy"),
     ("train: {lr: 1, optimizer: sgd}",),
     ("train: {ema_config: {use_ema: true, ema_decay: 1, use_num_updates: false}}", "W train.ema_config.ema_decay: w"),
-    ("train: {ema_config: {use_ema: true, ema_decay: 1}}",),  # the warm-up lets it move
+    ("train: {ema_config: {use_ema: true, ema_decay: 1}}", "W train.ema_config.ema_decay: 1 sets no limit: files are"),
+    ("train: {ema_config: {use_ema: true, ema_decay: 0.9999}}",),
     ("train: {ema_config: {use_ema: false, ema_decay: 1, use_num_updates: false}}",),
     # ---------------------------------------- schedule, length
     ("train: {lr_decay_steps: 5}", "W train.lr_decay_steps: has no effect: lr_scheduler constant ignores it."),
@@ -197,8 +199,19 @@ ROWS: list[tuple[str, ...]] = [
           (4, 0.99, "W train.few_step_loss.start: 0.99: no step is left for it. Lower it."), (4, 0.7))),
     # ---------------------------------------- images
     ("train: {reg_weight: 0.5}", "W train.reg_weight: has no effect: no dataset has 'is_reg: true'."),
-    ("train: {reg_weight: 0.5}, datasets: [{folder_path: photos, is_reg: true}]",),
-    ("train: {reg_weight: 0}, datasets: [{folder_path: photos, is_reg: true}]", "W train.reg_weight: 0 means that no"),
+    (f"train: {{reg_weight: 0.5}}, {WITH_REG}",),
+    (f"train: {{reg_weight: 0}}, {WITH_REG}", "W train.reg_weight: 0 means that no"),
+    ("datasets: [{folder_path: photos, is_reg: true}]", "W datasets.0.is_reg: true for every dataset: all images hold"),
+    # ---------------------------------------- samples
+    ("sample: {samples: [{prompt: a}], guidance_scale: 75}", "W sample.guidance_scale: 75 is far above"),
+    ("sample: {samples: [{prompt: a}], guidance_scale: 7.5}",),
+    ("sample: {samples: [{prompt: a, sample_steps: 1000}]}", "W sample.samples.0.sample_steps: 1000 steps for each"),
+    ("sample: {samples: [{prompt: a}], sample_steps: 100}",),
+    # ---------------------------------------- compilers
+    ("train: {compile: {enabled: true, backend: nosuch}}", "W train.compile.backend: PyTorch itself has no backend 'n"),
+    ("train: {compile: {enabled: false, backend: nosuch}}", "W train.compile.backend: has no effect with 'enabled: f"),
+    ("train: {compile: {enabled: true, backend: eager}}",),
+    ("network: {type: lycoris}",),
     ("datasets: [{folder_path: photos, loss_multiplier: 0}]", "W datasets.0.loss_multiplier: 0: nothing is learned"),
     *((f"datasets: [{{folder_path: photos, {key}}}]", f"W datasets.0.{key.split(':')[0]}: has no effect without a mask")
       for key in ("mask_min_value: 0.1", "invert_mask: true", "mask_optional: true")),

@@ -130,7 +130,10 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
 @pytest.mark.parametrize(
     ("lines", "found"),
     [
-        ("datasets: [{url: a.tar}, {folder_path: photos}]", "datasets[0].url: a stream has to be the only entry of"),
+        (
+            "datasets: [{url: a.tar}, {folder_path: photos}]",
+            "datasets[0].url: a stream has to be the only entry of 'datasets'. Write all shards as a list of 'url', or",
+        ),
         (
             "datasets: [{url: a.tar, folder_path: photos}]",
             "datasets[0].folder_path: cannot be combined with 'url': a dataset is either a folder or a",

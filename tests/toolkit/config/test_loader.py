@@ -49,7 +49,7 @@ def test_all_mistakes_come_at_once_with_their_places(mistakes, tmp_path: Path) -
         f"(working directory: {tmp_path}). Give a folder of images, or a zip file of one.",
         "12:33: process[0].datasets[0].caption_dropout_rate: 1.5 is out of range: must be <= 1.",
         "14:26: process[0].train.noise_scheduler: 'ddpm' is unknown. Use 'flowmatch'.",
-        "15:13: process[0].train.lr: 'fast' is not a number.",
+        "15:13: process[0].train.lr: 'fast' is not a number. Write a number, such as 0.0001, the default.",
     ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import network
-from toolkit.errors import UserError
+from toolkit.errors import UserError, install_command
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_without_lycoris_its_kinds_name_the_package_and_the_extra(monkeypatch, f
     monkeypatch.setitem(sys.modules, "lycoris", None)
     assert faults(f"network: {{type: {kind}}}") == [
         f"network.type: '{kind}' needs the package lycoris-lora (the extra 'lycoris'), which is not installed. "
-        "Run: pip install lycoris-lora==4.1.3"
+        f"Run: {install_command('lycoris-lora==4.1.3')}"
     ]
     assert section("network: {type: lycoris, network_kwargs: {algo: lokr}}").network.type == "lokr"
 

@@ -105,7 +105,7 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
             "network: [{type: lora}, {linear: 4}]",
             "network: a list is not a mapping of keys and values. Remove the '- '",
         ),
-        ("logging: true", "logging: true is not a mapping of keys and values. Write its keys below it, indented"),
+        ("logging: true", "logging: true is not a mapping of keys and values. Write 'logging: {}' for its defaults."),
         ("datasets: []", "datasets: has 0 entries: must be at least 1."),
         ("datasets: ", "datasets: needs a value."),
         ("datasets: [{folder_path: ''}]", "datasets[0]: names no images. Give 'folder_path', or 'url'"),
@@ -205,7 +205,7 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
         ("save: {push_to_hub: true}", "save.push_to_hub: needs a repository: set hf_repo_id, such as 'owner/name'."),
         ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
-        ("device: gpu", "device: 'gpu' is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
+        ("device: gpu", "device: 'gpu' is not a valid device. Write 'cuda'."),
         ("resume: latest", "resume: 'latest' is none of these. Write 'auto', 'never', a step number or the path of a"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import output as section_module
 from toolkit.config.output import PACKAGES, LoggingConfig
+from toolkit.errors import install_command
 
 WANDB_VARIABLES = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC")
 
@@ -115,7 +116,7 @@ def test_a_missing_package_is_named_with_the_command(faults, offline, monkeypatc
     monkeypatch.setattr(section_module, "find_spec", lambda name: None)
     [found] = faults(f"logging: {{log_with: {tracker}, logging_dir: {'tb' if tracker == 'tensorboard' else 0}}}")
     assert found == (
-        f"logging.log_with: needs the package {package!r}, which is not installed. Run: pip install {package}"
+        f"logging.log_with: needs the package {package!r}, which is not installed. Run: {install_command(package)}"
     )
 
 

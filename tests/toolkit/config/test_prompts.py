@@ -75,7 +75,7 @@ def test_flags_that_ask_for_nothing_pass(section) -> None:
         ("a --w x", "", "--w: 'x' is not a whole number."),
         ("a --h 32", "", "--h: 32 is out of range: must be >= 64."),
         ("a --s 2.5", "", "--s: "),
-        ("a --d -1", "", "--d: -1 is out of range: must be >= 0."),
+        ("a --d -2", "", "--d: -2 is out of range: must be >= -1."),
         ("a --l much", "", "--l: 'much' is not a number."),
         ("a --fs 0", "", "--fs: 0 is out of range: must be >= 0.001."),
         ("a --w", "", "--w: needs a value."),

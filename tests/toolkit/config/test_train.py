@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import torch
 
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import BACKENDS, TrainConfig
 from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
 from toolkit.optim.schedules import SCHEDULES
 
@@ -321,3 +324,15 @@ def test_a_mistake_of_stop_when_is_named_at_its_place(faults, given: str, fault:
     found = faults(f"stop_when: {given}")
     assert len(found) == 1, found
     assert found[0].startswith(fault)
+
+
+def test_a_level_that_is_none_of_confidence_is_told(faults) -> None:
+    told = "stop_when.no_better_within: '5%': 0.05 is not a confidence level. Write 95%, or another level from 50% to"
+    assert any(line.startswith(told) for line in faults("stop_when: {no_better_within: 5%}"))
+
+
+def test_the_backends_are_those_of_this_pytorch() -> None:
+    """tensorrt is torch_tensorrt's; those for tests and for finding errors run no models."""
+    for_tests = re.compile(r".*(?:TESTING_ONLY|minifier_backend)")
+    known = {name for name in torch._dynamo.list_backends(exclude_tags=()) if not for_tests.fullmatch(name)}
+    assert {*BACKENDS} - {"tensorrt"} == known

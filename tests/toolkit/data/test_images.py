@@ -14,6 +14,7 @@ from tests.conftest import TURNED_HEIC
 from toolkit.data import images
 from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.data.types import ResizeCrop, Size
+from toolkit.errors import install_command
 
 PHOTOS = Path("config/examples/photos")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
@@ -402,5 +403,7 @@ def test_without_its_decoder_a_heic_names_the_package(tmp_path: Path, monkeypatc
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     path = tmp_path / "photo.heic"
     path.write_bytes(TURNED_HEIC.read_bytes())
-    with pytest.raises(ImageError, match=r"\(HEIC needs the package 'pi-heif': pip install pi-heif\)"):
+    with pytest.raises(
+        ImageError, match=re.escape(f"(HEIC needs the package 'pi-heif': {install_command('pi-heif')})")
+    ):
         image_size(path)

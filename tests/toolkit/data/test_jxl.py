@@ -258,7 +258,7 @@ def test_without_its_decoder_a_jxl_names_package_and_extra(tmp_path: Path, monke
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     for beginning in jxl.BEGINNINGS:
         (tmp_path / "a.jxl").write_bytes(beginning + bytes(40))
-        with pytest.raises(ImageError, match=r"'imagecodecs' \(extra 'jxl'\): pip install imagecodecs"):
+        with pytest.raises(ImageError, match=r"'imagecodecs' \(extra 'jxl'\): .*pip install imagecodecs"):
             image_size(tmp_path / "a.jxl")
 
 
@@ -309,5 +309,7 @@ def test_hdr_of_avif_is_read_with_all_its_bits(tmp_path: Path) -> None:
 def test_without_a_decoder_for_its_bits_an_avif_of_hdr_names_the_package(tmp_path: Path, monkeypatch) -> None:
     hdr_avif(tmp_path / "a.avif")
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    with pytest.raises(ImageError, match=r"is HDR \(PQ\), of which Pillow gives 8 bits.* \(extra 'hdr'\): pip install"):
+    with pytest.raises(
+        ImageError, match=r"is HDR \(PQ\), of which Pillow gives 8 bits.* \(extra 'hdr'\): .*pip install"
+    ):
         image_size(tmp_path / "a.avif")

@@ -297,7 +297,8 @@ def test_float8_is_compiled_only_where_triton_has_it(
     cuda = torch.device("cuda")
     check_backend(CompileConfig(enabled=False), cuda, qtype)
     if qtype in ("float8", "fp8_scaled") and capability == (8, 6):
-        with pytest.raises(UserError, match=rf"compute capability 8\.6\) cannot compile blocks in '{qtype}'"):
+        remedy = "Write model.qtype: int8, or train.compile.enabled: false."
+        with pytest.raises(UserError, match=rf"capability 8\.6\) cannot compile blocks in '{qtype}'.*{remedy}"):
             check_backend(CompileConfig(enabled=True), cuda, qtype)
     else:
         check_backend(CompileConfig(enabled=True), cuda, qtype)

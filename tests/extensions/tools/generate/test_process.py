@@ -415,7 +415,10 @@ def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--prompt x", "run.py generate: --model: is required: a model folder or hub id."),
+        (
+            "--prompt x",
+            "run.py generate: --model: is required: a model folder or hub id; or give --lora FILE, which names",
+        ),
         ("--model {m}", "run.py generate: --prompt: is required. Or give"),
         ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is not a file"),
         ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is not a number. Write FILE, or FILE:STRENGT"),
