@@ -37,7 +37,7 @@ picture.save(heic, quality=-1, chroma=444, matrix_coefficients=0)
 
 assert (imagecodecs.avif_decode(avif) == ten_bits).all(), "the AVIF has other values"
 heic.seek(0)
-opened = pi_heif.open_heif(heic, convert_hdr_to_8bit=False)  # kept: pi_heif_array_outlives_its_memory.sh
+opened = pi_heif.open_heif(heic, convert_hdr_to_8bit=False)  # kept while its pixels are used
 assert (numpy.array(opened) >> 6 == ten_bits).all(), "the HEIC has other values"
 
 pi_heif.register_heif_opener()

@@ -165,6 +165,12 @@ ELSEWHERE: dict[str, str] = {
     "write it without quotes": f"{COMPAT}/test_fluxflow.py",
     "is not a share. Write a number from 0 to 1.": f"{COMPAT}/test_names.py",
     "has no distribution over its": "extensions/from_scratch/test_vae_config.py",
+    "is the name for pip; in Python the package is called": "toolkit/test_class_source.py",
+    ". Write 'prompts: ": f"{CONFIG}/test_prompts.py",
+    "names several images in a row. Write a row for each": f"{DATA}/test_dataset_layouts.py",
+    "wrote. Write it as Parquet: python": f"{DATA}/test_dataset_layouts.py",
+    "Write a comma instead": f"{DATA}/test_foreign_syntax.py",
+    "Write a row for each image": f"{DATA}/test_tables.py",
 }
 """Words of a message -> the test that has them, where more than a line of a job brings it about."""
 

@@ -324,7 +324,7 @@ def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(said: list[
 
     settings = {"trigger_word": LITERAL, "train": {"lr": 1.0}}
     section = SimpleNamespace(recorded_settings=lambda: settings, model_dump=lambda **_: settings)
-    assert resumption._differences({"settings": settings}, section) == []
+    assert resumption._differences({"settings": settings}, section, None) == []
     record = resumption.ResumePlan.of(resumption.Start(None), section, {}).record
     assert said == [] and record["settings"]["trigger_word"] == "<redacted>"
 

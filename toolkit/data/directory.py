@@ -120,8 +120,8 @@ class ImageFile(NamedTuple):
 
 
 def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> DirectoryListing:
-    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its files are, if elsewhere;
-    names_only: without versions, and without asking what is no file, in half of the time.
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its files are, if elsewhere.
+    names_only: takes half of the time, as no file is looked at: without versions.
 
     Raises OSError when it cannot.
     """

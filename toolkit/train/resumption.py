@@ -386,7 +386,8 @@ class ResumePlan:
     def _begin_next_epoch(self, checkpoint: Path, run: Run) -> None:
         """A changed dataset has another epoch order: it begins with a complete epoch."""
         old = _fingerprint_file(run.folder, read_checkpoint_json(checkpoint)["dataset"])
-        logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
+        change = _change(old, self.found) or "its images are in another order"
+        logger.info(f"the dataset has changed: {change}. The next epoch begins with it.")
         state = run.state
         if state.cursor and state.cursor.get("batch"):  # a stream sees to it itself
             state.epoch += 1
@@ -434,7 +435,7 @@ def _order_of_run(
     folder: Path, document: Mapping[str, Any], section: ProcessConfig, found: DatasetHashes
 ) -> RunOrder | None:
     """The order in which a run began; None where the job has other images, or the run's record of them is lost."""
-    before, given = _entries(document["settings"]), _entries(_settings(section))
+    before, given = _entries(document.get("settings", {})), _entries(_settings(section))
     if before is None or given is None:
         return None
     try:
@@ -446,7 +447,7 @@ def _order_of_run(
 
 def _has_moved(document: Mapping[str, Any], section: ProcessConfig) -> bool:
     """Whether a job names other places of its images than the one that wrote a record."""
-    before, given = _entries(document["settings"]), _entries(_settings(section))
+    before, given = _entries(document.get("settings", {})), _entries(_settings(section))
     return before is not None and given is not None and _places(before) != _places(given)
 
 
@@ -521,7 +522,7 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
 
 def _change(old: Path, found: DatasetHashes) -> str:
     try:
-        return str(compare(json.loads(read_regular(old)), redact_json(found))) or "its images are in another order"
+        return str(compare(json.loads(read_regular(old)), redact_json(found)))
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return f"{old} is missing or damaged, so it is not known in what"
 

@@ -79,6 +79,7 @@ def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
         "wildcards (2), escaped brackets (1) and BREAK (2)"
     )
     assert f"{kinds} of other programs are plain text here. Remove the weight" in note
+    assert "Write a comma instead" in note
     assert "'captions: lines'" in note and note.endswith("Remove BREAK")
     (told,) = prompt_warnings(texts, [])
     assert told == note.replace(f"{tmp_path}: 24 of 25 captions", "sample: prompts").replace(

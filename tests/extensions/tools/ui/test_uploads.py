@@ -171,7 +171,7 @@ def header_of_huge_png() -> bytes:
         ("a\\b.png", png(), "'/'"),
         ("a\nb.png", png(), "control"),
         (".hidden.png", png(), "hidden"),
-        ("empty.png", b"", "is not a JPEG"),
+        ("empty.png", b"", "is empty"),
         ("zip.zip", b"PK\x03\x04 not really", "not a readable zip file"),
         ("table.csv", b"\xff\xfe", "not UTF-8"),
     ],
