@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,7 @@ def plan_start(
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
         return Start(None, moves_aside=True)
+    found = cache(found)  # each call looks at every file
     try:
         with reading_state(checkpoint or folder):
             complete_at = _complete_at(folder, checkpoint, section, steps)
@@ -424,31 +426,39 @@ def trained_images(folder: Path, resume: str | int = "auto") -> DatasetHashes:
         document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
         if not document:
             return {}
-        folder_of_run = checkpoint.parent.parent if checkpoint else folder
-        hashes = json.loads(read_regular(_fingerprint_file(folder_of_run, str(document["dataset"]))))
+        hashes = _recorded_hashes(checkpoint.parent.parent if checkpoint else folder, document)
         return hashes if isinstance(hashes, dict) else {}
     except (RunError, OSError, ValueError, KeyError):  # `plan_start` says what is wrong with the run
         return {}
+
+
+def _recorded_hashes(folder: Path, document: Mapping[str, Any]) -> Any:
+    """What a run has written of its dataset. Raises what reading JSON does, and KeyError for a record without one."""
+    return json.loads(read_regular(_fingerprint_file(folder, str(document["dataset"]))))
 
 
 def _order_of_run(
     folder: Path, document: Mapping[str, Any], section: ProcessConfig, found: DatasetHashes
 ) -> RunOrder | None:
     """The order in which a run began; None where the job has other images, or the run's record of them is lost."""
-    before, given = _entries(document.get("settings", {})), _entries(_settings(section))
+    before, given = _entries(document.get("settings", {})), _given_entries(section)
     if before is None or given is None:
         return None
     try:
-        recorded = json.loads(read_regular(_fingerprint_file(folder, str(document["dataset"]))))
-        return run_order(recorded, found, before, given)
+        return run_order(_recorded_hashes(folder, document), found, before, given)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 
 def _has_moved(document: Mapping[str, Any], section: ProcessConfig) -> bool:
     """Whether a job names other places of its images than the one that wrote a record."""
-    before, given = _entries(document.get("settings", {})), _entries(_settings(section))
+    before, given = _entries(document.get("settings", {})), _given_entries(section)
     return before is not None and given is not None and _places(before) != _places(given)
+
+
+def _given_entries(section: ProcessConfig) -> list[dict[str, Any]] | None:
+    """`_entries` of a section. Not of its recorded settings, for which LoRA files are hashed."""
+    return _entries(redact_json(section.model_dump(mode="json", include={"datasets"}), by_key=True))
 
 
 def _entries(settings: Mapping[str, Any]) -> list[dict[str, Any]] | None:
