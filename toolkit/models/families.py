@@ -75,6 +75,10 @@ class EncoderSize:
         return int(self.linear_params * bytes_per_linear) + self.other_params * number_bytes
 
 
+BAND_PIXELS = 2**16
+"""Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows of 1024."""
+
+
 @dataclass(frozen=True)
 class ModelSizeInfo:
     """The sizes of one model folder."""
@@ -104,10 +108,10 @@ class ModelSizeInfo:
 
     text: EncoderSize
     vae: EncoderSize
-    encode_numbers: int
+    encode_numbers: float
     """Largest number of elements per pixel while the VAE encodes."""
 
-    decode_numbers: int
+    decode_numbers: float
     text_token_numbers: int
     """Largest number of elements per text token in the text encoder."""
 
@@ -128,6 +132,11 @@ class ModelSizeInfo:
     bytes_per_weight: Mapping[str | None, float]
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
+    encode_band_numbers: float = 0.0
+    """For a VAE that works in bands of rows: elements per pixel of a band, besides those of the image."""
+
+    decode_band_numbers: float = 0.0
+
     shares_prefix: bool = False
     """As `ModelFacts.shares_prefix`."""
 
@@ -146,6 +155,14 @@ class ModelSizeInfo:
     def row_numbers(self) -> int:
         """Elements of the modulation cache per timestep: one per output of its layers."""
         return self.tabulated_weights // self.width
+
+    def encoding(self, pixels: int) -> float:
+        """Elements in memory while an image of so many pixels is encoded."""
+        return pixels * self.encode_numbers + min(pixels, BAND_PIXELS) * self.encode_band_numbers
+
+    def decoding(self, pixels: int) -> float:
+        """The same while it is decoded."""
+        return pixels * self.decode_numbers + min(pixels, BAND_PIXELS) * self.decode_band_numbers
 
 
 BlockTransform = Callable[["nn.Module", str], None]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.config.model_files import local_index, read_model_json
 from toolkit.data.types import Size
@@ -26,6 +26,21 @@ from toolkit.models.interface import DynamicShift, ModelSection
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
+
+
+class VaeTensors(NamedTuple):
+    """How many tensors of the VAE's width and the image's size are in memory at most; counted on fake tensors."""
+
+    encode: float
+    decode: float
+    encode_band: float = 0.0
+    """The same for each pixel of a band (`vae_bands`)."""
+
+    decode_band: float = 0.0
+
+
+BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
+"""For AutoencoderKLQwenImage in bands. The whole image is in memory at the size of the middle block alone."""
 
 ENCODE_TENSORS, DECODE_TENSORS = 14, 22
 """How many tensors of the VAE's width and the image's size it has in memory at most. Measured with
@@ -70,7 +85,7 @@ class FolderFamily(ModelFamily):
     published_vae_config: Mapping[str, Any]
     """Keys of its config that decide its weights; `vae_weights` knows them."""
 
-    vae_tensors: tuple[int, int] = (ENCODE_TENSORS, DECODE_TENSORS)
+    vae_tensors: VaeTensors = BANDED_VAE
     """How many tensors of the VAE's width and the image's size it has in memory at most: encoding, decoding."""
 
     biases: bool
@@ -231,8 +246,10 @@ class FolderFamily(ModelFamily):
             table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
             text=text,
             vae=vae,
-            encode_numbers=self.vae_tensors[0] * vae_width,
-            decode_numbers=self.vae_tensors[1] * vae_width,
+            encode_numbers=self.vae_tensors.encode * vae_width,
+            decode_numbers=self.vae_tensors.decode * vae_width,
+            encode_band_numbers=self.vae_tensors.encode_band * vae_width,
+            decode_band_numbers=self.vae_tensors.decode_band * vae_width,
             text_token_numbers=3 * text_inner + 8 * text_width,
             text_width=text_width,
             latent_numbers=self.latent_channels / self.latent_scale**2,

@@ -209,7 +209,7 @@ class _Estimator:
         """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
         seen = [self.largest, *self.samples, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
-        images = pixels * self.facts.encode_numbers * self.number
+        images = self.facts.encoding(pixels) * self.number
         tokens = max(one.text_tokens + one.encoder_tokens for one in seen)
         prompts = tokens * self.facts.text_token_numbers * self.number
         of_images = {"VAE": self.vae, **self._with_gaps(images)}
@@ -298,7 +298,7 @@ class _Estimator:
         threads = max(dataset.num_workers for dataset in self.section.datasets)
         if not threads or self.low_vram:
             return {}
-        images = self._held(self.largest.pixels * self.facts.encode_numbers * self.number)
+        images = self._held(self.facts.encoding(self.largest.pixels) * self.number)
         of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
         prompts = self._held(of_prompts * self.facts.text_token_numbers * self.number)
         return {"encoding ahead": images if self.text_on_host else max(images, prompts)}  # one encoder at a time
@@ -306,7 +306,7 @@ class _Estimator:
     def _sampling(self, rows: int) -> Bytes:
         """Forward passes without gradients with the eval weights, then the decoder."""
         shapes = [self._shape(one.tokens) for one in self.samples]
-        decoding = max(image.pixels for image in self.samples) * self.facts.decode_numbers * self.number
+        decoding = self.facts.decoding(max(image.pixels for image in self.samples)) * self.number
         raw = self.local.weights * self.trained_bytes * self.train.ema_config.use_ema
         return {
             **self._at_rest(self.optimizer, rows),

@@ -282,7 +282,7 @@ def test_sampling_larger_than_training_decides() -> None:
 
 
 def test_held_out_images_are_encoded_too() -> None:
-    job = section(model=INT8 | {"quantize_te": True, "qtype_te": "int4"})
+    job = section(model=INT8 | {"text_encoder_cpu": True})
     small, large = group_items([item(256, 0)]), group_items([item(256, 0)], held_out=[item(4096, 0)])
     peaks = [phase(plan_memory(job, groups, CARD), "encoding").total for groups in (small, large)]
     assert peaks[1] > 2 * peaks[0]

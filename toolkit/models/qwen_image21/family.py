@@ -15,7 +15,14 @@ from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
-from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, reference_size
+from toolkit.models.folder_family import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    FolderFamily,
+    Shapes,
+    VaeTensors,
+    reference_size,
+)
 from toolkit.models.interface import LicenceTerms
 from toolkit.networks.kinds import KINDS, ActivationUnits
 
@@ -111,7 +118,7 @@ class QwenImage21Family(FolderFamily):
         "num_res_blocks": 2,
         "temperal_downsample": [False, True, True, True],
     }
-    vae_tensors = 12, 34  # the decoder is one and a half times as wide; counted on fake tensors, whatever the size
+    vae_tensors = VaeTensors(0.36, 0.36, 5.8, 14)  # the decoder is one and a half times as wide
     biases = False
     scales_references = True
     text_tokens = 10
