@@ -1,4 +1,4 @@
-"""A plain loop with peft around the transformer of diffusers, or around SimpleTuner's own (`simpletuner` behind the job).
+"""A plain loop with peft around the transformer of diffusers, or around SimpleTuner's own (`simpletuner` behind it).
 
 SimpleTuner's trainer does not run here: importing its model class needs torchvision. Its transformer is measured, in a
 loop that does what the plain one does.

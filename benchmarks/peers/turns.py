@@ -1,7 +1,7 @@
 """What the scripts share: a process takes one training step whenever it is asked to. It imports nothing of the project.
 
 The process writes a JSON line after its first step, then one for each line that it reads. At the end of its input it
-writes the most memory that it ever held.
+writes the memory that it holds, and the most that it ever held.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Turns:
         """Reports a step and waits for the next turn; whether there is one."""
         self._say({"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu, "loss": loss})
         if not sys.stdin.readline():
-            self._say({"peak": peak_bytes()})
+            self._say({"peak": resident_bytes("VmHWM"), "held": resident_bytes("VmRSS")})
             return False
         self.start()
         return True
@@ -60,9 +60,9 @@ def serve(channel: TextIO, step: Callable[[], float]) -> None:
         pass
 
 
-def peak_bytes() -> int:
-    """The most resident memory that this process ever had (VmHWM)."""
+def resident_bytes(kind: str) -> int:
+    """Resident memory of this process, mapped files included. kind: VmRSS, now, or VmHWM, the most that it ever was."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{kind}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError("/proc/self/status has no VmHWM line.")
+    raise RuntimeError(f"/proc/self/status has no {kind} line.")
