@@ -55,6 +55,7 @@ FAMILIES = Registry(
         "qwen_image_edit_plus": "toolkit.models.qwen_image.family:FAMILY",
         "qwen_image": "toolkit.models.qwen_image.family:TEXT_TO_IMAGE_FAMILY",
         "qwen_image_edit": "toolkit.models.qwen_image.family:EDIT_FAMILY",
+        "qwen_image_layered": "toolkit.models.qwen_image.layered:FAMILY",
         "qwen_image_2": "toolkit.models.qwen_image21.family:FAMILY",
         "latent_flow": "extensions.from_scratch.latent_flow.family:FAMILY",
     },

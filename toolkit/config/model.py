@@ -134,6 +134,10 @@ class ModelKwargs(StrictModel):
     """Control images are scaled to the area of a square of this side in pixels; diffusers uses 1024. Smaller ones save
     memory: half the side is a quarter of their tokens."""
 
+    composite_target: bool = True
+    """Of Qwen-Image-Layered: the target is the image itself and then its layers, as the model was published. false: its
+    layers alone, which takes one image less; samples then have no further one either."""
+
     def reference_area(self) -> int:
         """Pixels of a control image; 0: as many as its target has."""
         return 0 if self.match_target_res else self.control_resolution**2

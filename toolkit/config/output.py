@@ -205,6 +205,9 @@ class SampleItem(StrictModel):
     """Control image, or list of up to 10 in slot order, as many as the model takes; none: the image is generated from
     text alone."""
 
+    layers: int | None = Field(default=None, ge=1, le=64)
+    """Layers that Qwen-Image-Layered takes the control image apart into."""
+
     mask_img: PathStr = ""
     """Mask of the control image that has the shape of the sample: white may change. The drift of the samples then
     includes how much the black area changed. Empty: none."""
@@ -246,6 +249,8 @@ class SamplePicture(SampleItem):
 
     sample_steps: int | None
     """None: the model's own (`ModelFacts.sample_steps`)."""
+
+    layers: int
 
     also: tuple[str, DeploymentConfig] | None = None
     """The entry of `sample.also` with which it is generated, after its key in `DiffusionSection.files_beside`."""
@@ -323,6 +328,10 @@ class SampleConfig(SampleIntervalConfig):
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline."""
 
+    layers: int = Field(default=4, ge=1, le=64)
+    """Layers that Qwen-Image-Layered takes a control image apart into. The sides of its samples follow that image;
+    `width` times `height` is their area."""
+
     also: tuple[DeploymentConfig, ...] = ()
     """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each image of the set is generated
     with each of them too, and a survival score says how much of the LoRA's effect remains."""
@@ -376,6 +385,7 @@ class SampleConfig(SampleIntervalConfig):
             "guidance_scale": self.guidance_scale,
             "sample_steps": self.sample_steps,
             "flow_shift": self.flow_shift,
+            "layers": self.layers,
         }
         missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
         return SamplePicture.model_construct(item.model_fields_set | missing.keys(), **{**dict(item), **missing})

@@ -55,6 +55,9 @@ class LatentBatch:
     worse: tuple[Tensor | None, ...] = ()
     """For each item the latents [C, H, W] of an image that is liked less; None: it has none. Empty: none has one."""
 
+    stacked: int = 1
+    """Images below each other in the latents of an item."""
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -75,6 +78,7 @@ class LatentBatch:
             loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
             extra_prompts={name: prompts.select(rows) for name, prompts in self.extra_prompts.items()},
             worse=tuple(self.worse[row] for row in rows) if self.worse else (),
+            stacked=self.stacked,
         )
 
     def describe(self) -> str:
@@ -104,7 +108,7 @@ class BatchLoader:
         entries = [self.dataset.entries[index] for index in spec.items]
         extra = [entry.extra[self._drawn(*use)] for entry, use in zip(entries, _uses(spec), strict=True)]
         return LatentBatch(
-            latents_BCHW=torch.stack([entry.latents.read() for entry in entries]),
+            latents_BCHW=torch.stack([entry.target() for entry in entries]),
             prompts=self.prompts(spec),
             control_latents=tuple(tuple(each.read() for each in entry.references) for entry in entries),
             spec=spec,
@@ -115,6 +119,7 @@ class BatchLoader:
                 name: PromptEmbeds.stack([prompts[name].read_all() for prompts in extra]) for name in extra[0]
             },
             worse=self.worse(spec) if any(entry.worse for entry in entries) else (),
+            stacked=max(1, len(entries[0].layers)),
         )
 
     def worse(self, spec: BatchSpec) -> tuple[Tensor | None, ...]:

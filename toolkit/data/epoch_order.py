@@ -41,10 +41,10 @@ def epoch_batches(
     full ones are shuffled over the whole epoch: else a bucket of fewer than `CHUNK` batches would come at its end.
     """
     chunk = batch_size * (CHUNK if group_by_length else 1)
-    waiting: dict[Size, list[tuple[int, int]]] = {}
+    waiting: dict[tuple[Size, int], list[tuple[int, int]]] = {}
     batches, rest = [], []
     for position, index in enumerate(epoch_order(items, seed, epoch)):
-        queue = waiting.setdefault(items[index].crop.bucket, [])
+        queue = waiting.setdefault(shape_of(items[index]), [])
         queue.append((index, position))
         if len(queue) == chunk:
             batches += _cut(items, queue, batch_size, epoch)
@@ -57,6 +57,11 @@ def epoch_batches(
     if group_by_length:
         batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.first))
     return batches + rest
+
+
+def shape_of(item: BucketedSample) -> tuple[Size, int]:
+    """What the images of one batch have in common: their size, and the number of their layers."""
+    return item.crop.bucket, len(item.sample.layers)
 
 
 def _cut(
@@ -80,9 +85,9 @@ def _cut(
 
 def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
     """Batches of one epoch: the sum over buckets of ceil(uses / batch_size)."""
-    uses: Counter[Size] = Counter()
+    uses: Counter[tuple[Size, int]] = Counter()
     for item in items:
-        uses[item.crop.bucket] += item.sample.repeats
+        uses[shape_of(item)] += item.sample.repeats
     return sum(-(-count // batch_size) for count in uses.values())
 
 

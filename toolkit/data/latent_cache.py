@@ -149,6 +149,13 @@ class ItemEncoder:
         sample, crop = item
         return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in sample.worse)
 
+    def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, H, W] of each image that the target of an image with layers consists of."""
+        sample, crop = item
+        whole = [sample.image] if self._model.predicts_composite else []
+        images = [*whole, *sample.layers] if sample.layers else []
+        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in images)
+
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
         """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
         sample, crop = item
@@ -168,7 +175,10 @@ class ItemEncoder:
         return CacheEntry(what, stores.latents, key, lambda: mask_weights(mask, crop, flip, scale), weighs=True)
 
     def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, h, w] of each control image, in slot order, each of its own size."""
+        """Latents [C, h, w] of each control image, in slot order, each of its own size; an image with layers is its
+        own."""
+        if item.sample.layers and not item.sample.control_images:
+            return (self.latents(item, stores),)
 
         def entry(path: str) -> CacheEntry:
             size = self._reference_size(path, item)
@@ -276,11 +286,18 @@ class ItemEntries:
     worse: tuple[CacheEntry, ...] = ()
     """Latents of the images that are liked less."""
 
+    layers: tuple[CacheEntry, ...] = ()
+    """Latents of the images that the target consists of, where there are several."""
+
+    def target(self) -> Tensor:
+        """Latents [C, H, W] of the target, those of several images below each other."""
+        return torch.cat([entry.read() for entry in self.layers or (self.latents,)], dim=1)
+
     def masks(self) -> tuple[CacheEntry, ...]:
         return (self.mask,) if self.mask else ()
 
     def images(self) -> tuple[CacheEntry, ...]:
-        return (self.latents, *self.references, *self.worse, *self.masks())
+        return (self.latents, *self.references, *self.worse, *self.layers, *self.masks())
 
     def texts(self) -> tuple[CacheEntry, ...]:
         of_extra = (entry for entries in self.extra.values() for entry in entries.values())
@@ -359,6 +376,7 @@ def _entries(
             for caption, prompts in extra_prompts.items()
         },
         encoder.worse(item, stores),
+        encoder.layers(item, stores),
     )
 
 

@@ -125,6 +125,9 @@ class Sample(NamedTuple):
     own_weight: float = 1.0
     """The part of `loss_weight` that the table of captions gives this image."""
 
+    layers: tuple[str, ...] = ()
+    """Paths of the layers that the image is to be taken apart into, from back to front."""
+
     @property
     def texts(self) -> tuple[str, ...]:
         """Every caption that may be used."""

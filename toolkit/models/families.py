@@ -189,6 +189,9 @@ class ModelLoadOptions:
     reference_area: int = 1024 * 1024
     """Pixels of a control image; 0: as many as the target has."""
 
+    composite_target: bool = True
+    """See `DiffusionModel.predicts_composite`."""
+
     merge_fn: Callable[[], BlockTransform] | None = None
     """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block
     before `transform_block`, at last the module itself (name "")."""

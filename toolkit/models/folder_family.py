@@ -97,6 +97,9 @@ class FolderFamily(ModelFamily):
     scales_references: bool = False
     """Whether control images are scaled to `model_kwargs.reference_area`; otherwise they have the target's size."""
 
+    keeps_length: bool = True
+    """Whether guidance restores the length that the conditional prediction of a token has."""
+
     text_tokens: int
     text_tokens_per_reference: int
     encoder_token_pixels: int = 0
@@ -115,6 +118,10 @@ class FolderFamily(ModelFamily):
         if index is None:
             return None
         return self.prompt_fault(index.parent, prompt, target, references, model.model_kwargs.reference_area())
+
+    def shift(self, shift: DynamicShift, is_dynamic: bool) -> DynamicShift:
+        """The time shift of the model's sampler, of what its scheduler's config says. is_dynamic: it goes by size."""
+        return shift
 
     @abstractmethod
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
@@ -336,7 +343,7 @@ SCHEDULER: Mapping[str, Any] = {
 """Keys of a scheduler_config.json -> the only value that samples are made with, which absence stands for too."""
 
 
-def dynamic_shift(folder: Path) -> DynamicShift:
+def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicShift:
     """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys.
 
     Raises UserError naming a value that cannot be, or that no samples are made with here.
@@ -359,6 +366,8 @@ def dynamic_shift(folder: Path) -> DynamicShift:
         raise UserError(f"{path}: base_image_seq_len and max_image_seq_len are equal. {_AGAIN}")
     if shift <= 0:
         raise UserError(f"{path}: shift: {shift!r} is not above 0. {_AGAIN}")
-    if not config.get("use_dynamic_shifting"):  # one shift for every size
+    is_dynamic = bool(config.get("use_dynamic_shifting"))
+    if not is_dynamic:  # one shift for every size
         values["base_shift"] = values["max_shift"] = math.log(shift)
-    return DynamicShift(**values)
+    found = DynamicShift(**values)
+    return family.shift(found, is_dynamic) if family else found

@@ -135,6 +135,11 @@ class ModelFacts:
     min_references: int = 0
     """Control images that every prompt of the model was published with; fewer are noted."""
 
+    stacks_layers: bool = False
+    """Whether a target is several images of one size, a picture and its layers, with the picture as the only control
+    image. Their latents stand below each other as one of [C, N H, W], first the picture, then its layers from back to
+    front."""
+
     text_sees_references: bool = True
     """Whether the text encoder sees the control images beside a prompt."""
 
@@ -190,6 +195,10 @@ class ModelFacts:
     def drawable(self, pixels: Size) -> Size:
         """The size rounded down to one that the model can generate."""
         return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def sample_size(self, pixels: Size, reference: Size | None) -> Size:
+        """The size of a sample for which this one is given, with this first control image."""
+        return self.drawable(pixels)
 
     def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
         """The size of an image that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
@@ -296,6 +305,11 @@ class DiffusionModel(ABC):
     @abstractmethod
     def reference_size(self, image: Size, target: Size) -> Size:
         """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""
+
+    @property
+    def predicts_composite(self) -> bool:
+        """With `ModelFacts.stacks_layers`: whether a target has the picture itself before its layers."""
+        return True
 
     @abstractmethod
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:

@@ -455,6 +455,7 @@ def load_model(
         dtype=dtype,
         weights_dtype=weights_dtype,
         reference_area=model.model_kwargs.reference_area(),
+        composite_target=model.model_kwargs.composite_target,
         merge_fn=merge_fn,
         modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,

@@ -30,7 +30,7 @@ class QwenModel(FolderModel):
 
     @cached_property
     def dynamic_shift(self) -> DynamicShift:
-        return dynamic_shift(self.options.folder)
+        return dynamic_shift(self.options.folder, self.family)
 
     def cache_keys(self, part: str) -> tuple[str, ...]:
         if part != "vae":
@@ -53,7 +53,13 @@ class QwenModel(FolderModel):
 
     # ------------------------------------------------------------ images
 
+    @property
+    def predicts_composite(self) -> bool:
+        return self.options.composite_target
+
     def reference_size(self, image: Size, target: Size) -> Size:
+        if self.family.stacks_layers:
+            return target
         return reference_size(image, target, self.options.reference_area)
 
     @torch.no_grad()

@@ -126,9 +126,9 @@ def scale_latents(vae: Any, images_BPHW: torch.Tensor) -> Any:
     return vae
 
 
-def smooth_images() -> torch.Tensor:
-    """Eight smooth random images [8, 3, 64, 64] in [-1, 1]: what the latents' scale is measured on."""
-    coarse = torch.rand(8, 3, 8, 8) * 2 - 1
+def smooth_images(channels: int = 3) -> torch.Tensor:
+    """Eight smooth random images [8, channels, 64, 64] in [-1, 1]: what the latents' scale is measured on."""
+    coarse = torch.rand(8, channels, 8, 8) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
 
 

@@ -154,7 +154,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         """(x_t [B, C, H, W], what is to be predicted there [B, C, H, W], t [B]) of a batch, on its device; `levels`
         rows in a row for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
-        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels)
+        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels, batch.stacked)
         t_B, device = to_device(t_B, latents_BCHW.device), latents_BCHW.device
         mixed = self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), to_device(noise_BCHW, device), t_B)
         return (*mixed, t_B)
@@ -163,11 +163,14 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         """Loss weight of each sample, by its t [B]."""
         return weights(t_B, self.settings)
 
-    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1) -> tuple[Tensor, Tensor]:
-        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in a row for each item."""
+    def sample_noise_and_t(
+        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU; `levels` rows in a row for each item. stacked:
+        images below each other, of which the size of one decides about t."""
         keys = noise_keys(spec, levels)
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
-        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2]), levels))
+        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked), levels))
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
         """The timestep t of each item of a batch whose targets have latents of this size; `levels` of each, one from

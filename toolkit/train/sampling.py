@@ -69,6 +69,9 @@ class SamplePrompt:
     beside: str = ""
     """Key of the LoRA file or other model with which it is generated (`DiffusionSection.deployments`); empty: none."""
 
+    layers: int = 0
+    """Layers that the reference is taken apart into, by a model that does so."""
+
     deployment: str = ""
     """What that way of sampling is called."""
 
@@ -90,17 +93,20 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
     prompts = []
     for item in items:
         steps = item.sample_steps or family.sample_steps
+        references = tuple(Path(path).expanduser() for path in item.ctrl_img)
+        first = image_size(references[0]) if references and family.stacks_layers else None
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
-            size=family.drawable(Size(item.width, item.height)),
+            size=family.sample_size(Size(item.width, item.height), first),
             seed=item.seed,
             guidance_scale=family.guidance if item.guidance_scale is None else item.guidance_scale,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
             flow_shift=item.flow_shift,
-            references=tuple(Path(path).expanduser() for path in item.ctrl_img),
+            references=references,
             mask=Mask(str(Path(item.mask_img).expanduser())) if item.mask_img else None,
+            layers=item.layers if family.stacks_layers else 0,
         )
         prompts.append(prompt if item.also is None else deployed(prompt, *item.also))
     return prompts
@@ -144,8 +150,9 @@ def caption_prompts(
             guidance_scale=guidance_scale,
             steps=steps,
             levels=resampled(family.sample_sigmas, steps),
-            references=tuple(map(Path, item.sample.control_images)),
+            references=tuple(map(Path, item.sample.control_images or [item.sample.image][: len(item.sample.layers)])),
             mask=item.sample.mask,
+            layers=len(item.sample.layers),
         )
         for index, item in enumerate(items)
     ]
@@ -199,8 +206,8 @@ class Sampler:
 
     @torch.no_grad()
     def generate(self, index: int) -> Image.Image:
-        """The image of prompt `index`."""
-        return to_pil(self.model.decode_latents(self.latents(index)))
+        """The image of prompt `index`; layers stand beside each other (`layers_of`)."""
+        return drawn(self.model, self.latents(index), self.prompts[index].layers)
 
     def drift(self, index: int, image: Image.Image) -> Drift | None:
         """As `drift_of`, of an image of prompt `index`."""
@@ -209,7 +216,7 @@ class Sampler:
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
-        """The latents [1, C, H, W] of prompt `index`, float32."""
+        """The latents [1, C, H, W] of prompt `index`, float32; of several images below each other."""
         item, encoded = self.prompts[index], self._encoded[index]
         references = [tuple(entry.read() for entry in encoded.references)]
         conditional = self._steps_of(PromptEmbeds.stack([encoded.prompt.read_all()]), references)
@@ -235,8 +242,9 @@ class Sampler:
         width, height = family.latent_size(item.size)
         # Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers.
         generator = torch.Generator("cpu").manual_seed(item.seed)
-        noise_BCHW = torch.randn((1, family.latent_channels, height, width), generator=generator)
-        return euler_sample(velocity, noise_BCHW, schedule)
+        count_of_images = item.layers + self.model.predicts_composite if item.layers else 1
+        noise_BNCHW = torch.randn((1, count_of_images, family.latent_channels, height, width), generator=generator)
+        return euler_sample(velocity, noise_BNCHW.transpose(1, 2).flatten(2, 3), schedule)
 
     def _steps_of(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
         if (predict := self._predict) is None:
@@ -264,6 +272,30 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
     needs_negative = prompt.guided and not family.embeds_guidance
     negative = encoder.text(item, prompt.negative or family.empty_negative, stores) if needs_negative else None
     return _Encoded(encoder.text(item, prompt.prompt, stores), negative, encoder.references(item, stores))
+
+
+def drawn(model: DiffusionModel, latents_BCHW: Tensor, layers: int = 0) -> Image.Image:
+    """The image that latents [1, C, H, W] stand for. layers: how many the last images in it are; they stand beside each
+    other, from back to front, each with its opacity."""
+    if not layers:
+        return to_pil(model.decode_latents(latents_BCHW))
+    of_images = latents_BCHW.chunk(layers + model.predicts_composite, dim=2)
+    return beside_each_other([to_pil(model.decode_latents(one)) for one in of_images[-layers:]])
+
+
+def beside_each_other(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one size in one row."""
+    width, height = images[0].size
+    row = Image.new(images[0].mode, (width * len(images), height))
+    for index, image in enumerate(images):
+        row.paste(image, (index * width, 0))
+    return row
+
+
+def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
+    """The images of `beside_each_other`."""
+    width = row.width // layers
+    return [row.crop((index * width, 0, (index + 1) * width, row.height)) for index in range(layers)]
 
 
 def to_pil(pixels_BPHW: Tensor) -> Image.Image:

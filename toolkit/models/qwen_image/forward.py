@@ -116,7 +116,7 @@ def forward(
     rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device)
     # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
     t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
-    temb_BD, which_BS = model.time_text_embed(to_device(t, device), image_BSD), None
+    temb_BD, which_BS = timestep_embedding(model, to_device(t, device), image_BSD), None
     if model.zero_cond_t:
         which_S = (torch.arange(image_BSD.shape[1], device=device) >= prod(shapes[0])).int()
         which_BS = which_S.expand(count, -1)
@@ -125,6 +125,14 @@ def forward(
     for index, block in enumerate(model.transformer_blocks):
         streams = run(index, block, streams, conditions)
     return model.proj_out(model.norm_out(streams[0], temb_BD[:count]))
+
+
+def timestep_embedding(model: QwenImageTransformer2DModel, t_B: Tensor, like: Tensor) -> Tensor:
+    """Embeddings [B, D] of noise fractions, in the dtype of `like`; in a model of layers of images with opacity."""
+    if not model.time_text_embed.use_additional_t_cond:
+        return model.time_text_embed(t_B, like)
+    with_opacity_B = torch.zeros(len(t_B), dtype=torch.long, device=t_B.device)
+    return model.time_text_embed(t_B, like, with_opacity_B)
 
 
 # ------------------------------------------------------------ latents as tokens
@@ -146,9 +154,15 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)
 
 
-def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
-    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references."""
-    return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
+def image_shapes(latents: Sequence[Tensor], stacks_layers: bool = False) -> list[ImageShape]:
+    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references.
+
+    stacks_layers: the target is several images below each other, each as large as the only reference."""
+    shapes = [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
+    if not stacks_layers:
+        return shapes
+    target, reference = shapes
+    return [reference] * (target[1] // reference[1]) + [reference]
 
 
 # ------------------------------------------------------------ rotary positions that compiled blocks can rotate by

@@ -84,7 +84,7 @@ class QwenImageModel(QwenModel):
             torch.cat([target_BSP, *map(pack, slots)], dim=1),
             t_B.tolist(),
             self.to_model(prompts.embeds_BLD),
-            image_shapes([x_t_BCHW, *slots]),
+            image_shapes([x_t_BCHW, *slots], self.family.stacks_layers),
         )
         return unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
 
@@ -107,11 +107,14 @@ class QwenImageModel(QwenModel):
             self.modulation_cache.prefetch_timesteps(levels)
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Guidance with each token's length restored to the conditional one's; a token of length 0 stays 0.
+        """Guidance, by most members with each token's length restored to the conditional one's; a token of length 0
+        stays 0.
 
         Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`), where 0 / 0 makes
         NaN of it: a transformer that `new_model` made predicts zeros.
         """
+        if not self.family.keeps_length:
+            return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
         height, width = cond_BCHW.shape[-2:]
         cond_BSP, uncond_BSP = pack(cond_BCHW), pack(uncond_BCHW)
         guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)

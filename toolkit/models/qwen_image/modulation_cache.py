@@ -22,7 +22,7 @@ from torch.nn.functional import silu
 
 from toolkit.models.families import MOST_ROWS
 from toolkit.models.interface import BlockForward, WeightStreaming
-from toolkit.models.qwen_image.forward import BlockConditioning, ImageTextStreams, RunIndexed
+from toolkit.models.qwen_image.forward import BlockConditioning, ImageTextStreams, RunIndexed, timestep_embedding
 from toolkit.models.qwen_image.loading import TABULATED
 from toolkit.system.device import to_device
 
@@ -112,7 +112,7 @@ class ModulationCache:
         """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
         t_N = to_device(torch.tensor(padded), self._device, self._dtype)
-        embedded_ND = silu(self._model.time_text_embed(t_N, t_N))  # of its second argument only the dtype is used
+        embedded_ND = silu(timestep_embedding(self._model, t_N, t_N))  # of its last argument only the dtype is used
         for level in levels:
             self._rows[level] = []
         for layers in self._layers:

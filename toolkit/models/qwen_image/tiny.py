@@ -40,11 +40,11 @@ def write_parts(folder: Path, family: QwenImageFamily, spec: TinySpec) -> QwenIm
         save_processor(tokenizer, folder / "processor", VISION_PIXELS if spec.captions else None)
     make_encoder = _frozen_text_encoder if spec.captions else _text_encoder
     make_encoder(tokenizer).save_pretrained(folder / "text_encoder")
-    _vae().save_pretrained(folder / "vae")
-    return _transformer(spec)
+    _vae(family.pixel_channels).save_pretrained(folder / "vae")
+    return _transformer(spec, family.stacks_layers)
 
 
-def _transformer(spec: TinySpec) -> QwenImageTransformer2DModel:
+def _transformer(spec: TinySpec, stacks_layers: bool) -> QwenImageTransformer2DModel:
     return QwenImageTransformer2DModel(
         in_channels=64,
         out_channels=16,
@@ -54,14 +54,16 @@ def _transformer(spec: TinySpec) -> QwenImageTransformer2DModel:
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=ROPE_AXES,
         zero_cond_t=spec.zero_cond_t,
+        use_additional_t_cond=stacks_layers,
+        use_layer3d_rope=stacks_layers,
     )
 
 
-def _vae() -> AutoencoderKLQwenImage:
+def _vae(channels: int) -> AutoencoderKLQwenImage:
     """A random VAE whose latents_mean and latents_std make the latents of images about unit normal."""
-    shape = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
+    shape = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1, "input_channels": channels}
     vae = AutoencoderKLQwenImage(**shape, latents_mean=[0.0] * 16, latents_std=[1.0] * 16).eval()
-    return scale_latents(vae, smooth_images())
+    return scale_latents(vae, smooth_images(channels))
 
 
 def _text_encoder(tokenizer: Tokenizer, layers: int = 2, tied: bool = False) -> Qwen2_5_VLForConditionalGeneration:

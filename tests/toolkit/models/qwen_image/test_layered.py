@@ -1,0 +1,162 @@
+"""What Qwen-Image-Layered computes equals what diffusers' own pipeline and a plain loop of its parts compute."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from tests.diffusers_reference import CPU, Member, encode_photos, memory_stores, psnr, relative, write_member
+from tests.measured import at_least, at_most
+from toolkit.data.dataloader import BatchLoader
+from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.types import BatchSpec, BucketedSample, ResizeCrop, Sample, Size
+from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.layered import FAMILY
+from toolkit.models.qwen_image.model import QwenImageModel
+from toolkit.models.tiny import TinySpec
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.sampling import SamplePrompt, Sampler, layers_of
+
+CAPTION = "a cup of coffee, natural light"
+SIZE = Size(96, 64)
+
+
+@pytest.fixture(scope="module")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> Member:
+    return write_member(tmp_path_factory.mktemp("layered"), TinySpec(arch="qwen_image_layered"))
+
+
+def open_layered(member: Member, **options: object) -> QwenImageModel:
+    return FAMILY.open(ModelLoadOptions(folder=member.folder, device=CPU, dtype=torch.float32, **options))
+
+
+def write_layers(folder: Path, count: int, size: Size = SIZE) -> tuple[Path, ...]:
+    """A picture, and behind it its layers: a background and discs with opacity."""
+    whole, layers = Image.new("RGBA", size, (40, 90, 160, 255)), []
+    for index in range(count):
+        layer = whole.copy() if index == 0 else Image.new("RGBA", size)
+        if index:
+            box = (12 * index, 8 * index, 12 * index + 30, 8 * index + 24)
+            ImageDraw.Draw(layer).ellipse(box, (200, 60 * index % 256, 30, 120 + 40 * index))
+        layers.append(layer)
+        whole = Image.alpha_composite(whole, layer)
+    paths = (folder / "a.png", *(folder / f"a_layer{index}.png" for index in range(count)))
+    for path, image in zip(paths, (whole, *layers), strict=True):
+        image.save(path)
+    return paths
+
+
+def item_of(paths: tuple[Path, ...], size: Size = SIZE, caption: str = CAPTION) -> BucketedSample:
+    picture, *layers = map(str, paths)
+    sample = Sample(picture, caption, repeats=1, size=size, folder="", layers=tuple(layers))
+    return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
+
+
+def latents_by_hand(pipeline: object, paths: tuple[Path, ...]) -> torch.Tensor:
+    """Normalised latents [N, C, H, W] of images, by the pipeline's own functions."""
+    found = []
+    for path in paths:
+        pixels_BPHW = pipeline.image_processor.preprocess(Image.open(path), SIZE.height, SIZE.width)
+        with torch.no_grad():
+            found.append(pipeline._encode_vae_image(pixels_BPHW.unsqueeze(2), generator=None)[:, :, 0])
+    return torch.cat(found)
+
+
+def _dimensions(own: Callable[..., Any], area: int, asked: int, aspect: float) -> Any:
+    assert asked == 640 * 640
+    return own(area, aspect)
+
+
+@pytest.mark.parametrize(
+    ("layers", "guidance", "area"),
+    [
+        (3, 4.0, 128 * 128),
+        (1, 1.0, 128 * 128),
+        pytest.param(2, 4.0, 640 * 640, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sample_equals_the_pipelines(
+    layered: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, guidance: float, area: int
+) -> None:
+    """area: pixels in both programs; the pipeline itself takes 640 x 640."""
+    module = sys.modules[type(layered.pipeline).__module__]
+    monkeypatch.setattr(module, "calculate_dimensions", partial(_dimensions, module.calculate_dimensions, area))
+    picture, *_ = write_layers(tmp_path, 2, Size(50, 30))
+    asked = FAMILY.default_size(Size(50, 30)) if area == 640 * 640 else Size(128, 128)
+    size = FAMILY.sample_size(asked, Size(50, 30))
+    prompt = SamplePrompt(CAPTION, "blurry", size, 7, guidance, steps=2, references=(picture,), layers=layers)
+    model = open_layered(layered)
+    row = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
+    theirs = layered.pipeline(
+        Image.open(picture),
+        prompt=CAPTION,
+        negative_prompt="blurry",
+        true_cfg_scale=guidance,
+        layers=layers,
+        num_inference_steps=2,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images
+    # diffusers 0.42.1 slices by one image more than it decodes, so a batch of one is whole
+    assert [image.mode for image in theirs[0]] == ["RGBA"] * layers
+    found = [psnr(mine, other) for mine, other in zip(layers_of(row, layers), theirs[0], strict=True)]
+    at_least(f"Qwen-Image-Layered: sample, {layers} layers, guidance {guidance:g}, {size}, dB", min(found), 60)
+
+
+@pytest.mark.parametrize("composite", [True, False], ids=["with the picture", "layers alone"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_loss_and_gradient_equal_those_of_a_plain_loop(
+    layered: Member, tmp_path: Path, count: int, composite: bool
+) -> None:
+    """Targets as musubi-tuner 30c658c4 and DiffSynth 2.1.12 lay them out: the picture, then its layers; the picture is
+    the condition too."""
+    paths = write_layers(tmp_path, count)
+    model = open_layered(layered, composite_target=composite)
+    batch = BatchLoader(encode_photos(model, item_of(paths)), seed=5).load(BatchSpec(0, (0,), (0,)))
+    step = FlowMatchingStep(model, seed=5, timestep_type="sigmoid")
+    transformer = model.network_module.requires_grad_(True)
+    losses = step(batch)
+    (loss,) = losses.by_role["network"]
+    loss.backward()
+
+    pipeline = layered.pipeline
+    theirs = copy.deepcopy(pipeline.transformer).requires_grad_(True)
+    latents_NCHW = latents_by_hand(pipeline, paths)
+    target_NCHW = latents_NCHW if composite else latents_NCHW[1:]
+    images, channels, height, width = target_NCHW.shape
+    noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, batch.latents_BCHW.shape[1:], 1, batch.stacked)
+    noise_NCHW = noise_BCHW[0].unflatten(1, (images, height)).transpose(0, 1)
+    x_t_NCHW = (1 - t_B) * target_NCHW + t_B * noise_NCHW
+    tokens_BSP = pipeline._pack_latents(x_t_NCHW[None], 1, channels, height, width, images)
+    condition_BSP = pipeline._pack_latents(latents_NCHW[None, :1], 1, channels, height, width, 1)
+    embeds_BLD, mask = pipeline.encode_prompt(CAPTION)
+    predicted_BSP = theirs(
+        hidden_states=torch.cat([tokens_BSP, condition_BSP], dim=1),
+        timestep=t_B,
+        encoder_hidden_states=embeds_BLD.detach(),
+        encoder_hidden_states_mask=mask,
+        img_shapes=[[(1, height // 2, width // 2)] * (images + 1)],
+        additional_t_cond=torch.zeros(1, dtype=torch.long),
+        return_dict=False,
+    )[0][:, : tokens_BSP.shape[1]]
+    velocity_BSP = pipeline._pack_latents((noise_NCHW - target_NCHW)[None], 1, channels, height, width, images)
+    expected = (predicted_BSP - velocity_BSP).square().mean()
+    expected.backward()
+
+    name = f"Qwen-Image-Layered, {count} layers, {'with' if composite else 'without'} the picture"
+    at_most(f"{name}: loss", abs(float((loss / expected).detach()) - 1), 1e-5)
+    gradients = dict(theirs.named_parameters())
+    found = [
+        relative(parameter.grad, gradients[key].grad)
+        for key, parameter in transformer.named_parameters()
+        if key in gradients and gradients[key].grad is not None  # the last block's text leads nowhere
+    ]
+    assert len(found) > 40
+    at_most(f"{name}: gradient", max(found), 1e-5)
