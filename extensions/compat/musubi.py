@@ -78,7 +78,7 @@ NOT_EMPTY = {
 
 SWITCHES = frozenset(
     {
-        "edit", "edit_plus", "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
+        "edit", "edit_plus", "multiple_target", "remove_first_image_from_target", "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
         "no_resize_control", "qwen_image_edit_no_resize_control", "flux_kontext_no_resize_control",
     }
 )  # fmt: skip
@@ -88,7 +88,7 @@ STATES = frozenset({"save_last_n_epochs_state", "save_last_n_steps_state"})
 
 BY_HAND = frozenset(
     {
-        SCRIPT, *PARTS, "edit", "edit_plus", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
+        SCRIPT, *PARTS, "edit", "edit_plus", "remove_first_image_from_target", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
         "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
         "max_data_loader_n_workers", "full_bf16", "mem_eff_save", "fused_backward_pass",
         *STATES,
@@ -121,6 +121,7 @@ PUBLISHED = {
     "edit": "Qwen/Qwen-Image-Edit",
     "edit-2509": "Qwen/Qwen-Image-Edit-2509",
     "edit-2511": "Qwen/Qwen-Image-Edit-2511",
+    "layered": "Qwen/Qwen-Image-Layered",
 }
 """`model_version` -> where all but the transformer comes from, if that is a single file that lies alone."""
 
@@ -293,6 +294,9 @@ class _Reader:
                 version = version or at(self.given[key], VERSIONS[key])
         if version is not None:
             self._set("model.arch", version, self.process)
+        without_composite = self.given.get("remove_first_image_from_target")
+        if without_composite is not None and without_composite.value is True:
+            self._set("model.model_kwargs.composite_target", at(without_composite, False), self.process)
         version = version or _their("model_version", VERSION)
         named = model_of({key: str(self.given[key].value) for key in PARTS if key in self.given}, str(version.value))
         for key in named.alone:
@@ -482,6 +486,9 @@ class _Reader:
                 elsewhere = "It belongs in the training config." if key in ROWS else ""
                 hint = odd_characters(key) or elsewhere or did_you_mean(key, OF_DATASETS, list_all=False)
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+            elif key == "multiple_target":
+                if node.value is True:
+                    dataset["layers_suffix"] = at(node, "_")  # of a.png: a_0.png, a_1.png and so on
             elif key == "cache_directory":
                 self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
             elif key not in sized | of_controls:

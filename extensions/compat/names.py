@@ -78,7 +78,6 @@ PLACES = {
 
 _OWN_PAGES = "pages of this program are always replaced, other files never"
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
-_LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
 _CONTROL = "model.model_kwargs.control_resolution"
 _KERNEL = "PyTorch chooses the attention kernel"
@@ -483,10 +482,14 @@ NAMES: dict[tuple[str, str], Names] = {
         "use_pinned_memory_for_block_swap": idle("swapped blocks always wait in pinned memory"),
         "disable_numpy_memmap": idle("files are read tensor by tensor"),
         **each("vae_enable_tiling vae_tiling", idle("images are encoded one at a time")),
-        **each(
-            "remove_first_image_from_target multiple_target automatic_prompt_lang_for_layered output_layers",
-            absent(_LAYERED),
+        "remove_first_image_from_target": near(
+            "model.model_kwargs.composite_target", "true is `composite_target: false`"
         ),
+        "multiple_target": near(
+            "datasets[].layers_suffix", "true is `layers_suffix: _`: the layers `a_0.png`, `a_1.png`"
+        ),
+        "output_layers": near("sample.layers", "without the image itself, as in its pipeline"),
+        "automatic_prompt_lang_for_layered": absent("a prompt is never written for a sample; give one"),
         "image_jsonl_file": is_("datasets[].captions_file", "without `folder_path` it names the images"),
         "general": near("config.defaults", "for all processes; a list of datasets is replaced as a whole"),
         "batch_size": near("train.batch_size", "one for all datasets"),

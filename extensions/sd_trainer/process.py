@@ -260,10 +260,12 @@ class SdTrainerProcess(ImageTrainer):
         for index, name in ways.items():
             pairs.setdefault(name, []).append((index % in_many, index))
         survival = SurvivalScores(pairs, without_network) if pairs else None
+        layers = {index: prompt.layers for index, prompt in enumerate(prompts) if prompt.layers}
+        given = {"drift": sampler.drift, "deployments": ways, "layers": layers, "survival": survival}
         if (first := self.section.first_sample) is None:
-            return Samples(generate, texts, drift=sampler.drift, deployments=ways, survival=survival)
+            return Samples(generate, texts, **given)
         first_texts = texts[of_each_set:]
-        return Samples(generate, texts[:of_each_set], first_texts, first.format, sampler.drift, ways, survival)
+        return Samples(generate, texts[:of_each_set], first_texts, first.format, **given)
 
     def build_run(self) -> Run:
         run = super().build_run()
@@ -397,7 +399,10 @@ class _Announced:
 
 def _pixels_in_model(model: DiffusionModel, item: BucketedSample) -> int:
     """Pixels of an item in the transformer, control images taken as square: a measure of its memory."""
-    bucket, references = item.crop.bucket, len(item.sample.control_images)
+    bucket, layers = item.crop.bucket, len(item.sample.layers)
+    references = len(item.sample.control_images) or min(layers, 1)
     square = Size(max(bucket), max(bucket))
-    pixels = prod(bucket) + (references and references * prod(model.reference_size(square, bucket)))
+    pixels = prod(bucket) * (layers + model.predicts_composite if layers else 1) + (
+        references and references * prod(model.reference_size(square, bucket))
+    )
     return pixels * (2 if item.sample.worse else 1)  # of a pair both images are in it

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.config.dataset import LOSS, sides_of
+from toolkit.config.dataset import LOSS, MASKS, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.findings import Findings, below, error, warning
 from toolkit.config.model import QTYPE_SPELLINGS
@@ -79,7 +79,7 @@ def findings(s: DiffusionSection) -> Findings:
     }
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
-        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _unseen_sizes,
+        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _layers, _unseen_sizes,
         _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         if used.get(group, True):
@@ -407,8 +407,58 @@ def _images(s: DiffusionSection) -> Findings:
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
-        if family and len(slots) > family.max_references and not dataset.control_optional:
+        of_layers = family is not None and family.stacks_layers
+        if family and len(slots) > family.max_references and not (dataset.control_optional or of_layers):
             yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
+
+
+ABOVE_LAYERS = {
+    **dict.fromkeys(
+        ("control_path", "control_suffix", "control_optional"), "the image itself is the only control image"
+    ),
+    **dict.fromkeys(sorted(MASKS), "a mask would be that of one image, and the target is several"),
+    "background": "layers are trained with their opacity",
+    "url": "a stream has no layers",
+}
+"""Keys of a dataset -> why they do not apply to a model of layers."""
+
+
+def _layers(s: DiffusionSection) -> Findings:
+    """Keys that a model of layers needs or does not take, and those that only such a model takes."""
+    family = _family(s)
+    if family is None:
+        return
+    title, kwargs = family.title, s.model.model_kwargs
+    samples = [
+        (f"{name}.samples.{index}", item)
+        for name, sample in (("sample", s.sample), ("first_sample", s.first_sample))
+        for index, item in enumerate(sample.samples if sample else ())
+    ]
+    if not family.stacks_layers:
+        for index, dataset in enumerate(s.datasets):
+            for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
+                yield error(f"datasets.{index}.{key}", f"{title} generates no layers. Remove it.")
+        for place, item in samples:
+            if item.layers is not None:
+                yield warning(f"{place}.layers", f"has no effect: {title} generates no layers.")
+        yield from below("model", kwargs.unused("composite_target", f": {title} generates no layers."))
+        return
+    for index, dataset in enumerate(s.datasets):
+        for key in sorted(dataset.model_fields_set & ABOVE_LAYERS.keys()):
+            yield error(f"datasets.{index}.{key}", f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.")
+        if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
+            message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
+            yield error(f"datasets.{index}", message)
+    for place, item in samples:
+        if not item.ctrl_img:
+            yield error(f"{place}.ctrl_img", f"is required: {title} takes an image apart into layers. Give that image.")
+        if item.mask_img:
+            yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
+    for key, given in (("preference", s.train.preference), ("few_step_loss", s.train.few_step_loss)):
+        if given:
+            yield error(f"train.{key}", f"does not apply to {title}: its target is several images. Remove it.")
+    for key in sorted(kwargs.model_fields_set & {"match_target_res", "control_resolution"}):
+        yield warning(f"model.model_kwargs.{key}", f"has no effect: {title} sees the image in its own size.")
 
 
 def _unseen_sizes(s: DiffusionSection) -> Findings:

@@ -296,6 +296,15 @@ class DatasetConfig(StrictModel):
     `a.txt`. Where the word stands in front, `*` is what both names share: `after_*` with `control_suffix: [before_*]`
     trains `after_1.png` with `before_1.png`. Other images of the folder are not used. Empty: none."""
 
+    layers_path: PathStr | None = None
+    """For Qwen-Image-Layered: folder of the layers of each image, from back to front, as large as the image:
+    `a_layer0.png`, `a_layer1.png` and so on for `a.png`, or `a_0.png`, `a_1.png`. Images may have unlike numbers of
+    layers."""
+
+    layers_suffix: str = ""
+    """Instead of `layers_path`, for layers in the same folder: the suffix of their names in front of the number.
+    `_layer` for `a_layer0.png`, `_` for `a_0.png`. Empty: none."""
+
     control_optional: bool = False
     """Train images without a match in a control folder without that control image, instead of raising an error."""
 
@@ -417,6 +426,9 @@ class DatasetConfig(StrictModel):
                 yield error("captions", "'names' and 'captions_file' cannot be combined. Remove one of them.")
             if self.control_path and self.control_suffix:
                 yield error("control_suffix", "cannot be combined with 'control_path'. Remove one of them.")
+            if self.layers_path and self.layers_suffix:
+                yield error("layers_suffix", "cannot be combined with 'layers_path'. Remove one of them.")
+            yield from check_path("layers_path", self.layers_path, "Give a folder of layers.", job)
             for slot, path in enumerate(self.control_path):
                 yield from check_path(f"control_path.{slot}", path, IMAGES, job)
             if self.model_fields_set & MASKS:
@@ -485,6 +497,7 @@ NOT_OF_STREAMS = {
     **dict.fromkeys(
         ("control_path", "control_suffix", "image_suffix", "control_optional"), "a stream has no control images"
     ),
+    **dict.fromkeys(("layers_path", "layers_suffix"), "a stream has no layers"),
     **dict.fromkeys(sorted(MASKS), "a stream has no masks"),
     **dict.fromkeys(("flip_x", "flip_y"), "a stream yields each image once per epoch, unflipped"),
     "skip_unreadable": "a stream leaves out samples that it cannot read",
@@ -627,6 +640,8 @@ class ValidationConfig(StrictModel):
         if first.control_suffix and not self.control_path:  # pairs as in the first dataset, or plain images
             settings |= {"control_suffix": first.control_suffix, "image_suffix": first.image_suffix}
             settings["control_optional"] = True
+        if first.layers_path or first.layers_suffix:  # beside the images
+            settings["layers_suffix"] = first.layers_suffix or "_layer"
         settings["captions_file"] = self.captions_file  # that of the first dataset names other images
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

@@ -95,27 +95,18 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
-_LAYERED = "Qwen-Image-Layered generates several images at once, and cannot be trained."
-_NO_FAMILY = {"qwen_image_layered": _LAYERED, "layered": _LAYERED}
-"""Other programs' names of models that cannot be trained, which are not typing errors -> why not."""
-
-
 ARCH_SPELLINGS = {
     "original": "qwen_image",
     "edit": "qwen_image_edit",
     "edit-2509": "qwen_image_edit_plus",
     "edit-2511": "qwen_image_edit_plus",
+    "layered": "qwen_image_layered",
 }
 """musubi-tuner's names of models (`--model_version`) -> ours."""
 
 
 def _without_tag(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name = value.split(":")[0]
-    if reason := _NO_FAMILY.get(name.strip().lower()):
-        raise value_error(f"{name!r}: {reason} docs/models.md says why.")
-    return name
+    return value.split(":")[0] if isinstance(value, str) else value
 
 
 def _is_qwen(value: bool) -> bool:

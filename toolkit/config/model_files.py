@@ -36,7 +36,6 @@ SAME_CLASSES = {"Qwen2_5_VLProcessor": "Qwen2VLProcessor"}
 """Class of a part -> the one that stands in `ModelFacts.classes` and does the same."""
 
 OTHERS = {
-    "qwen/qwen-image-layered*": "Qwen-Image-Layered",
     "qwen/qwen-image-2.0*": "Qwen-Image-2.0",
     "qwen/qwen-image-controlnet*": "a ControlNet",
     "qwen/qwen*-vl*": "a language model",

@@ -74,6 +74,8 @@ class DirectoryListing:
     texts: dict[str, str] = field(default_factory=dict)
     """Known captions, by the name of their file."""
 
+    _behind: dict[str, dict[str, list[tuple[int, str]]]] = field(default_factory=dict, init=False)
+
     @cached_property
     def numbered(self) -> dict[str, list[str]]:
         """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the order of their numbers."""
@@ -82,6 +84,15 @@ class DirectoryListing:
             if match := NUMBERED.fullmatch(stem):
                 found.setdefault(match[1], []).append((int(match[2]), stem))
         return {stem: [each for _, each in sorted(stems)] for stem, stems in found.items()}
+
+    def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
+        """What stands before `<affix><number>` in the stems of image files -> the numbers, in order, with the stems."""
+        if affix not in self._behind:
+            pattern, found = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})"), dict[str, list[tuple[int, str]]]()
+            for match in filter(None, map(pattern.fullmatch, self.images)):
+                found.setdefault(match[1], []).append((int(match[2]), match[0]))
+            self._behind[affix] = {root: sorted(stems) for root, stems in found.items()}
+        return self._behind[affix]
 
     def path(self, name: str) -> str:
         """The file of this name."""

@@ -121,6 +121,8 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     more: dict[str, Any] = {"mask": image_digest(sample.mask.file)} if sample.mask else {}
     if sample.worse:
         more["worse"] = [image_digest(path) for path in sample.worse]
+    if sample.layers:
+        more["layers"] = [image_digest(path) for path in sample.layers]
     if any(sample.flip):
         more["flip"] = sample.flip
     if sample.captions:

@@ -59,10 +59,12 @@ from toolkit.data.images import (
 )
 from toolkit.data.masks import MaskLook
 from toolkit.data.partners import (
+    LAYER,
     LookedFor,
     Slot,
     captions_beside,
     in_yaml,
+    layers_beside,
     looked_for,
     pair_folders,
     pair_names,
@@ -476,6 +478,9 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
     """The folder without the control images and masks that the dataset tells by a suffix of their image's name, and
     without what lacks the suffix of its images."""
     suffixes = tuple(filter(None, (*dataset.control_suffix, dataset.mask_suffix)))
+    if layers := {*chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())}:
+        images = {stem: names for stem, names in listing.images.items() if stem not in layers}
+        listing = replace(listing, images=images)
     if not (suffixes or dataset.image_suffix):
         return listing
     of_stem = {stem: root_of(stem, dataset.image_suffix) for stem in listing.images}
@@ -487,8 +492,8 @@ def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> Dire
 
 
 def _partner_places(dataset: DatasetConfig) -> set[str]:
-    """The real paths of the folders of control images and masks."""
-    return {real_path(folder) for folder in (*dataset.control_path, dataset.mask_path) if folder}
+    """The real paths of the folders of control images, layers and masks."""
+    return {real_path(folder) for folder in (*dataset.control_path, dataset.layers_path, dataset.mask_path) if folder}
 
 
 def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
@@ -536,6 +541,12 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         looks = f"its images look like pairs{but}, and each is trained by itself. For pairs give '{given}'"
         findings.notes.append(f"warning: {listing.folder}: {looks}")
         findings.unpaired.append((listing.folder, looks))
+    if not (dataset.layers_path or dataset.layers_suffix) and (found := layers_beside(listing, LAYER)):
+        names = shorten(name for stems in found.values() for stem in stems for name in listing.images[stem])
+        looks = (
+            f"{count_of(len(found), 'image')} with layers by their names, and each layer is trained by itself: {names}"
+        )
+        findings.notes.append(f"warning: {listing.folder}: {looks}. For layers give 'layers_suffix: {LAYER}'")
     if subfolders := _subfolders(listing, dataset):
         findings.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
     return True
@@ -609,11 +620,13 @@ def _match_files(folder: FoundFolder, wanted: LookedFor, findings: ScanFindings)
     folder.named, masked = set(folder.controls), set(folder.masks)
     for slot in folder.slots:
         for stem, image in folder.images():
-            if stem in (folder.named if slot.key == "control" else masked):
+            if stem in {"control": folder.named, "mask": masked}.get(slot.key, ()):
                 continue
             found = partners_of(stem, image, slot, wanted, findings.mistakes)
             if slot.key == "control":
                 folder.controls[stem] = (*folder.controls.get(stem, ()), *found)
+            elif slot.key == "layers":
+                folder.layers[stem] = tuple(found)
             elif found:
                 folder.masks[stem] = found[0]
     if dataset.alpha_mask:
@@ -635,6 +648,10 @@ def _slots(folder: FoundFolder, findings: ScanFindings) -> list[Slot]:
     slots = [Slot("control", "", listings(path, "control_path"), optional) for path in dataset.control_path]
     image_affix = dataset.image_suffix
     slots += [Slot("control", suffix, whole, optional, image_affix) for suffix in dataset.control_suffix]
+    if dataset.layers_path:
+        slots.append(Slot("layers", "", listings(dataset.layers_path, "layers_path"), False))
+    elif dataset.layers_suffix:
+        slots.append(Slot("layers", dataset.layers_suffix, whole, False))
     if (dataset.mask_path or dataset.mask_suffix) and not dataset.alpha_mask:
         masks = listings(dataset.mask_path, "mask_path") if dataset.mask_path else whole
         of_mask = image_affix if dataset.mask_suffix else ""
@@ -748,6 +765,7 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
         [texts if len(texts) > 1 else () for texts in captions],
         [tuple(image.path for image in folder.worse.get(stem, ())) for stem in listing.images],
         [folder.weights.get(stem, 1.0) for stem in listing.images],
+        [tuple(image.path for image in folder.layers.get(stem, ())) for stem in listing.images],
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

@@ -50,6 +50,7 @@ def check_images(
     if pairs := [pair for folder in folders if folder.worse for pair in _pairs(folder)]:
         findings.mistakes += pair_mistakes(pairs)
         findings.notes += contradictions(pairs)
+    findings.mistakes += [mistake for folder in folders if folder.layers for mistake in _unlike_layers(folder)]
     if mistakes := list(dict.fromkeys(findings.mistakes)):
         if forgiven is None:
             raise DataErrors(mistakes)
@@ -101,7 +102,9 @@ def _read_facts(folders: Sequence[FoundFolder], findings: ScanFindings) -> dict[
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
         wanted.setdefault(folder.listing, {}).update(dict.fromkeys(chain(*folder.listing.images.values())))
-        for listing, name in chain(*folder.controls.values(), *folder.worse.values(), folder.masks.values()):
+        for listing, name in chain(
+            *folder.controls.values(), *folder.layers.values(), *folder.worse.values(), folder.masks.values()
+        ):
             wanted.setdefault(listing, {})[name] = None
     images = [ImageFile(listing, name) for listing, names in wanted.items() for name in names]
     inspect, at_once = inspect_image, 16
@@ -175,7 +178,7 @@ def _leave_out(folder: FoundFolder, places: Collection[str]) -> None:
 
     def is_good(stem: str, files: tuple[str, ...]) -> bool:
         masks = (folder.masks[stem],) if stem in folder.masks else ()
-        partners = (*folder.controls.get(stem, ()), *masks, *folder.worse.get(stem, ()))
+        partners = (*folder.controls.get(stem, ()), *folder.layers.get(stem, ()), *masks, *folder.worse.get(stem, ()))
         used = (folder.listing.path(files[0]), *(image.path for image in partners))
         return len(files) == 1 and not any(path in places for path in used)
 
@@ -189,6 +192,24 @@ def _leave_out(folder: FoundFolder, places: Collection[str]) -> None:
 def _pairs(folder: FoundFolder) -> Iterator[Pair]:
     for (stem, image), caption in zip(folder.images(), folder.captions, strict=True):
         yield from (Pair(image, worse, caption) for worse in folder.worse.get(stem, ()))
+
+
+def _unlike_layers(folder: FoundFolder) -> Iterator[Diagnostic]:
+    """Layers that do not have the size of their image."""
+    for stem, image in folder.images():
+        for layer in folder.layers.get(stem, ()):
+            if layer.facts and image.facts and layer.facts.size != image.facts.size:
+                has = f"has {layer.facts.size} pixels, and its image {image.name} has {image.facts.size}"
+                yield Diagnostic((layer.path,), f"{has}. Export the layer with the whole canvas")
+
+
+def _opaque_layers(folder: FoundFolder) -> Iterator[str]:
+    """Layers that hide all layers behind them."""
+    upper = [layer for layers in folder.layers.values() for layer in layers[1:]]
+    opaque = [layer.name for layer in upper if layer.facts and not layer.facts.alpha]
+    if opaque:
+        what = f"{count_of(len(opaque), 'layer')} in front of others without opacity of their own: {shorten(opaque)}"
+        yield f"{what}. Such a layer hides those behind it; number layers from back to front, and save them as PNG"
 
 
 def _check_masks(folder: FoundFolder) -> Iterator[str]:
@@ -239,6 +260,7 @@ def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool
         yield f"{begin} {REGULARISATION}"
     if read_captions:
         yield from (f"{begin} {what}" for what in _check_captions(folder, dataset.trigger_word or trigger_word or ""))
+    yield from (f"{begin} {what}" for what in _opaque_layers(folder))
     facts = {name: listing.facts[name] for (name,) in listing.images.values()}
     clear = [name for name, info in facts.items() if CLEAR in info.notes]
     if clear and not dataset.alpha_mask:

@@ -124,6 +124,9 @@ class FoundFolder:
     worse: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
     """Images that are liked less, by the stem of their better one."""
 
+    layers: dict[str, tuple[ImageFile, ...]] = field(default_factory=dict)
+    """Layers from back to front, by the stem of their image."""
+
     weights: dict[str, float] = field(default_factory=dict)
     """Factors on the loss that the table gives, by the stem of their image."""
 
@@ -138,8 +141,8 @@ class FoundFolder:
         return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
 
     def partners(self) -> Iterator[tuple[str, ImageFile]]:
-        """Stems of images, each with a control image or the mask."""
-        yield from ((stem, image) for stem, found in self.controls.items() for image in found)
+        """Stems of images, each with a control image, a layer or the mask."""
+        yield from ((stem, image) for each in (self.controls, self.layers) for stem in each for image in each[stem])
         yield from self.masks.items()
 
     def caption_files(self) -> list[list[str]]:
@@ -164,8 +167,10 @@ class FoundFolder:
         return ((slot, listing) for slot in self.slots for listing in slot.listings)
 
     def partner_paths(self) -> Iterator[tuple[str, str]]:
-        """The keys of folders of control images and masks, and the folders."""
+        """The keys of folders of control images, layers and masks, and the folders."""
         yield from (("control_path", path) for path in self.dataset.control_path)
+        if self.dataset.layers_path:
+            yield "layers_path", self.dataset.layers_path
         if self.dataset.mask_path and not self.dataset.alpha_mask:
             yield "mask_path", self.dataset.mask_path
 

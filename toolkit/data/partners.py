@@ -173,7 +173,7 @@ class Slot(NamedTuple):
     """Where the images of one folder have one of their control images, or their mask."""
 
     key: str
-    """`control` or `mask`: prefix of the keys in the config."""
+    """`control`, `mask` or `layers`: prefix of the keys in the config."""
 
     affix: str
     """Affix of the names, as `root_of` takes it."""
@@ -195,7 +195,7 @@ class Slot(NamedTuple):
     @property
     def what(self) -> str:
         """As messages name such a file."""
-        return "control image" if self.key == "control" else self.key
+        return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
 
 
 LookedFor = Mapping[str, Collection[str]]
@@ -217,6 +217,8 @@ def partners_of(
 ) -> list[ImageFile]:
     """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
     not of another image's name. From the first folder that has any."""
+    if slot.key == "layers":
+        return _layers(stem, image, slot, mistakes)
     stem = slot.wanted(stem)
     for listing in slot.listings:
         numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
@@ -232,6 +234,43 @@ def partners_of(
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
+        mistakes.append(Diagnostic((image.path,), reason))
+    return []
+
+
+LAYER = "_layer"
+"""Suffix of the names of layers, in front of their number."""
+
+
+def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
+    """Stem of an image -> the stems of its layers in the same folder, in order."""
+    found = listing.numbered_behind(suffix) if suffix else {}
+    return {stem: [each for _, each in numbered] for stem, numbered in found.items() if stem in listing.images}
+
+
+def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]) -> list[ImageFile]:
+    """The layers of an image from back to front, numbered from 0 or 1, of the first folder that has any. In a folder of
+    their own they may be named `<stem>_0` too."""
+    suffixes = (slot.affix,) if slot.affix else (LAYER, "_")
+    for listing in slot.listings:
+        for suffix in suffixes:
+            numbered = listing.numbered_behind(suffix).get(stem, ())
+            if not numbered:
+                continue
+            numbers = [number for number, _ in numbered]
+            first = min(numbers[0], 1)
+            names = [name for _, each in numbered for name in listing.images[each]]
+            if numbers != [*range(first, first + len(numbers))] or len(names) > len(numbers):
+                reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
+                mistakes.append(Diagnostic((image.path,), reason))
+                return []
+            return [ImageFile(listing, name) for name in names]
+    if slot.listings:
+        reason = (
+            f"has no layer {stem + suffixes[0] + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
+        )
+        if match := re.fullmatch(rf"(.+){re.escape(suffixes[0])}[0-9]+", stem):
+            reason = f"is a layer, and there is no image {match[1]!r}. Add that image, or remove the layer"
         mistakes.append(Diagnostic((image.path,), reason))
     return []
 

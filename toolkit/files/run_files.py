@@ -38,6 +38,9 @@ DATASET_PREFIX = "dataset-"
 SAMPLE_FILE = re.compile(r"(?P<step>\d{9,})_(?P<index>\d+)(?:_(?P<also>[\w-]+))?\.\w+")
 """Name of a sample: optimizer step, index within its set, name of its way of `sample.also`."""
 
+LAYERS = "layers"
+"""Folder in that of the samples, with the layers that a sample shows in one row."""
+
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""
 

@@ -140,6 +140,9 @@ class ModelSizeInfo:
     shares_prefix: bool = False
     """As `ModelFacts.shares_prefix`."""
 
+    stacks_layers: bool = False
+    """As `ModelFacts.stacks_layers`."""
+
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
         """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
         return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))

@@ -268,6 +268,7 @@ class FolderFamily(ModelFamily):
             activation_units=self.activation_units,
             bytes_per_weight=BYTES_PER_WEIGHT,
             shares_prefix=self.shares_prefix,
+            stacks_layers=self.stacks_layers,
         )
 
 

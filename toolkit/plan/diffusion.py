@@ -189,7 +189,7 @@ class SdPlanner(Planner[DiffusionSection]):
         """Warnings of images and prompts with fewer references than the model was published with, and of captions and
         prompts whose end it does not get."""
         least, title = self.family.min_references, title_of(self.section.model, self.family)
-        images = sum(len(sample.control_images) < least for sample in data.scan.samples)
+        images = sum(len(sample.control_images) < least and not sample.layers for sample in data.scan.samples)
         samples = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())
         for count, what, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
             if count:

@@ -222,18 +222,25 @@ class ItemGroup:
     compared: bool = False
     """Whether each is compared with a worse image (`train.preference`)."""
 
+    layers: int = 0
+    """Layers of each image."""
+
 
 def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
     """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
-    found: dict[tuple[Size, int, bool, bool, bool], tuple[int, int]] = {}
+    found: dict[tuple[Size, int, bool, bool, bool, int], tuple[int, int]] = {}
     for split, is_held_out in ((items, False), (held_out, True)):
         for item in split:
             sample = item.sample
             shuffled, compared = sample.rules.shuffle_tokens, bool(sample.worse) and not is_held_out
-            key = item.crop.bucket, len(sample.control_images), shuffled, is_held_out, compared
+            layers = len(sample.layers)
+            references = len(sample.control_images) or min(layers, 1)  # the image is that of its layers
+            key = item.crop.bucket, references, shuffled, is_held_out, compared, layers
             uses, longest = found.get(key, (0, 0))
             found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts))
-    return tuple(ItemGroup(*key[:4], uses, longest, compared=key[4]) for key, (uses, longest) in found.items())
+    return tuple(
+        ItemGroup(*key[:4], uses, longest, compared=key[4], layers=key[5]) for key, (uses, longest) in found.items()
+    )
 
 
 def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ...]:
@@ -251,7 +258,7 @@ class LargestBatch:
 
     images: int
     pixels: int
-    """Pixels of a target."""
+    """Pixels of one image of a target."""
 
     references: int
     reference_pixels: int
@@ -263,12 +270,14 @@ class LargestBatch:
     """Noise levels of each image."""
 
     pixels_per_token: int = 1
+    stacked: int = 1
+    """Images of a target."""
 
     @property
     def prefix_and_target(self) -> tuple[int, int]:
         """Tokens of text and references of an image, and of the image itself."""
         references = self.references * self.reference_pixels // self.pixels_per_token
-        return references + self.text_tokens, self.pixels // self.pixels_per_token
+        return references + self.text_tokens, self.stacked * self.pixels // self.pixels_per_token
 
     @property
     def tokens(self) -> int:
@@ -287,10 +296,10 @@ class BatchSizes:
     def batch(self, most: int) -> LargestBatch:
         """The batch of one rank with the most tokens. most: images in a batch of one rank."""
         groups = [group for group in self._groups if not group.held_out]
-        uses = Counter[Size]()
+        uses = Counter[tuple[Size, int]]()
         for group in groups:
-            uses[group.bucket] += group.uses
-        batches = [self.of_group(group, min(most, uses[group.bucket])) for group in groups]
+            uses[group.bucket, group.layers] += group.uses
+        batches = [self.of_group(group, min(most, uses[group.bucket, group.layers])) for group in groups]
         return max(batches, key=lambda batch: batch.tokens)
 
     def samples(self) -> list[LargestBatch]:
@@ -298,7 +307,13 @@ class BatchSizes:
         larger one."""
         section = self._section
         pictures = [] if section.train.disable_sampling else section.sample_pictures()
-        samples = [self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)) for item in pictures]
+        samples = [
+            replace(
+                self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)),
+                stacked=self._images_of(item.layers if self._facts.stacks_layers else 0),
+            )
+            for item in pictures
+        ]
         if section.validation is None or not section.validation.edits:
             return samples
         return samples + [self.of_group(group) for group in self._groups if group.held_out and group.references]
@@ -308,10 +323,15 @@ class BatchSizes:
         preference = self._section.train.preference
         images *= 2 if group.compared and preference else 1
         one = self._image(images, prod(group.bucket), group.references, group.longest)
+        one = replace(one, stacked=self._images_of(group.layers))
         if not self._facts.shares_prefix or group.held_out or preference:
             return one
         asked = self._section.train.noise_levels_per_sample
         return replace(one, levels=levels_of(asked, one.references, *one.prefix_and_target))
+
+    def _images_of(self, layers: int) -> int:
+        """Images of a target with so many layers; 0: it is a single one."""
+        return layers + self._section.model.model_kwargs.composite_target if layers else 1
 
     def noise_levels(self) -> Iterator[tuple[int, int, float]]:
         """References, noise levels and their cost (`cost_of`) of what is trained on."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.counts import StreamPlan
+from toolkit.data.epoch_order import shape_of
 from toolkit.data.folder import FolderInfo
 from toolkit.data.types import BucketedSample, ResizeCrop, Size
 from toolkit.errors import UserError
@@ -66,6 +67,8 @@ class FolderPlan:
     """What files are converted to sRGB from -> how many, control images and masks among them."""
 
     is_reg: bool = False
+    layers: dict[int, int] = field(default_factory=dict)
+    """Number of layers -> images with that number."""
 
     cut: float = 0.0
     """Share of an image that its bucket cuts off, the mean of all."""
@@ -91,6 +94,7 @@ class FolderPlan:
             "missing_captions": self.missing_captions,
             "captions": {str(count): images for count, images in self.captions.items()},
             "references": {str(count): images for count, images in self.references.items()},
+            "layers": {str(count): images for count, images in self.layers.items()},
             "masks": self.masks,
             "mask_share": self.mask_share,
             "converted": self.converted,
@@ -217,16 +221,17 @@ class RunPlan:
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     """A warning of a batch size that most micro-batches do not reach, as only images of one size share one; empty where
     they are at least half full on average."""
-    uses = Counter[Size]()
-    for sample, crop in items:
-        uses[crop.bucket] += sample.repeats
+    uses = Counter[tuple[Size, int]]()
+    for item in items:
+        uses[shape_of(item)] += item.sample.repeats
     batches = sum(ceil(count / batch_size) for count in uses.values())
     mean = uses.total() / max(1, batches)
     if not uses or 2 * mean >= batch_size:
         return ""
+    alike = "one size and as many layers" if any(layers for _, layers in uses) else "one size"
     most, least = max(uses.values()), min(count % batch_size or batch_size for count in uses.values())
     sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"
-    why = f"only images of one size share one, and the largest of {len(uses)} buckets has {most:,} uses per epoch"
+    why = f"only images of {alike} share one, and the largest of {len(uses)} buckets has {most:,} uses per epoch"
     return (
         f"{WARNING}batch_size {batch_size}: micro-batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
     )
@@ -260,6 +265,7 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
                 mask_share=fmean(look.share for look in folder.mask_looks) if folder.mask_looks else None,
                 converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
                 is_reg=folder.is_reg,
+                layers=dict(sorted(Counter(len(sample.layers) for sample in images if sample.layers).items())),
                 cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
                 most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
             )
@@ -277,6 +283,9 @@ def _folder_lines(folder: FolderPlan) -> str:
     ]
     if (cut := _cut_off(folder)) and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
+    if folder.layers:
+        counts = ", ".join(f"{images} with {count}" for count, images in folder.layers.items())
+        lines.append(f"    layers: {counts}, each beside the image itself")
     if max(folder.captions, default=1) > 1:
         several = ", ".join(f"{images} with {count}" for count, images in folder.captions.items())
         lines.append(f"    captions: {several}; one is drawn at each use")

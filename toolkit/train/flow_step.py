@@ -170,7 +170,9 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         images below each other, of which the size of one decides about t."""
         keys = noise_keys(spec, levels)
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
-        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked), levels))
+        return torch.stack(noise), torch.tensor(
+            self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2] // stacked), levels)
+        )
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
         """The timestep t of each item of a batch whose targets have latents of this size; `levels` of each, one from

@@ -26,6 +26,7 @@ from toolkit.files.run_files import (
     DATASET_PREFIX,
     FINISHED,
     RECORD,
+    LAYERS,
     SAMPLE_FILE,
     SAMPLES,
     SUPERSEDED,
@@ -109,7 +110,7 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     moved += [path for path in checkpoint_folders(checkpoint_dir(folder)) if step_of(path) > step]
     moved += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / SAMPLES
-    for path in sorted(samples.iterdir()) if samples.is_dir() else ():
+    for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
         if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step:
             moved.append(path)
     if moved:

@@ -24,6 +24,7 @@ from toolkit.data.images import image_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder
 from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
+from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
 from toolkit.models.families import deployed_grid
@@ -296,6 +297,16 @@ def layers_of(row: Image.Image, layers: int) -> list[Image.Image]:
     """The images of `beside_each_other`."""
     width = row.width // layers
     return [row.crop((index * width, 0, (index + 1) * width, row.height)) for index in range(layers)]
+
+
+def write_layers(folder: Path, stem: str, row: Image.Image, layers: int) -> None:
+    """The images of a row as `<stem>_layer0.png` and so on, from back to front, each with its opacity."""
+    if layers:
+        folder.mkdir(exist_ok=True)
+    for number, layer in enumerate(layers_of(row, layers) if layers else ()):
+        path = folder / f"{stem}_layer{number}.png"
+        with os_error_as_run_error(path), atomic_write(path) as temporary:
+            layer.save(temporary, "PNG")
 
 
 def to_pil(pixels_BPHW: Tensor) -> Image.Image:

@@ -37,7 +37,7 @@ from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.train.base_model import load_base_model
-from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
+from toolkit.train.sampling import SamplePrompt, Sampler, drawn, write_layers
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ class PictureMaker:
             references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
             flow_shift=item.flow_shift or shift,
             stretched=not fast,
+            layers=(item.layers or section.layers) if self.family.stacks_layers else 0,
         )
         settings = {
             "prompt": prompt.prompt,
@@ -162,6 +163,7 @@ class PictureMaker:
             "base": self.base,
             "dtype": section.dtype,
             **({"levels": list(prompt.levels)} if prompt.levels else {}),
+            **({"layers": prompt.layers} if prompt.layers else {}),
         }
         return Picture(prompt, tuple(loras), settings)
 
@@ -229,8 +231,9 @@ class PictureMaker:
                 if path.suffix == LATENTS:
                     write_latents(path, latents_BCHW, picture.settings, self.section.metadata)
                 else:
-                    image = to_pil(model.decode_latents(latents_BCHW))
+                    image = drawn(model, latents_BCHW, picture.prompt.layers)
                     write_picture(path, image, picture.settings, self.section.metadata)
+                    write_layers(path.parent, path.stem, image, picture.prompt.layers)
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
             made(picture, paths[0])
@@ -246,9 +249,11 @@ class PictureMaker:
                 logger.info(f"{path} exists already (--overwrite writes it again)")
                 continue
             latents_BCHW, settings = read_latents(file)
+            layers = int(settings.get("layers", 0))
             with _advice():
-                image = to_pil(model.decode_latents(latents_BCHW))
+                image = drawn(model, latents_BCHW, layers)
             write_picture(path, image, settings, self.section.metadata and bool(settings))
+            write_layers(path.parent, path.stem, image, layers)
             logger.info(f"{path}")
 
     def _check_room(self, todo: Sequence[Picture]) -> None:

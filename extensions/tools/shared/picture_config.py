@@ -132,6 +132,10 @@ class PicturesConfig(ToolConfig):
     steps: int | None = Field(default=None, ge=1, le=10_000)
     """Denoising steps. Not given: the model's default, 20 for most."""
 
+    layers: int = Field(default=4, ge=1, le=64)
+    """Layers that Qwen-Image-Layered takes the control image apart into: files `<name>_layer0.png` and so on, from back
+    to front, and one image with all of them in a row."""
+
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by image size, as in the model's pipeline."""
 

@@ -12,14 +12,14 @@ from typing import Any
 from PIL import Image
 
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError, over_white
-from toolkit.files.run_files import DRIFT, SAMPLE_FILE, SAMPLES
+from toolkit.files.run_files import DRIFT, LAYERS, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.train.callbacks.metrics import append_row, truncate_after_step
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.contact_sheet import OVERVIEW, write_contact_sheet
 from toolkit.train.drift import Drift, drift_metrics
 from toolkit.train.run import Callback, Interval, Run
-from toolkit.train.sampling import SamplingInterrupted
+from toolkit.train.sampling import SamplingInterrupted, write_layers
 from toolkit.train.survival import SurvivalScores
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,9 @@ class Samples:
     deployments: Mapping[int, str] = field(default_factory=dict)
     """Index of an image of `sample.also` -> the name of its way of sampling."""
 
+    layers: Mapping[int, int] = field(default_factory=dict)
+    """Index of an image that is a row of layers (`layers_of`) -> their number."""
+
     survival: SurvivalScores | None = None
     """Scores each whole set of `texts` but that of step 0."""
 
@@ -71,7 +74,7 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to <step>_<index>_<name>.<format>, the drift
+    """Images go to samples/<step>_<index>.<format>, their layers to samples/layers/<step>_<index>_layer0.png, those of `sample.also` to <step>_<index>_<name>.<format>, the drift
     of those that edit a reference to drift.jsonl."""
 
     included_in_step_time = False
@@ -116,14 +119,12 @@ class SampleCallback(Callback):
         images, step = images or self.images, run.state.step
         if not images.prompts:
             return
-        for path in self._files_of(run, step):
-            path.unlink()
+        self._remove(run, step)
         with using_eval_weights(run):
             try:
                 files, drifts, scores = self._generate_set(run, step, images)
             except SamplingInterrupted:
-                for path in self._files_of(run, step):
-                    path.unlink()
+                self._remove(run, step)
                 return
         self._sampled_at = step
         texts = (*self.samples.texts, *(self.samples.first or ()))
@@ -155,6 +156,7 @@ class SampleCallback(Callback):
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(temporary, **SAVE_OPTIONS[images.format])
             files.append(path.name)
+            write_layers(path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0))
             try:
                 if (drift := samples.drift(prompt, image)) is not None:
                     drifts[index] = drift
@@ -163,6 +165,11 @@ class SampleCallback(Callback):
         if not (samples.survival and step and images is self.images):
             return files, drifts, {}
         return files, drifts, {name: round(score, 4) for name, score in samples.survival.measure(drawn).items()}
+
+    def _remove(self, run: Run, step: int) -> None:
+        layers = (run.folder / SAMPLES / LAYERS).glob(f"{step:09d}_*")
+        for path in (*self._files_of(run, step), *layers):
+            path.unlink()
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
