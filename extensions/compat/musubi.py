@@ -78,7 +78,8 @@ NOT_EMPTY = {
 
 SWITCHES = frozenset(
     {
-        "edit", "edit_plus", "multiple_target", "remove_first_image_from_target", "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
+        "edit", "edit_plus", "multiple_target", "remove_first_image_from_target",
+        "full_bf16", "fused_backward_pass", "mem_eff_save", "enable_bucket", "bucket_no_upscale",
         "no_resize_control", "qwen_image_edit_no_resize_control", "flux_kontext_no_resize_control",
     }
 )  # fmt: skip
@@ -88,7 +89,8 @@ STATES = frozenset({"save_last_n_epochs_state", "save_last_n_steps_state"})
 
 BY_HAND = frozenset(
     {
-        SCRIPT, *PARTS, "edit", "edit_plus", "remove_first_image_from_target", "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
+        SCRIPT, *PARTS, "edit", "edit_plus", "remove_first_image_from_target",
+        "dataset_config", "config_file", "guidance_scale", "save_last_n_steps",
         "min_timestep", "max_timestep", "network_args", "resume", "huggingface_repo_visibility", "seed",
         "max_data_loader_n_workers", "full_bf16", "mem_eff_save", "fused_backward_pass",
         *STATES,

@@ -238,7 +238,9 @@ class _AutoencoderStep(AutoencoderStep):
 
 
 class _FlowMatchingStep(FlowMatchingStep):
-    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1) -> tuple[Tensor, Tensor]:
+    def sample_noise_and_t(
+        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
+    ) -> tuple[Tensor, Tensor]:
         return torch.empty(len(spec.items), *shape_CHW), torch.full((len(spec.items),), 0.5)
 
     def weighting(self, t_B: Tensor) -> Tensor:

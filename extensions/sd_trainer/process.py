@@ -261,11 +261,10 @@ class SdTrainerProcess(ImageTrainer):
             pairs.setdefault(name, []).append((index % in_many, index))
         survival = SurvivalScores(pairs, without_network) if pairs else None
         layers = {index: prompt.layers for index, prompt in enumerate(prompts) if prompt.layers}
-        given = {"drift": sampler.drift, "deployments": ways, "layers": layers, "survival": survival}
+        samples = Samples(generate, texts, drift=sampler.drift, deployments=ways, layers=layers, survival=survival)
         if (first := self.section.first_sample) is None:
-            return Samples(generate, texts, **given)
-        first_texts = texts[of_each_set:]
-        return Samples(generate, texts[:of_each_set], first_texts, first.format, **given)
+            return samples
+        return replace(samples, texts=texts[:of_each_set], first=texts[of_each_set:], first_format=first.format)
 
     def build_run(self) -> Run:
         run = super().build_run()

@@ -25,8 +25,8 @@ from toolkit.files.redact import redact_json
 from toolkit.files.run_files import (
     DATASET_PREFIX,
     FINISHED,
-    RECORD,
     LAYERS,
+    RECORD,
     SAMPLE_FILE,
     SAMPLES,
     SUPERSEDED,

@@ -74,8 +74,8 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<step>_<index>.<format>, their layers to samples/layers/<step>_<index>_layer0.png, those of `sample.also` to <step>_<index>_<name>.<format>, the drift
-    of those that edit a reference to drift.jsonl."""
+    """Images go to samples/<step>_<index>.<format>, those of `sample.also` to <step>_<index>_<name>.<format>, layers to
+    samples/layers/, the drift of those that edit a reference to drift.jsonl."""
 
     included_in_step_time = False
 
