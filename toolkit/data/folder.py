@@ -542,11 +542,10 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
         findings.notes.append(f"warning: {listing.folder}: {looks}")
         findings.unpaired.append((listing.folder, looks))
     if not (dataset.layers_path or dataset.layers_suffix) and (found := layers_beside(listing, LAYER)):
-        names = shorten(name for stems in found.values() for stem in stems for name in listing.images[stem])
-        looks = (
-            f"{count_of(len(found), 'image')} with layers by their names, and each layer is trained by itself: {names}"
-        )
-        findings.notes.append(f"warning: {listing.folder}: {looks}. For layers give 'layers_suffix: {LAYER}'")
+        named = shorten(name for stems in found.values() for stem in stems for name in listing.images[stem])
+        what = "by its name a layer of another, and trained as an image"
+        remedy = f"For layers give 'layers_suffix: {LAYER}'"
+        findings.notes.append(f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}")
     if subfolders := _subfolders(listing, dataset):
         findings.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
     return True

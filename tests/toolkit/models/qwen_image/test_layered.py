@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tests.diffusers_reference import CPU, Member, encode_photos, memory_stores, psnr, relative, write_member
+from tests.layer_files import SIZE, write_layers
 from tests.measured import at_least, at_most
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.latent_cache import ItemEncoder
@@ -26,7 +27,6 @@ from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.sampling import SamplePrompt, Sampler, layers_of
 
 CAPTION = "a cup of coffee, natural light"
-SIZE = Size(96, 64)
 
 
 @pytest.fixture(scope="module")
@@ -36,22 +36,6 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Member:
 
 def open_layered(member: Member, **options: object) -> QwenImageModel:
     return FAMILY.open(ModelLoadOptions(folder=member.folder, device=CPU, dtype=torch.float32, **options))
-
-
-def write_layers(folder: Path, count: int, size: Size = SIZE) -> tuple[Path, ...]:
-    """A picture, and behind it its layers: a background and discs with opacity."""
-    whole, layers = Image.new("RGBA", size, (40, 90, 160, 255)), []
-    for index in range(count):
-        layer = whole.copy() if index == 0 else Image.new("RGBA", size)
-        if index:
-            box = (12 * index, 8 * index, 12 * index + 30, 8 * index + 24)
-            ImageDraw.Draw(layer).ellipse(box, (200, 60 * index % 256, 30, 120 + 40 * index))
-        layers.append(layer)
-        whole = Image.alpha_composite(whole, layer)
-    paths = (folder / "a.png", *(folder / f"a_layer{index}.png" for index in range(count)))
-    for path, image in zip(paths, (whole, *layers), strict=True):
-        image.save(path)
-    return paths
 
 
 def item_of(paths: tuple[Path, ...], size: Size = SIZE, caption: str = CAPTION) -> BucketedSample:
