@@ -250,7 +250,7 @@ class SamplePicture(SampleItem):
     sample_steps: int | None
     """None: the model's own (`ModelFacts.sample_steps`)."""
 
-    layers: int
+    layers: int = 4
 
     also: tuple[str, DeploymentConfig] | None = None
     """The entry of `sample.also` with which it is generated, after its key in `DiffusionSection.files_beside`."""

@@ -63,6 +63,7 @@ class QwenImageModel(QwenModel):
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        references = references if self.family.text_sees_references else ()
         processor = self.part("processor") if references else None
         template = self.family.template
         inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor, template)
