@@ -133,7 +133,7 @@ class ModelSizeInfo:
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
     encode_band_numbers: float = 0.0
-    """For a VAE that works in bands of rows: elements per pixel of a band, besides those of the image."""
+    """Elements per pixel of a band, in addition to those of the image; 0 for a VAE that does not work in bands."""
 
     decode_band_numbers: float = 0.0
 
