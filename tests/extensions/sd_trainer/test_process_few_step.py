@@ -165,7 +165,8 @@ ALSO = [
 def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Path) -> None:
     sample = {**SAMPLE, "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}], "format": "png"}
     plain = run("plain", sample=sample)
-    also = run("also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO})
+    # At this rate two steps change so much that a pixel which `best` rounds otherwise does not move the score.
+    also = run("also", {"assistant": "assistant.safetensors", "lr": 0.2}, sample={**sample, "also": ALSO})
     names = [path.name.partition("_")[2] for path in sorted((also / "samples").glob("000000000_*"))]
     assert names == ["0.png", "1.png", "2_fast.png", "3_fast.png", "4_assistant.png", "5_assistant.png"]
     first = [(folder / "samples" / "000000000_0.png").read_bytes() for folder in (plain, also)]
@@ -184,8 +185,7 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
     assert json.loads((also / "run.json").read_text())["survival"] == event["survival"]
     run_tool("best", [str(also), "--steps", "2", "--prompts", "a lake"])
     *_, final = json.loads((also / "best.json").read_text())["files"]
-    # All that two steps changed are 224 levels of pixels: one that is rounded the other way (10/223, not 9/224): 0.005
-    assert final["survival"] == pytest.approx(event["survival"], abs=0.01)
+    assert final["survival"] == pytest.approx(event["survival"], abs=1e-3)
     last = json.loads((also / "validation.jsonl").read_text().splitlines()[-1])
     assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
 
