@@ -135,7 +135,7 @@ def _weight_files(s: DiffusionSection) -> Findings:
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
         if path:
-            yield from _weight_file(s, key, path)
+            yield from weight_file_findings(s, key, path)
     if not (given := single_files(s.model)):
         return
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
@@ -146,7 +146,7 @@ def _weight_files(s: DiffusionSection) -> Findings:
         yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
 
 
-def _weight_file(s: DiffusionSection, key: str, path: str) -> Findings:
+def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
     """What a LoRA file says against the model that it is for."""
     from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 

@@ -1,0 +1,40 @@
+"""The tables of docs/models.md: what `run.py new` writes for each model and why, and the published training adapters.
+Made from the table that `new` reads (`toolkit/models/recipes.py`): `python docs/generate.py`."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from toolkit.models.recipes import RECIPES
+
+BEGIN, END = "<!-- recipes -->\n", "<!-- end of recipes -->\n"
+ADAPTERS_BEGIN, ADAPTERS_END = "<!-- adapters -->\n", "<!-- end of adapters -->\n"
+
+
+def with_recipes(page: str) -> str:
+    """The page with both tables between their marks."""
+    for begin, table, end in ((BEGIN, recipes_table(), END), (ADAPTERS_BEGIN, adapters_table(), ADAPTERS_END)):
+        before, _, rest = page.partition(begin)
+        page = f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    return page
+
+
+def recipes_table() -> str:
+    """A row for the models that have the same values."""
+    rows = "| model | `train.lr` | because | `resolution` | because | rank | `timestep_type` | `train.assistant` |\n"
+    rows += f"|{'---|' * 8}\n"
+    alike = groupby(RECIPES.items(), key=lambda entry: entry[1])
+    for recipe, entries in ((recipe, [title for title, _ in found]) for recipe, found in alike):
+        adapter = "the first [below](#training-adapters)" if recipe.adapters else ""
+        cells = [", ".join(entries), f"{recipe.lr:.4f}", recipe.lr_why, recipe.resolution, recipe.resolution_why]
+        cells += [recipe.rank, f"`{recipe.timestep_type}`", adapter]
+        rows += f"| {' | '.join(map(str, cells))} |\n".replace("|  |", "| |")
+    return rows
+
+
+def adapters_table() -> str:
+    rows = "| for | `train.assistant` | licence | |\n|---|---|---|---|\n"
+    for title, recipe in RECIPES.items():
+        for adapter in recipe.adapters:
+            rows += f"| {title} | `{adapter.name}` | {adapter.licence} | {adapter.note} |\n"
+    return rows
