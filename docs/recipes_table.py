@@ -25,7 +25,7 @@ def recipes_table() -> str:
     rows += f"|{'---|' * 8}\n"
     alike = groupby(RECIPES.items(), key=lambda entry: entry[1])
     for recipe, entries in ((recipe, [title for title, _ in found]) for recipe, found in alike):
-        adapter = "the first [below](#training-adapters)" if recipe.adapters else ""
+        adapter = "the first [below](#files-against-texture)" if recipe.adapters else ""
         cells = [", ".join(entries), f"{recipe.lr:.4f}", recipe.lr_why, recipe.resolution, recipe.resolution_why]
         cells += [recipe.rank, f"`{recipe.timestep_type}`", adapter]
         rows += f"| {' | '.join(map(str, cells))} |\n".replace("|  |", "| |")
@@ -33,8 +33,10 @@ def recipes_table() -> str:
 
 
 def adapters_table() -> str:
-    rows = "| for | `train.assistant` | licence | |\n|---|---|---|---|\n"
-    for title, recipe in RECIPES.items():
-        for adapter in recipe.adapters:
-            rows += f"| {title} | `{adapter.name}` | {adapter.licence} | {adapter.note} |\n"
+    """A row for each published file, of the first model that it is for."""
+    rows = "| key | | licence | |\n|---|---|---|---|\n"
+    recipe = RECIPES["Qwen-Image-2.1"]
+    for key, files in (("train.assistant", recipe.adapters), ("sample.vae_path", recipe.decoders)):
+        for file in files:
+            rows += f"| `{key}` | `{file.name}` | {file.licence} | {file.note} |\n"
     return rows

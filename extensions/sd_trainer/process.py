@@ -156,7 +156,9 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
         settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
-        self.model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
+        self.model = load_base_model(
+            settings, device, dtype, weights, sharing, section.training_folder, decoder=section.decoder()
+        )
 
     def _as_planned(self) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""

@@ -456,6 +456,8 @@ def _samples(s: DiffusionSection) -> Findings:
             continue
         if name == "sample" and not section.samples:
             yield warning(name, "has no prompts: no images are generated. Give 'prompts'.")
+        if section.vae_path:
+            yield from _decoder(s, name, section.vae_path)
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
         for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
             for side in ("width", "height"):
@@ -465,6 +467,18 @@ def _samples(s: DiffusionSection) -> Findings:
                 continue
             for what, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                 yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
+
+
+def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
+    """A VAE for samples where there are none, a second one for the first samples, a file that is not of this model."""
+    key = f"{name}.vae_path"
+    if s.train.disable_sampling or not s.sample_pictures():
+        yield error(key, "there are no samples that it could decode. Remove it, or give prompts.")
+    elif Path(path).expanduser() != s.decoder():
+        yield error(key, "is another one than that of 'sample', which decodes these images too. Remove it.")
+    model = s.model.model_copy(update={"transformer_path": None, "text_encoder_path": None, "vae_path": path})
+    for _, fault in single_file_faults(model, s.model.files_folder()):
+        yield error(key, fault)
 
 
 def _validation(s: DiffusionSection) -> Findings:

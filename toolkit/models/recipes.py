@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Adapter(NamedTuple):
-    """A published LoRA for `train.assistant`, against LoRAs that collapse into texture."""
+class OnHub(NamedTuple):
+    """What others publish for use with a model."""
 
     name: str
-    """As `train.assistant` takes it."""
+    """As the key takes it."""
 
     licence: str
     note: str
@@ -39,20 +39,32 @@ class Recipe(NamedTuple):
     timestep_type: str = "weighted"
     """`train.timestep_type`."""
 
-    adapters: tuple[Adapter, ...] = ()
-    """The first is the one that a new job has as `train.assistant`."""
+    adapters: tuple[OnHub, ...] = ()
+    """LoRAs for `train.assistant`, against LoRAs that collapse into texture; a new job has the first."""
+
+    decoders: tuple[OnHub, ...] = ()
+    """VAEs for `sample.vae_path`; a new job has the first as a comment."""
 
 
 ADAPTERS_OF_21 = (
-    Adapter(
+    OnHub(
         "ShootTheSound/Fizgig-Qwen-Image-2.1-Training-Adapter/fizgig_qwen_image_2.1_training_adapter.safetensors",
         "none stated there; what is made from this model is under the Qwen Research License",
         "rank 16, attention and feed-forward, 80 MB; its author reports a likeness of 77 with it and 56 without",
     ),
-    Adapter(
+    OnHub(
         "SimpleTuner/Qwen-Image-2.1-training-assistant-v3",
         "Qwen Research License",
         "rank 64, attention alone, 512 to 2048 pixels, 30,000 updates; its author calls the benefit not yet evaluated",
+    ),
+)
+
+DECODERS_OF_21 = (
+    OnHub(
+        "madebyollin/texture-fix-vae-for-qwen-image-2.1",
+        "Qwen Research License",
+        "a decoder against the pattern of two pixels in images of this model, with the model's own encoder; "
+        "SimpleTuner takes it by itself, ComfyUI as a VAE",
     ),
 )
 
@@ -70,7 +82,7 @@ _SIZE_OF_21 = (
 )
 
 _OF_20B = Recipe(lr=1e-4, lr_why=_RATE_OF_20B, resolution=1024, resolution_why=_SIZE_OF_20B)
-_OF_21 = Recipe(lr=1e-4, lr_why=_RATE_OF_21, resolution=768, resolution_why=_SIZE_OF_21)
+_OF_21 = Recipe(lr=1e-4, lr_why=_RATE_OF_21, resolution=768, resolution_why=_SIZE_OF_21, decoders=DECODERS_OF_21)
 _OF_2509 = (
     "a guide to characters for this model, of November 2025, after 300 LoRAs by its own count; "
     "musubi-tuner, ai-toolkit and DiffSynth write less"

@@ -251,6 +251,8 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"samples also in {deployed_grid(way)[0]} steps at CFG {way.cfg:g}{beside} ({way.label}){where}; "
                 "the survival score needs each image once without the network too"
             )
+        if decoder := self.section.decoder():
+            yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         model = self.section.model
         for lora in model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
