@@ -21,13 +21,13 @@ def with_recipes(page: str) -> str:
 
 def recipes_table() -> str:
     """A row for the models that have the same values."""
-    rows = "| model | `train.lr` | because | `resolution` | because | rank | `timestep_type` | `train.assistant` |\n"
-    rows += f"|{'---|' * 8}\n"
+    keys = ("model", "`train.lr`", "because", "`resolution`", "because", "`timestep_type`", "because", "rank")
+    rows = f"| {' | '.join(keys)} | `train.assistant` |\n|{'---|' * 9}\n"
     alike = groupby(RECIPES.items(), key=lambda entry: entry[1])
     for recipe, entries in ((recipe, [title for title, _ in found]) for recipe, found in alike):
         adapter = "the first [below](#files-against-texture)" if recipe.adapters else ""
         cells = [", ".join(entries), f"{recipe.lr:.4f}", recipe.lr_why, recipe.resolution, recipe.resolution_why]
-        cells += [recipe.rank, f"`{recipe.timestep_type}`", adapter]
+        cells += [f"`{recipe.timestep_type}`", recipe.levels_why, recipe.rank, adapter]
         rows += f"| {' | '.join(map(str, cells))} |\n".replace("|  |", "| |")
     return rows
 

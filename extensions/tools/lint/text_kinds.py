@@ -1,4 +1,4 @@
-"""Of what kind captions and prompts are: their length, and whether they are lists of tags or sentences.
+"""The kind of captions and prompts: their length, and whether they are lists of tags or sentences.
 
 People write captions of 5 to 20 words; prompt enhancers and captioning models write 60 to 250 in sentences. A model
 that was trained on the one is asked in the other. Both rules leave room: a prompt has to lie outside nearly all
