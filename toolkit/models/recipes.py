@@ -93,7 +93,7 @@ _LEVELS_OF_21 = (
 
 _OF_20B = Recipe(1e-4, _RATE_OF_20B, 1024, _SIZE_OF_20B, "qwen_shift", _LEVELS_OF_20B)
 _OF_21 = Recipe(1e-4, _RATE_OF_21, 768, _SIZE_OF_21, "qwen_shift", _LEVELS_OF_21, decoders=DECODERS_OF_21)
-_AS_21 = dict.fromkeys(("lr_why", "resolution_why", "levels_why"), "as Qwen-Image-2.1")
+_AS_21 = "as Qwen-Image-2.1"
 _OF_2509 = (
     "a guide to characters for this model, of November 2025, after 300 LoRAs by its own count; "
     "musubi-tuner, ai-toolkit and DiffSynth write less"
@@ -101,7 +101,7 @@ _OF_2509 = (
 
 RECIPES: Mapping[str, Recipe] = {
     "Qwen-Image-2.1": _OF_21._replace(adapters=ADAPTERS_OF_21),
-    "Qwen-Image-2.1-Turbo": _OF_21._replace(**_AS_21),
+    "Qwen-Image-2.1-Turbo": _OF_21._replace(lr_why=_AS_21, resolution_why=_AS_21, levels_why=_AS_21),
     "Qwen-Image-Edit-2509": _OF_20B._replace(
         lr=2e-4,
         lr_why=_OF_2509,

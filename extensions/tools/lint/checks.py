@@ -464,7 +464,7 @@ CHECKS: dict[str, Check] = {
     "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
-    "prompts": Check(prompts, "sample prompts unlike the captions", "Write both as you will ask for images."),
+    "prompts": Check(prompts, "sample prompts unlike the captions", "Word both as you will ask for images."),
     "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
     "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }

@@ -72,8 +72,8 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     usual = f"captions have {median(lengths):.0f} words"
     for unlike_ones, how in ((long, "longer"), (short, "shorter")):
         if unlike_ones:
-            count = f"{len(unlike_ones)} of {len(of_prompts)} sample prompts have {_range(unlike_ones)}"
-            found.append(f"{usual} (the median), and {count}, which is far {how} than nearly all of them")
+            some = f"{len(unlike_ones)} of {len(of_prompts)} sample prompts have {_range(unlike_ones)}"
+            found.append(f"{usual} (the median), and {some}, which is far {how} than nearly all of them")
     forms = [form_of(text) for text in captions]
     form = next((kind for kind in (TAGS, SENTENCES) if forms.count(kind) >= MOST * len(forms)), "")
     other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
