@@ -1,6 +1,7 @@
 """Writes docs/config.md and docs/job.schema.json from the section models, docs/coming_from.md from the table of other
 programs' names, the drawing in docs/architecture.md from the imports, config/examples/train_*.yaml from their template,
-the guides' tables of GPUs, and the table of programs in docs/use_your_lora.md: `python docs/generate.py`."""
+the guides' tables of GPUs, the tables of recipes in docs/models.md, and that of programs in docs/use_your_lora.md:
+`python docs/generate.py`."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from docs.names_page import page  # noqa: E402
 from docs.programs_table import BEGIN as PROGRAMS_BEGIN  # noqa: E402
 from docs.programs_table import END as PROGRAMS_END  # noqa: E402
 from docs.programs_table import programs_table  # noqa: E402
+from docs.recipes_table import with_recipes  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
 from toolkit.config.reference import schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
@@ -56,7 +58,9 @@ def pages() -> dict[Path, str]:
     kept = coming_from.read_text(encoding="utf-8").partition(BY_HAND)[2]
     use_your_lora = ROOT / "docs" / "use_your_lora.md"
     start, _, end = use_your_lora.read_text(encoding="utf-8").partition(PROGRAMS_BEGIN)
+    models_page = ROOT / "docs" / "models.md"
     return {
+        models_page: with_recipes(models_page.read_text(encoding="utf-8")),
         architecture: f"{before}{BEGIN}{drawing()}\n{END}{rest.partition(END)[2]}",
         ROOT / "docs" / "config.md": render(models),
         coming_from: f"{page(models)}\n{BY_HAND}{kept}",

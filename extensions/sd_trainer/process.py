@@ -16,6 +16,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.setup import (
     attach_network,
+    bring_assistant,
     build_block_runner,
     build_roles,
     choose_w8a8_layers,
@@ -119,7 +120,11 @@ class SdTrainerProcess(ImageTrainer):
     def scan(self) -> ImageData:
         if any(self.planner.without_model()):  # the sizes of images are those of its family
             self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
-        return super().scan()
+        found = super().scan()
+        if self.section.train.assistant:
+            self.process_group.run_on_rank0_then_barrier(lambda: bring_assistant(self.section))
+            bring_assistant(self.section)  # another machine has a hub cache of its own
+        return found
 
     def refuse(self) -> None:
         check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
@@ -151,7 +156,9 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
         settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
-        self.model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
+        self.model = load_base_model(
+            settings, device, dtype, weights, sharing, section.training_folder, decoder=section.decoder()
+        )
 
     def _as_planned(self) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""

@@ -380,6 +380,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         own = self.model.model_dump(exclude_unset=True, exclude=files)
         return ModelConfig.model_validate({**own, "name_or_path": way.model})
 
+    def decoder(self) -> Path | None:
+        """The file of `vae_path` of the samples; None: the model's own."""
+        given = [each.vae_path for each in (self.sample, self.first_sample) if each and each.vae_path]
+        return Path(given[0]).expanduser() if given else None
+
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""
         first = self.first_sample.sample_items() if self.first_sample else ()

@@ -183,6 +183,9 @@ class ModelLoadOptions:
     files: Mapping[str, Path] = field(default_factory=dict)
     """Part -> the file with its weights, which stand for those in `folder`."""
 
+    decoder: Path | None = None
+    """A VAE's file whose decoder stands for that of `files` and `folder`; its encoder does not count."""
+
     weights_dtype: torch.dtype | None = None
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
 

@@ -86,10 +86,6 @@ class ModelFacts:
     licence: str = ""
     """Licence of the published weights, for the plan; empty: their owner's."""
 
-    training_adapter: tuple[str, str] = ("", "")
-    """Hub id and file of a published adapter for `train.assistant`, against LoRAs that collapse into texture; empty:
-    none is needed."""
-
     parts: Mapping[str, str]
     """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;
     `a|b` is one of both."""

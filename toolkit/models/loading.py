@@ -205,7 +205,7 @@ def load_frozen(
     those of its config, or not finite.
     """
     if file and is_decoder_only(file):
-        return _with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
+        return with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             module = kind.from_config(kind.load_config(part))
@@ -217,15 +217,16 @@ def load_frozen(
     return module.requires_grad_(False).eval()
 
 
-def _with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming) -> Any:
-    """A VAE with the decoder of this file. Raises RunError when it is not one of its config, or not finite."""
+def with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str) -> Any:
+    """A VAE with the decoder of this file, whose encoder is left alone if it has one. Raises RunError when it is not
+    one of its config, or not finite."""
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(vae.decoder, reader, "decoder.", dtype)
         if "post_quant_conv.weight" in reader.names:
             fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
-    if reader.names:
-        raise RunError(f"{file}: weights that config.json does not account for: {some(reader.names)}.")
+    if more := [name for name in reader.names if not name.startswith(("encoder.", "quant_conv."))]:
+        raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, vae)
     return vae.requires_grad_(False).eval()
 
@@ -434,12 +435,13 @@ def load_model(
     block_quantizer: Quantizer | None = None,
     cpu_blocks: frozenset[int] = frozenset(),
     block_sharing: BlockTransform | None = None,
+    decoder: Path | None = None,
 ) -> DiffusionModel:
     """The model of a `model:` section; its parts are loaded on first use.
 
     weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
-    merge_fn, cpu_blocks: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where it is not
-    `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
+    merge_fn, cpu_blocks, decoder: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where
+    it is not `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
     Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
     """
     folder = model_folder(model)
@@ -451,6 +453,7 @@ def load_model(
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),
+        decoder=decoder,
         device=device,
         dtype=dtype,
         weights_dtype=weights_dtype,

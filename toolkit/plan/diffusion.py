@@ -29,6 +29,7 @@ from toolkit.models.families import (
     unknown_family,
     yet_to_come,
 )
+from toolkit.models.recipes import RECIPES
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
@@ -231,12 +232,13 @@ class SdPlanner(Planner[DiffusionSection]):
         """The LoRA files that are active beside the network at times, those that are merged into the model, and what
         quantization costs."""
         if used := self.section.train.assistant:
-            name = Path(used.path).name
+            name, to_come = Path(used.file()).name, used.to_download()
+            if to_come:
+                yield f"train.assistant: {to_come} is not in the hub cache: the run downloads it first"
             yield f"train.assistant: {name} times {used.multiplier:g} is on in training, off in samples and validation"
-        elif self._needs_assistant():
-            hub_id, file = self.family.training_adapter
+        elif adapter := self._published_assistant():
             what = "LoRAs of this model may collapse into texture while the loss falls; others avoid it with"
-            yield f"train.assistant: none. {what} {hub_id}/{file} (docs/models.md)"
+            yield f"train.assistant: none. {what} {adapter} (docs/models.md)"
         if few := self.section.train.few_step_loss:
             since = f"after {few.start:.0%} of the steps, " if few.start else ""
             what = f"{few.share:.0%} of the micro-batches with {Path(few.lora).name}, at its {few.steps} noise levels"
@@ -249,6 +251,8 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"samples also in {deployed_grid(way)[0]} steps at CFG {way.cfg:g}{beside} ({way.label}){where}; "
                 "the survival score needs each image once without the network too"
             )
+        if decoder := self.section.decoder():
+            yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         model = self.section.model
         for lora in model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
@@ -266,10 +270,14 @@ class SdPlanner(Planner[DiffusionSection]):
             lost = f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %"
             yield f"{lost}; an accuracy-recovery adapter for {model.qtype} ('{model.qtype}|file') corrects it"
 
-    def _needs_assistant(self) -> bool:
-        """Whether an adapter is trained on a model of full size that has a training adapter."""
-        known = self.family.training_adapter[0] and not self.section.network.trains_model
-        return bool(known) and self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
+    def _published_assistant(self) -> str:
+        """The training adapter that is published for the model, where an adapter is trained on it at full size; empty:
+        there is none."""
+        recipe = RECIPES.get(title_of(self.section.model, self.family))
+        if self.section.network.trains_model or not recipe or not recipe.adapters:
+            return ""
+        is_large = self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
+        return recipe.adapters[0].name if is_large else ""
 
     def _adapter(self) -> Iterator[str]:
         """What is held of the base model, and what that costs; a warning where the rank is above that of whole

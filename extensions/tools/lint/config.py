@@ -19,7 +19,7 @@ CHECK_NAMES = (
     *("pair_order", "pair_shape", "pair_shift", "same_as_reference"),
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption"),
+    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption", "prompts"),
     *("regularisation", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""

@@ -150,6 +150,9 @@ class Dataset:
     """Folders whose numbers are probably no repeats, and why."""
 
     trigger: str = ""
+    prompts: tuple[str, ...] = ()
+    """The sample prompts of the job."""
+
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
 
@@ -250,6 +253,8 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
         else None
     )
     found.trigger = section.trigger_word
+    pictures: Any = getattr(section, "sample_pictures", tuple)()  # an autoencoder has no prompts
+    found.prompts = tuple(item.prompt for item in pictures)
     family = _family(section)
     found.keeps_alpha = family is not None and family.pixel_channels == 4
     found.prompt_error = _prompt_error(section, family)

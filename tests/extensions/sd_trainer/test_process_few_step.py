@@ -124,7 +124,7 @@ def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> Non
     [
         ({"train": {"assistant": "none.safetensors"}}, r"assistant: .none\.safetensors. does not exist"),
         (
-            {"train": {"assistant": "me/its/a.safetensors"}},
+            {"train": {"few_step_loss": {"lora": "me/its/a.safetensors"}}},
             r"run 'hf download me/its a\.safetensors --local-dir",
         ),
         ({"train": {"assistant": "wide.safetensors"}}, r"train\.assistant: wide\.safetensors is of another model"),
