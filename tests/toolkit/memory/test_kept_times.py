@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from toolkit.memory.compile_times import compile_seconds, remember_compile_seconds
+
 from toolkit.memory.flops import StepWork
 
 
