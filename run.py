@@ -454,9 +454,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--memory", action="store_true", help="with --dry-run: measure the memory of vae_trainer and flow_trainer")
-    add(
-        "--card", metavar="NAME", help="with --dry-run: calculate the time for this card ('RTX 4070', or GB such as 12)"
-    )
+    add("--card", metavar="NAME", help="with --dry-run: the time on this card, such as 'RTX 4070', or GB")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
@@ -499,6 +497,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for flag in ("json", "memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
+    if arguments.card:
+        from toolkit.plan.cards import asked_card
+
+        try:
+            asked_card(arguments.card)
+        except UserError as error:
+            parser.error(str(error))
     return arguments
 
 

@@ -97,6 +97,16 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def about(seconds: float) -> str:
+    """An estimate for people, in two digits and the largest unit that suits it: "under a minute", "14 min", "5.3 h"."""
+    if seconds < 60:
+        return "under a minute"
+    for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
+        if seconds < below * length:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"{float(f'{seconds / 86400:.2g}'):g} days"
+
+
 def parse_time(text: str) -> datetime | None:
     """What `utc_now` wrote, as a time in UTC; None for anything else."""
     try:

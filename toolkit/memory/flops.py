@@ -1,4 +1,6 @@
-"""How many floating-point operations a training step of the published model's kind takes, by arithmetic. Imports no torch.
+"""How many floating-point operations a training step of the published model's kind takes, by arithmetic.
+
+Imports no torch.
 
 What is counted: the products that tokens go through, attention, and the adapter. Left out are elementwise work and
 what is done once per image (modulation): under 1 %. An 8-bit product counts like one of bf16.
@@ -62,8 +64,8 @@ def of_forward(tokens: int, width: int, blocks: int, adapter_weights: int) -> Fl
 
 
 EFFICIENCY = 0.4
-"""Share of a GPU's operations per second that training reaches with compiled blocks, its memory's work included: 0.38 to
-0.45 measured on an H100 (docs/measured.md). `toolkit.plan.step_time` has it part by part."""
+"""Share of a GPU's operations per second that training reaches with compiled blocks: 0.38 to 0.45 measured on an H100
+(docs/measured.md). `toolkit.plan.step_time` has it part by part."""
 
 KERNELS_PER_BLOCK = 353
 """Kernels that an uncompiled block launches in forward and backward, with a LoRA on all layers and everything

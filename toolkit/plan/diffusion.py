@@ -141,7 +141,7 @@ class SdPlanner(Planner[DiffusionSection]):
         card = self._card(data, gpu)
         if card and (self.job.card or machine.limit is None):
             machine = replace(machine, limit=card.memory_gb * GB)
-        often = times_in_run(section, data, steps)
+        often = times_in_run(section.train, data, steps)
         work = run_work(section, groups, steps, often, plan_memory(section, groups, machine), self.save_size())
         if work is None:
             return None

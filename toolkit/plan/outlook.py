@@ -13,6 +13,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import single_files
 from toolkit.config.process import JobContext
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.files.run_files import about
 from toolkit.files.writing import readable_size
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
 from toolkit.system.nvidia import why_no_device_here
@@ -117,29 +118,23 @@ class TimeOutlook(NamedTuple):
     parts: dict[str, float]
     """Part -> its seconds."""
 
+    @property
+    def _least_named(self) -> float:
+        return max(60.0, NAMED * self.seconds)
+
     def line(self, until_the_data_ends: bool) -> str:
         """The line of a plan."""
         how = "measured here" if self.measured else "calculated"
         if until_the_data_ends:
             return f"time: about {self.step_s:.2g} s for each step on {self.card} ({how})"
         others = sorted(((seconds, part) for part, seconds in self.parts.items() if part != "steps"), reverse=True)
-        named = [f"{about(seconds)} of it for {part}" for seconds, part in others if seconds > NAMED * self.seconds]
+        named = [f"{about(seconds)} of it for {part}" for seconds, part in others if seconds > self._least_named]
         rest = "".join(f", {each}" for each in named[:MOST_NAMED])
         return f"time: about {about(self.seconds)} on {self.card} ({how}){rest}; a step takes {self.step_s:.2g} s"
 
 
 NAMED, MOST_NAMED = 0.02, 2
 """Share of the time from which on a part of it is named, and how many are."""
-
-
-def about(seconds: float) -> str:
-    """An estimate for people, in two digits and the largest unit that suits it: "under a minute", "14 min", "5.3 h"."""
-    if seconds < 60:
-        return "under a minute"
-    for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
-        if seconds < below * length:
-            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
-    return f"{float(f'{seconds / 86400:.2g}'):g} days"
 
 
 Beginning = Literal["new", "resumes", "complete", "refused"]
@@ -210,6 +205,7 @@ class Outlook:
         trains = {
             "disk": self.disk._asdict() if self.disk else None,
             "time": self.time._asdict() if self.time else None,
+            "no_time": self.no_time or None,
             "start": self.start.to_json() if self.start else None,
         }
         return {

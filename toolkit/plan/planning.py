@@ -23,6 +23,7 @@ from toolkit.config.train import (
     LEAST_LATER,
     MAX_STEPS,
     UNTIL_THE_DATA_ENDS,
+    OptimizationConfig,
     TrainConfig,
 )
 from toolkit.data.captions import prompt_warnings
@@ -240,12 +241,11 @@ def run_outlook(
         there = sum(state.size for state in list_checkpoints(folder))
         there += sum(file.size for file in list_network_files(folder))
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
-    compiled = bool(getattr(section.train, "compile", None) and section.train.compile.enabled)
     time, no_time = None, ""
-    if found := plan.time:
-        time, no_time = time_outlook(
-            found, section.training_folder, start.step, compiled and not plan.against_compiling
-        )
+    if plan.time:
+        compile = getattr(section.train, "compile", None)
+        compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
+        time, no_time = time_outlook(plan.time, section.training_folder, start.step, compiled)
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
 
 
@@ -322,13 +322,13 @@ def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine
         yield str(error)
 
 
-def times_in_run(section: TrainerConfig, data: ImageData, steps: int) -> Callable[[tuple[int, float]], int]:
+def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Callable[[tuple[int, float]], int]:
     """From an interval in (steps, epochs) to how often it comes in a run of so many optimizer steps, the end
     included."""
-    micro_batches = data.micro_batches(section.train.batch_size)
+    micro_batches = data.micro_batches(train.batch_size)
 
     def often(interval: tuple[int, float]) -> int:
-        every = optimizer_steps(int(interval[0]), interval[1], micro_batches, section.train.gradient_accumulation)
+        every = optimizer_steps(int(interval[0]), interval[1], micro_batches, train.gradient_accumulation)
         return -(-steps // every) if every else 1
 
     return often

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from toolkit.memory.compile_times import compile_seconds, remember_compile_seconds
 
 from toolkit.memory.flops import StepWork
+from toolkit.memory.kept_times import compile_seconds, remember_compile_seconds
 
 
 @pytest.fixture(autouse=True)
