@@ -145,7 +145,10 @@ class SdPlanner(Planner[DiffusionSection]):
         work = run_work(section, groups, steps, often, plan_memory(section, groups, machine), self.save_size())
         if work is None:
             return None
-        return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card))
+        no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""
+        if card and section.train.dtype == "float32":
+            card, no_card = None, "the table of cards has no rate of float32"
+        return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)
 
     def _card(self, data: ImageData, gpu: str) -> Card | None:
         """The card that the time is calculated for: the one that `--card` asks for, the one here, or, for a model that

@@ -13,7 +13,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import single_files
 from toolkit.config.process import JobContext
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
-from toolkit.files.run_files import about
+from toolkit.files.run_files import about, amount
 from toolkit.files.writing import readable_size
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
 from toolkit.system.nvidia import why_no_device_here
@@ -128,9 +128,9 @@ class TimeOutlook(NamedTuple):
         if until_the_data_ends:
             return f"time: about {self.step_s:.2g} s for each step on {self.card} ({how})"
         others = sorted(((seconds, part) for part, seconds in self.parts.items() if part != "steps"), reverse=True)
-        named = [f"{about(seconds)} of it for {part}" for seconds, part in others if seconds > self._least_named]
+        named = [f"{amount(seconds)} of it for {part}" for seconds, part in others if seconds > self._least_named]
         rest = "".join(f", {each}" for each in named[:MOST_NAMED])
-        return f"time: about {about(self.seconds)} on {self.card} ({how}){rest}; a step takes {self.step_s:.2g} s"
+        return f"time: {about(self.seconds)} on {self.card} ({how}){rest}; a step takes {self.step_s:.2g} s"
 
 
 NAMED, MOST_NAMED = 0.02, 2

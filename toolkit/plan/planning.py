@@ -261,7 +261,7 @@ def time_outlook(found: RunTime, training_folder: str, done: int, compiled: bool
     work, card = found.work, found.card
     kept = None if found.is_asked else run_times(training_folder, found.key)
     if kept is None and card is None:
-        return None, f"{found.gpu} is not in the table of cards" if found.gpu else ""
+        return None, found.no_card
     step_s, parts = 0.0, dict[str, float]()
     if card:
         step_s = work.step.seconds(card, compiled)

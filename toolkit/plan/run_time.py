@@ -190,7 +190,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
         gpu or "CPU",
         model.name_or_path,
         model.qtype if model.quantize else train.dtype,
-        f"{network.type} {network.size()}",
+        f"{network.type} of {count_trainable_params(section).weights:,}",
         train.checkpointing_level(),
         f"swap {model.blocks_to_swap}",
         f"{train.batch_size} x {train.gradient_accumulation}",

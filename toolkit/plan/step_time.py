@@ -249,7 +249,7 @@ class RunTime:
 
     work: RunWork
     card: Card | None
-    """None: it is not in the table, or there is none."""
+    """None: there is none, or no figure of it suits the job."""
 
     gpu: str
     """The name that the driver gives the device of the job; empty: there is none."""
@@ -259,3 +259,6 @@ class RunTime:
 
     is_asked: bool = False
     """The card is that of `--card`: nothing was measured on it here."""
+
+    no_card: str = ""
+    """Why `card` is None, where there is something to say."""
