@@ -218,3 +218,19 @@ def test_times_are_kept_by_what_changes_a_step() -> None:
     keys += [key(item(512)), key(item(references=0)), key(item(references=3))]
     assert len({key(), *keys}) == 1 + len(keys)
     assert key(item(repeats=40), item(repeats=3)) == key(item()), "how many images there are changes no step"
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "side", "published"),
+    [
+        ("RTX 5070 Ti", "Qwen/Qwen-Image-2.1", 1024, 3.93),  # anima_lora, project/qwen21_lora/report.md (2026-09-24)
+        ("RTX 5090", "Qwen/Qwen-Image-2512", 1328, 4.50),  # musubi-tuner, pull request 722, compiled
+    ],
+)
+def test_steps_on_other_cards_are_of_the_size_that_others_publish(
+    card: str, model: str, side: int, published: float
+) -> None:
+    """Not the same program, and another level of checkpointing perhaps: an error of the table would be a multiple."""
+    quantized = {"name_or_path": model, "quantize": True, "qtype": "int8"}
+    step = work_of(item(side, references=0), model=quantized, train=FULL).step
+    assert step.seconds(asked_card(card)) == pytest.approx(published, rel=0.25)
