@@ -247,7 +247,7 @@ def _residual(block: Module) -> Layer:
 
 
 def _resample(module: Module) -> Layer:
-    """Of a single frame nothing is resampled along time."""
+    """Spatial resampling; a single frame is not resampled along time."""
     first, convolution = module.resample
     weight, bias = convolution.weight, convolution.bias
     if module.mode.startswith("upsample"):
