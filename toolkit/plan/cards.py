@@ -51,12 +51,13 @@ class Card:
         return GB_S_PER_LANE[generation] * lanes
 
 
-_GA102 = "NVIDIA Ampere GA102 GPU Architecture V2.0, GeForce RTX 3080, 3090 and 3070 tables: BF16 with FP32 accumulate"
+_GA102 = "NVIDIA Ampere GA102 GPU Architecture V2.0, specifications: BF16 with FP32 accumulate"
 _GA106 = "NVIDIA, GeForce RTX 3060 specifications: 28 SMs, 1.78 GHz; 512 operations per SM and cycle as in GA102"
 _ADA = "NVIDIA Ada GPU Architecture V2.01, Appendix A: BF16 with FP32 accumulate"
 _RTX_40 = "NVIDIA, GeForce RTX 40 series, compare specifications: an eighth of the AI TOPS"
 _RTX_50 = "NVIDIA, GeForce RTX 50 series, compare specifications: a sixteenth of the AI TOPS"
-_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture V1.1, GeForce RTX 5090 and 5080 tables: BF16 with FP32 accumulate"
+_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture, Table 3: BF16 with FP32 accumulate"
+_BLACKWELL_PRO = "NVIDIA RTX Blackwell PRO GPU Architecture V1.0, Table 4: BF16 with FP32 accumulate"
 _PRO = "NVIDIA RTX {} data sheet: half of the sparse tensor performance"
 _DATA_SHEET = "NVIDIA {} data sheet: BFLOAT16 Tensor Core without sparsity"
 
@@ -64,7 +65,7 @@ CARDS = (
     Card("RTX 3060", 12, 25.5, 360, (4, 16), _GA106),
     Card("RTX 3070", 8, 40.6, 448, (4, 16), _GA102),
     Card("RTX 3080", 10, 59.5, 760, (4, 16), _GA102),
-    Card("RTX 3090", 24, 71, 936, (4, 16), _GA102),
+    Card("RTX 3090", 24, 71.2, 936, (4, 16), _BLACKWELL),
     Card("RTX 4060", 8, 30.2, 272, (4, 8), _RTX_40),
     Card("RTX 4060 Ti", 16, 44.1, 288, (4, 8), _RTX_40),
     Card("RTX 4070", 12, 58.2, 504, (4, 16), _RTX_40),
@@ -76,21 +77,21 @@ CARDS = (
     Card("RTX 5060 Ti", 16, 47.4, 448, (5, 8), _RTX_50),
     Card("RTX 5070", 12, 61.8, 672, (5, 16), _RTX_50),
     Card("RTX 5070 Ti", 16, 87.9, 896, (5, 16), _RTX_50),
-    Card("RTX 5080", 16, 112.6, 960, (5, 16), _BLACKWELL),
+    Card("RTX 5080", 16, 112.6, 960, (5, 16), _RTX_50),
     Card("RTX 5090", 32, 209.5, 1792, (5, 16), _BLACKWELL),
     Card("RTX A400", 4, 10.8, 96, (4, 8), _PRO.format("A400")),
     Card("RTX A2000", 6, 31.9, 288, (4, 16), _PRO.format("A2000"), r"(NVIDIA )?RTX A2000( 12GB)?"),
     Card("RTX A4000", 16, 76.7, 448, (4, 16), _PRO.format("A4000")),
     Card("RTX A5000", 24, 111.1, 768, (4, 16), _PRO.format("A5000")),
-    Card("RTX A6000", 48, 154.8, 768, (4, 16), _PRO.format("A6000")),
-    Card("RTX 6000 Ada", 48, 364.2, 960, (4, 16), _ADA, r"(NVIDIA )?RTX 6000 Ada Generation"),
+    Card("RTX A6000", 48, 154.8, 768, (4, 16), _GA102),
+    Card("RTX 6000 Ada", 48, 364, 960, (4, 16), _BLACKWELL_PRO, r"(NVIDIA )?RTX 6000 Ada Generation"),
     Card(
         "RTX PRO 6000",
         96,
         503.8,
         1792,
         (5, 16),
-        "NVIDIA RTX Blackwell PRO GPU Architecture V1.0, RTX PRO 6000 table: BF16 with FP32 accumulate",
+        _BLACKWELL_PRO,
         r"(NVIDIA )?RTX PRO 6000 Blackwell Workstation Edition",
     ),
     Card("A10", 24, 125, 600, (4, 16), _DATA_SHEET.format("A10")),
