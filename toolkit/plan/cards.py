@@ -136,7 +136,7 @@ ASSUMED = {
 def card_here(cuda_name: str) -> Card | None:
     """The card of which the driver gives this name; None: it is not in the table.
 
-    Whole names: an RTX 4070 Ti is no RTX 4070, and neither is one of a laptop, which has another clock.
+    Names are compared as a whole: an RTX 4070 Ti is another card than an RTX 4070, and so is a laptop's.
     """
     for card in CARDS:
         pattern = card.cuda_names or rf"(NVIDIA )?(GeForce )?{re.escape(card.name)}"

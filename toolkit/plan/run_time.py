@@ -195,7 +195,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
         f"swap {model.blocks_to_swap}",
         f"{train.batch_size} x {train.gradient_accumulation}",
         f"{pixels / 1e6:.2g} MP",
-        f"{references:.1g} references",
+        f"{references:.1g} control images",
     ]
     return ", ".join(parts)
 

@@ -212,7 +212,7 @@ class RunWork:
     step: StepWork
     steps: int
     level: str
-    """Of checkpointing."""
+    """The level of checkpointing."""
 
     samples: PassWork = PassWork()
     pictures: float = 0.0
@@ -221,13 +221,13 @@ class RunWork:
     validation: PassWork = PassWork()
     encoding: PassWork = PassWork()
     read_bytes: float = 0.0
-    """Of the model's files."""
+    """Bytes of the model's files."""
 
     copied_bytes: float = 0.0
-    """Of all saves, from the card; they are written while training continues."""
+    """Bytes of all saves, copied from the card; they are written while training continues."""
 
     written_bytes: float = 0.0
-    """Of the last save, which the end waits for."""
+    """Bytes of the last save, which the end waits for."""
 
     def parts(self, card: Card, compiled: bool, compile_s: float | None = None) -> dict[str, float]:
         """Part of the run -> seconds. compile_s: what compiling took here the last time."""
@@ -255,7 +255,7 @@ class RunTime:
     """The name that the driver gives the device of the job; empty: there is none."""
 
     key: str
-    """Of the times that an earlier run took here (`toolkit.memory.kept_times`)."""
+    """By which the times of an earlier run here are known (`toolkit.memory.kept_times`)."""
 
     is_asked: bool = False
     """The card is that of `--card`: nothing was measured on it here."""
