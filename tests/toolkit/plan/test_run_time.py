@@ -203,7 +203,7 @@ def key(*items: BucketedSample, gpu: str = "", **parts: Any) -> str:
 
 def test_times_are_kept_by_what_changes_a_step() -> None:
     assert key(train=FULL) == (
-        "CPU, Qwen/Qwen-Image-Edit-2509, bfloat16, lora of 147,456,000, full, swap 0, 1 x 1, 1 MP, 1 references"
+        "CPU, Qwen/Qwen-Image-Edit-2509, bfloat16, lora of 147,456,000, full, swap 0, 1 x 1, 1 MP, 1 control images"
     )
     changes: list[dict[str, Any]] = [
         {"gpu": "NVIDIA L4"},

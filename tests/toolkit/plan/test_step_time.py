@@ -151,7 +151,7 @@ def test_an_eager_step_keeps_the_gpu_busy_as_long_as_measured() -> None:
     """1.57 s of 2.40 (docs/measured.md): the rest of the time it waited for the host."""
     step = work_of(Row(NO_TABLE, "full", compiled=False)).step
     busy = (step.forward + step.backward).busy_seconds(H100, compiled=False)
-    assert busy / MICRO_BATCHES == pytest.approx(1.57, rel=CLOSE)
+    assert busy / MICRO_BATCHES == pytest.approx(1.57, rel=0.05), "without EAGER it would be 13 % less"
 
 
 def slow_bus() -> Card:
