@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -19,12 +20,13 @@ from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
 from toolkit.flow.settings import describe_levels
-from toolkit.memory.flops import StepWork
+from toolkit.memory.estimate import GB
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     ModelFamily,
     deployed_grid,
     family_for,
+    model_bytes,
     title_of,
     unknown_family,
     yet_to_come,
@@ -34,13 +36,17 @@ from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
-from toolkit.plan.memory import MemoryEstimate
-from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards, step_work
+from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
+from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
+from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
-from toolkit.plan.planning import Planner
+from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
+from toolkit.plan.run_time import run_work, times_key
+from toolkit.plan.step_time import RunTime
 from toolkit.system.distributed_env import read_distributed_env
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
 
 _ON_DISK = {
     "always": ", each state {} on disk",
@@ -127,11 +133,37 @@ class SdPlanner(Planner[DiffusionSection]):
         state = 0 if section.save.states == "never" else trained.state_bytes(section.train)
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
-    def step_work(self, data: ImageData) -> StepWork | None:
-        if self.job.yet_to_come(self.section.model.folder()):
+    def run_time(self, data: ImageData, steps: int) -> RunTime | None:
+        section, machine = self.section, self.machine
+        if self.job.yet_to_come(section.model.folder()):
             return None
-        facts = self.family.footprint(self.section.model.files_folder())
-        return step_work(self.section, facts, groups_of(self.section, data))
+        groups = groups_of(section, data)
+        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
+        card = self._card(data, gpu)
+        if card and (self.job.card or machine.limit is None):
+            machine = replace(machine, limit=card.memory_gb * GB)
+        often = times_in_run(section.train, data, steps)
+        work = run_work(section, groups, steps, often, plan_memory(section, groups, machine), self.save_size())
+        if work is None:
+            return None
+        no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""
+        if card and section.train.dtype == "float32":
+            card, no_card = None, "the table of cards has no rate of float32"
+        return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)
+
+    def _card(self, data: ImageData, gpu: str) -> Card | None:
+        """The card that the time is calculated for: the one that `--card` asks for, the one here, or, for a model that
+        needs one where there is none, a well-known one that the job fits. gpu: the driver's name of the one here."""
+        if self.machine.kind != "cuda":
+            return None
+        if self.job.card:
+            return asked_card(self.job.card)
+        if gpu:
+            return card_here(gpu)
+        if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:  # trained on the CPU
+            return None
+        memory = self.memory(data)
+        return assumed_card((memory and memory.card()) or GPU_SIZES_GB[-1])
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         section, size = self.section, self.save_size()

@@ -189,7 +189,7 @@ class _Estimator:
         beside = self.within_backward + sum(self.whole_blocks)
         step = LargestStep(self._shape(), self.optimizer, beside)
         host = self._host() if self.on_gpu else {}
-        return MemoryEstimate(found, self.on_gpu, host, tuple(notes), table, step)
+        return MemoryEstimate(found, self.on_gpu, host, tuple(notes), table, step, level)
 
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""

@@ -204,7 +204,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     that is small enough for any machine gets the settings of the quickstart. Raises UserError for a model's folder of
     no known family, and for a GPU that is too small for the model."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
-    if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
+    if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
         text = _with_pairs(_small_job(family, _quoted(model), **own), folder)
         return _with_subfolders(_with_numbers(text, folder), folder)
@@ -225,6 +225,11 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     text = _fill(like, card, written=True, recipe=RECIPES.get(title, RECIPES[like.title]), **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
     return _with_subfolders(_with_numbers(text, folder), folder)
+
+
+def is_small(model: str) -> bool:
+    """Whether a model, a hub id or local folder, is trained on any machine; empty: the first of MODELS."""
+    return bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
 
 
 def pairs_in(folder: str) -> PairNames | None:

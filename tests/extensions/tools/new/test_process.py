@@ -16,6 +16,7 @@ from PIL import Image
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import MODELS, example_text, left_out_in, written_job
 from jobs.dry_run import plan_job
+from jobs.job import ExtensionJob
 from tests.conftest import ROOT
 from tests.model_folders import write_header
 from toolkit.config import load_job
@@ -116,6 +117,29 @@ def test_a_gpu_that_is_too_small_for_the_model_is_refused_and_nothing_is_written
     assert refused.returncode == 2 and not (tmp_path / "config").exists()
     assert "Qwen-Image-Edit-2509 does not fit a GPU of 6 GB" in refused.stderr and "--gpu 8" in refused.stderr
     assert job_text(6, model=str(TINY)), "a small model fits any"
+
+
+@pytest.mark.parametrize(
+    ("flags", "memory_gb", "line", "card"),
+    [
+        (["--gpu", "12"], 0, "for a GPU of 12 GB, such as an RTX 4070", "RTX 4070"),
+        (["--gpu", "48"], 24, "for a GPU of 48 GB, such as an L40S", "L40S"),
+        ([], 0, "for a GPU of 24 GB, such as an RTX 4090 (none here; see --gpu)", "RTX 4090"),
+        ([], 24, "for a GPU of 24 GB", ""),
+        (["--model", str(TINY)], 0, "for a GPU of 24 GB (none here; see --gpu)", ""),
+    ],
+)
+def test_the_card_that_the_plan_assumes_is_named(
+    tmp_path: Path, monkeypatch, said: list[str], flags: list[str], memory_gb: int, line: str, card: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: memory_gb * 2**30)
+    commands: list[tuple[object, ...]] = []
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: commands.append(arguments))
+    job = ExtensionJob(load_tool("new", NewConfig, ["zuzu", str(PHOTOS), *flags]), discover())
+    job.run()
+    assert f"config/zuzu.yaml: written {line}" in said
+    assert commands[1] == (Path("config/zuzu.yaml"), "--dry-run", *(["--card", card] if card else []))
 
 
 @pytest.mark.parametrize(
