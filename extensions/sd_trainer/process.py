@@ -38,7 +38,7 @@ from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.models.families import family_for, model_bytes
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.loading import base_hashes, checked_family
+from toolkit.models.loading import base_hashes, checked_family, model_folder
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
@@ -62,6 +62,7 @@ from toolkit.train.loop import try_largest_batch
 from toolkit.train.other_model import OtherWeights, load_other_models
 from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Run
+from toolkit.train.sampling import Sampler
 from toolkit.train.survival import SurvivalScores
 from toolkit.train.validation import ComparedWith
 
@@ -119,6 +120,8 @@ class SdTrainerProcess(ImageTrainer):
     def scan(self) -> ImageData:
         if any(self.planner.without_model()):  # the sizes of images are those of its family
             self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
+        if any(dataset.from_base for dataset in self.section.datasets):  # the images are known by the model's files
+            self.process_group.run_on_rank0_then_barrier(lambda: model_folder(self.section.model))
         return super().scan()
 
     def refuse(self) -> None:
@@ -192,6 +195,12 @@ class SdTrainerProcess(ImageTrainer):
         steps, few = self.plan.optimizer_steps, self.section.train.few_step_loss
         self.roles = build_roles(self.section, self.network, steps, self.seed, self.process_group)
         self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
+        self.make_base_images(self._generate_by_base)
+
+    def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
+        """An image of the model as it was loaded: no network, no assistant. Nothing is trained yet."""
+        with self.network.disabled(), self.deployed():
+            return self.programs.whole(sampler.generate, index)
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:

@@ -413,6 +413,10 @@ def regularisation(data: Dataset, config: LintConfig) -> Found:
             yield folder, REGULARISATION
 
 
+def prompts(data: Dataset, config: LintConfig) -> Found:
+    yield from data.prompt_faults
+
+
 def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[:longest]}...")
 
@@ -455,6 +459,7 @@ CHECKS: dict[str, Check] = {
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
     "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
+    "prompts": Check(prompts, "prompts of images that the base model makes", "Write what is meant."),
     "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }
 """Name -> the check. In the order in which they are reported."""
