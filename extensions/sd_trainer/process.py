@@ -46,7 +46,7 @@ from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import count_trainable_params, groups_of
-from toolkit.plan.memory_plan import plan_memory
+from toolkit.plan.memory_plan import GENERATING, plan_memory
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
@@ -376,7 +376,7 @@ class SdTrainerProcess(ImageTrainer):
         section, planned = self.section, self._as_planned()
         on_gpu = self.device.type == "cuda"
         # On the CPU the peak is that of the whole process so far.
-        phases = [] if on_gpu else ["encoding", "loading"]
+        phases = [] if on_gpu else ["encoding", "loading", GENERATING]
         if (section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling:
             phases.append("sampling")
 

@@ -106,7 +106,8 @@ class DatasetsSection(ProcessConfig):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the job write."""
-        paths = (path for each in self.datasets for path in (each.folder_path, *each.control_path))
+        paths = [path for each in self.datasets for path in (each.folder_path, *each.control_path)]
+        paths += [each.from_base.prompts for each in self.datasets if each.from_base]
         return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Findings:

@@ -10,6 +10,7 @@ from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 
+from toolkit.config.dataset import area_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import OptimizationConfig, TrainConfig
 from toolkit.data.image_data import ImageData
@@ -302,6 +303,12 @@ class BatchSizes:
         if section.validation is None or not section.validation.edits:
             return samples
         return samples + [self.of_group(group) for group in self._groups if group.held_out and group.references]
+
+    def base_images(self) -> list[LargestBatch]:
+        """The images that the base model makes (`datasets[].from_base`), one at a time."""
+        longest = max((group.longest for group in self._groups), default=0)
+        sizes = [max(map(area_of, each.resolution)) for each in self._section.datasets if each.from_base]
+        return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""
