@@ -18,6 +18,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.data.types import Size
+from toolkit.files.run_files import DATASET_PREFIX
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import seeding
 from toolkit.train.base_model import load_base_model
@@ -65,7 +66,7 @@ def test_each_image_has_its_caption_and_is_trained(unbroken: Job) -> None:
     assert sorted(captions) == sorted(f"{PROMPTS[index % 2]}\n" for index in range(COUNT))
     assert sorted(name[:-4] for name in files if name.endswith(".txt")) == [name[:-4] for name in images(unbroken)]
     assert len({files[name] for name in images(unbroken)}) == COUNT  # a prompt that is used again has another seed
-    (record,) = unbroken.folder.glob("dataset_*.json")
+    (record,) = unbroken.folder.glob(f"{DATASET_PREFIX}*.json")
     assert sum(name.startswith("prompts.txt/") for name in json.loads(record.read_text())) == COUNT
 
 
@@ -116,7 +117,7 @@ def test_killed_while_they_are_made_it_goes_on_to_the_same_bytes(
 
 def test_a_stop_while_they_are_made_ends_the_run_and_keeps_what_there_is(job: Job, unbroken: Job) -> None:
     prepare(job)
-    job.run(faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)], code=130)
+    job.run(faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)], code=75)
     assert len(images(job)) == 2
     job.run()
     assert made(job) == made(unbroken)

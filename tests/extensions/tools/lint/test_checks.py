@@ -292,6 +292,7 @@ def test_every_check_is_tested_here() -> None:
         "unused",
         "suspect",
         "regularisation",
+        "prompts",  # tests/toolkit/data/test_from_base.py
     }  # test_process.py, test_recall.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
 
