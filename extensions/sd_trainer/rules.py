@@ -393,6 +393,7 @@ def _processes(s: DiffusionSection) -> Findings:
         ("model.blocks_to_swap", model.blocks_to_swap, "the blocks are already spread over the GPUs"),
         ("model.modulation_table", model.modulation_table is True, "the table's weights are sharded too"),
         ("train.compile", train.compile.enabled is True, "compiled blocks do not gather their weights"),
+        ("datasets", any(each.from_base for each in s.datasets), "each process generates its share of the images"),
     ):
         if given:
             yield error(key, f"does not work with {fsdp}: {reason}. Remove one of them.")
@@ -407,6 +408,9 @@ def _images(s: DiffusionSection) -> Findings:
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
+        if dataset.from_base and family and family.min_references:
+            message = f"{family.title} edits a given image, and these have none. Give a folder of pairs with"
+            yield error(f"datasets.{index}.from_base", f"{message} 'folder_path' and 'is_reg: true'.")
         if family and len(slots) > family.max_references and not dataset.control_optional:
             yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
 

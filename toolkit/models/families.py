@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from toolkit.config.process import JobContext
 from toolkit.data.types import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
+from toolkit.models.hashes import part_hashes
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
@@ -249,6 +251,11 @@ class ModelFamily(ModelFacts, ABC):
     def of_title(self, title: str) -> ModelFamily:
         """The same of a published model that is not here yet, by its name."""
         return self
+
+    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
+        if not folder.is_dir():
+            return ""
+        return sha256(repr(sorted(part_hashes(folder, self.parts, files).items())).encode()).hexdigest()
 
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts of a tiny model and returns its

@@ -215,6 +215,11 @@ class ModelFacts:
         """
         return None
 
+    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
+        """A hash of a model's files, which decide its images; empty where its folder is not there. files: part -> the
+        file with its weights."""
+        return ""
+
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         """What is cut off a prompt that is trained and sampled all the same, or None; None also where it is not known,
         as in `prompt_error`."""

@@ -13,6 +13,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import FEW_PAIRS, PreferenceConfig, TrainConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
+from toolkit.data.from_base import not_made_yet
 from toolkit.data.image_data import ImageData, open_stream
 from toolkit.data.items import sample_inputs, too_large
 from toolkit.data.types import Size
@@ -190,6 +191,7 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"licence: {kept}, which run.py publish writes ({terms.link})"
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
+        yield from self._made(data)
         yield from self._inputs(data)
         yield from self._passes(data)
         yield from self._weights()
@@ -197,6 +199,19 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from settings_lines(self.section, self.family)
         if data.scan.pairs or self.section.train.preference:
             yield from self._pairs(data)
+
+    def _made(self, data: ImageData) -> Iterator[str]:
+        """How many images the base model has still to make, and where all of them are."""
+        made = {sample.image: sample.made for sample in data.scan.samples if sample.made}
+        if not made:
+            return
+        missing, first = len(not_made_yet(data.items)), next(iter(made.values()))
+        guidance = f" at guidance {first.guidance_scale:g}" if first.guidance_scale > 1 else ""
+        how = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
+        if not missing:
+            how = f"all {len(made):,} are there"
+        where = Path(next(iter(made))).parent if first.base else "the cache"
+        yield f"images of the base model (from_base): {how}; in {where}"
 
     def _pairs(self, data: ImageData) -> Iterator[str]:
         """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""

@@ -10,6 +10,7 @@ from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 
+from toolkit.config.dataset import area_of
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import OptimizationConfig, TrainConfig
@@ -288,6 +289,12 @@ class BatchSizes:
     def of_picture(self, item: SamplePicture) -> LargestBatch:
         """A sample image."""
         return self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt))
+
+    def base_images(self) -> list[LargestBatch]:
+        """The images that the base model makes (`datasets[].from_base`), one at a time."""
+        longest = max((group.longest for group in self._groups), default=0)
+        sizes = [max(map(area_of, each.resolution)) for each in self._section.datasets if each.from_base]
+        return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""

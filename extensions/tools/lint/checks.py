@@ -423,6 +423,10 @@ def regularisation(data: Dataset, config: LintConfig) -> Found:
             yield folder, REGULARISATION
 
 
+def from_base(data: Dataset, config: LintConfig) -> Found:
+    yield from data.prompt_faults
+
+
 def _short(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[:longest]}...")
 
@@ -466,6 +470,7 @@ CHECKS: dict[str, Check] = {
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
     "prompts": Check(prompts, "sample prompts unlike the captions", "Word both as you will ask for images."),
     "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
+    "from_base": Check(from_base, "prompts of images that the base model makes", "Write what is meant."),
     "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }
 """Name -> the check. In the order in which they are reported."""

@@ -20,7 +20,7 @@ CHECK_NAMES = (
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
     *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption", "prompts"),
-    *("regularisation", "suspect"),
+    *("regularisation", "from_base", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""
 
