@@ -195,7 +195,8 @@ class ColumnsConfig(StrictModel):
 
 class FromBaseConfig(StrictModel):
     """`datasets[].from_base`: regularisation images that the base model generates before the training, without the
-    LoRA. They are kept in the cache of the training folder."""
+    LoRA. They are kept in the cache of the training folder. `sample.vae_path` decodes those that are made while it is
+    given; images that are there stay."""
 
     prompts: PathStr
     """Text file with one prompt per line, each of which is the caption of its image; lines that begin with `#` are left

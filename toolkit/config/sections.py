@@ -147,7 +147,9 @@ class ModelSection(ProcessConfig):
         return settings
 
     def base_settings(self) -> dict[str, Any]:
-        """What decides the images of the base model besides its files: quantization, and what is merged into it."""
+        """What decides the images of the base model besides its files: quantization, and what is merged into it.
+
+        The decoder of `sample.vae_path` does not count: images that are there stay when it is given to a run."""
         quantized = {"qtype", "accuracy_recovery_adapter"} if self.model.quantize else set[str]()
         of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
         settings = self.model.model_dump(mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text)
@@ -385,14 +387,6 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         settings = super().recorded_settings()
         for key, (file, _) in self.train.files_beside().items():
             settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
-        return settings
-
-    def base_settings(self) -> dict[str, Any]:
-        """The decoder of the samples makes these images, too."""
-        settings = super().base_settings()
-        decoder = self.decoder()
-        if decoder:
-            settings["decoder"] = sha256_of(decoder)
         return settings
 
     def files_beside(self) -> dict[str, tuple[str, float]]:

@@ -8,7 +8,6 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config.dataset import DatasetConfig, FromBaseConfig
-from toolkit.config.output import SampleConfig
 from toolkit.config.process import JobContext
 from toolkit.data.captions import CaptionError
 from toolkit.data.from_base import base_images, made_folders, place_of, read_prompts
@@ -58,17 +57,6 @@ def test_a_prompt_that_is_added_leaves_the_images_of_the_others() -> None:
     before, after = seeds("a", "b"), seeds("new", "b", "a")
     assert before.items() <= after.items()
     assert not set(seeds("a", "b", seed=1).values()) & set(before.values())
-
-
-def test_the_decoder_of_the_samples_is_part_of_the_base(section, tmp_path: Path) -> None:
-    other = section("a cat")
-    own = other.base_settings()
-    file = tmp_path / "decoder.safetensors"
-    file.write_bytes(b"1")
-    other.sample = SampleConfig(vae_path=str(file), prompts=["a"])
-    first = other.base_settings()
-    file.write_bytes(b"2")
-    assert len({str(each) for each in (own, first, other.base_settings())}) == 3
 
 
 def test_all_that_decides_an_image_is_in_its_name() -> None:
