@@ -37,6 +37,9 @@ class Recipe(NamedTuple):
     """`train.timestep_type`."""
 
     levels_why: str
+    flow_shift: float = 0.0
+    """`train.discrete_flow_shift`; 0: not given."""
+
     rank: int = 16
     """`network.linear` and `linear_alpha`."""
 
@@ -83,12 +86,12 @@ _SIZE_OF_21 = (
 )
 
 _LEVELS_OF_20B = (
-    "Unsloth and DiffSynth shift the levels by the size, as sampling does, musubi-tuner by 2.2; ai-toolkit writes "
+    "Unsloth shifts the levels by the size, as sampling does, musubi-tuner and DiffSynth by 2.2; ai-toolkit writes "
     "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
 )
 _LEVELS_OF_21 = (
-    "SimpleTuner and DiffSynth shift the levels by the size, as sampling does, musubi-tuner by 3.0; ai-toolkit writes "
-    "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
+    "SimpleTuner shifts the levels by the size, as sampling does, DiffSynth by 2.2, musubi-tuner by 3.0; ai-toolkit "
+    "writes `weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
 )
 
 _OF_20B = Recipe(1e-4, _RATE_OF_20B, 1024, _SIZE_OF_20B, "qwen_shift", _LEVELS_OF_20B)
@@ -97,6 +100,22 @@ _AS_21 = "as Qwen-Image-2.1"
 _OF_2509 = (
     "a guide to characters for this model, of November 2025, after 300 LoRAs by its own count; "
     "musubi-tuner, ai-toolkit and DiffSynth write less"
+)
+
+_OF_LAYERED = Recipe(
+    lr=1e-4,
+    lr_why="DiffSynth writes 1e-4 at rank 32, musubi-tuner 5e-5",
+    resolution=640,
+    resolution_why=(
+        "the side that its pipeline in diffusers 0.42.1 takes if none is given, 640 or 1024; musubi-tuner says nothing, "
+        "DiffSynth writes up to 1024. All layers are in one sequence, so time and memory grow with their number"
+    ),
+    timestep_type="shift",
+    levels_why=(
+        "musubi-tuner and DiffSynth shift the levels by 2.2; `qwen_shift`, as samples of this model at 640, is 12. "
+        "Not measured here"
+    ),
+    flow_shift=2.2,
 )
 
 RECIPES: Mapping[str, Recipe] = {
@@ -112,5 +131,6 @@ RECIPES: Mapping[str, Recipe] = {
     "Qwen-Image-Edit": _OF_20B,
     "Qwen-Image-2512": _OF_20B,
     "Qwen-Image": _OF_20B,
+    "Qwen-Image-Layered": _OF_LAYERED,
 }
 """By the names in `ModelFacts.published`."""

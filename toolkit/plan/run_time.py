@@ -115,8 +115,8 @@ class _RunWork:
     def _encoded_again(self, group: ItemGroup, batch: LargestBatch) -> PassWork:
         """What is encoded at each use."""
         if group.streamed:
-            return self._encoded(batch)
-        return self._encoded(batch, pictures=False) if group.shuffled else PassWork()
+            return self._encoded(group, batch)
+        return self._encoded(group, batch, pictures=False) if group.shuffled else PassWork()
 
     # ------------------------------------------------------------ the rest
 
@@ -138,7 +138,8 @@ class _RunWork:
         guidance = self.family.guidance if item.guidance_scale is None else item.guidance_scale
         if item.also:
             steps, guidance = deployed_grid(item.also[1])[0], item.also[1].cfg
-        return self._generated(self.sizes.of_picture(item), steps, guidance)
+        decoded = item.layers if self.facts.stacks_layers else 1
+        return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
     def validation(self) -> PassWork:
         """One validation: the losses, and the edits."""
@@ -152,19 +153,20 @@ class _RunWork:
         sample = section.sample or SampleConfig()
         guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
         steps = sample.sample_steps or self.family.sample_steps
-        drawn = [self._generated(self.sizes.of_group(group), steps, guidance) for group in edits]
+        drawn = [self._generated(self.sizes.of_group(group), steps, guidance, max(1, group.layers)) for group in edits]
         mean = total(drawn).times(count / len(drawn)) if drawn else PassWork()
         return losses.times(settings.timesteps) + mean
 
     def encoding(self) -> PassWork:
         """All images and captions, where nothing is cached yet."""
         kept = [group for group in self.groups if not group.streamed]
-        return total(self._encoded(self.sizes.of_group(group)).times(group.items) for group in kept)
+        return total(self._encoded(group, self.sizes.of_group(group)).times(group.items) for group in kept)
 
-    def _encoded(self, batch: LargestBatch, pictures: bool = True) -> PassWork:
-        """The encoders' work for a batch. pictures: images too, not only captions."""
+    def _encoded(self, group: ItemGroup, batch: LargestBatch, pictures: bool = True) -> PassWork:
+        """The encoders' work for a batch of a group. pictures: images too, not only captions."""
         tokens = batch.images * (batch.text_tokens + batch.encoder_tokens)
-        pixels = batch.images * (batch.pixels + batch.references * batch.reference_pixels)
+        references = 0 if group.layers else batch.references  # a picture with layers is its own control image
+        pixels = batch.images * ((1 + group.layers) * batch.pixels + references * batch.reference_pixels)
         return PassWork(
             products=2.0 * self.facts.text.linear_params * tokens,
             convolutions=ENCODE_FLOP * pixels * pictures,
@@ -173,9 +175,11 @@ class _RunWork:
     def _forward(self, batch: LargestBatch) -> PassWork:
         return self.blocks.forward(batch.tokens, pairs_of(batch))
 
-    def _generated(self, batch: LargestBatch, steps: int, guidance: float) -> PassWork:
+    def _generated(self, batch: LargestBatch, steps: int, guidance: float, decoded: int) -> PassWork:
+        """A sample. decoded: images of it that are decoded."""
         passes = 2 if guidance > 1 else 1
-        return self._forward(batch).times(passes * steps) + PassWork(convolutions=DECODE_FLOP * batch.pixels)
+        decoding = PassWork(convolutions=DECODE_FLOP * batch.pixels * decoded)
+        return self._forward(batch).times(passes * steps) + decoding
 
 
 def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:
@@ -186,6 +190,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
     uses = max(1, sum(group.uses for group in trained))
     pixels = sum(group.uses * prod(group.bucket) for group in trained) / uses
     references = sum(group.uses * group.references for group in trained) / uses
+    layers = sum(group.uses * group.layers for group in trained) / uses
     parts = [
         gpu or "CPU",
         model.name_or_path,
@@ -196,6 +201,7 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
         f"{train.batch_size} x {train.gradient_accumulation}",
         f"{pixels / 1e6:.2g} MP",
         f"{references:.1g} control images",
+        *([f"{layers:.2g} layers"] if layers else []),
     ]
     return ", ".join(parts)
 
