@@ -27,7 +27,12 @@ def recipes_table() -> str:
     for recipe, entries in ((recipe, [title for title, _ in found]) for recipe, found in alike):
         adapter = "the first [below](#files-against-texture)" if recipe.adapters else ""
         cells = [", ".join(entries), f"{recipe.lr:.4f}", recipe.lr_why, recipe.resolution, recipe.resolution_why]
-        cells += [f"`{recipe.timestep_type}`" + (f", {recipe.flow_shift}" if recipe.flow_shift else ""), recipe.levels_why, recipe.rank, adapter]
+        cells += [
+            f"`{recipe.timestep_type}`" + (f", {recipe.flow_shift}" if recipe.flow_shift else ""),
+            recipe.levels_why,
+            recipe.rank,
+            adapter,
+        ]
         rows += f"| {' | '.join(map(str, cells))} |\n".replace("|  |", "| |")
     return rows
 

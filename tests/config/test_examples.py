@@ -114,10 +114,11 @@ def test_what_an_example_says_of_its_device_is_what_its_plan_says(plans: dict[st
 def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) -> None:
     """Name, trigger word, folder, prompts and control images; everything else can stay."""
     lines = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()
-    own = re.compile(r"^ *[^#]*\b(my_character|mychar|config/examples|prompt:)")
+    own = re.compile(r"^ *[^#]*\b(my_character|my_layers|mychar|config/examples|prompt:)")
     assert [line for line in lines if own.search(line)] == [line for line in lines[5:] if line.endswith("<- yours")]
     with_references = any("ctrl_img:" in line for line in lines)
-    assert sum(line.endswith("<- yours") for line in lines[5:]) == 6 + with_references
+    prompts = sum("prompt:" in line for line in lines)
+    assert sum(line.endswith("<- yours") for line in lines[5:]) == 3 + prompts + with_references
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callab
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "flags", "kind"), [("FluxPipeline", LOOK, "cache"), ("QwenImageLayeredPipeline", (), "sd_trainer")]
+    ("pipeline", "flags", "kind"), [("FluxPipeline", LOOK, "cache"), ("StableDiffusion3Pipeline", (), "sd_trainer")]
 )
 def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
     write_cached(tmp_path / "home", NAME, pipeline)
@@ -115,7 +115,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hub", "kind"),
-    [("FluxPipeline", "cache"), ("QwenImageLayeredPipeline", "sd_trainer")],
+    [("FluxPipeline", "cache"), ("StableDiffusion3Pipeline", "sd_trainer")],
     indirect=["hub"],
 )
 def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:

@@ -241,6 +241,9 @@ def partners_of(
 LAYER = "_layer"
 """Suffix of the names of layers, in front of their number."""
 
+LAYER_SUFFIXES = (LAYER, "_")
+"""Those by which layers are found where none is given."""
+
 
 def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
     """Stem of an image -> the stems of its layers in the same folder, in order."""
@@ -251,7 +254,7 @@ def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]
 def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]) -> list[ImageFile]:
     """The layers of an image from back to front, numbered from 0 or 1, of the first folder that has any. In a folder of
     their own they may be named `<stem>_0` too."""
-    suffixes = (slot.affix,) if slot.affix else (LAYER, "_")
+    suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
     for listing in slot.listings:
         for suffix in suffixes:
             numbered = listing.numbered_behind(suffix).get(stem, ())

@@ -107,13 +107,13 @@ _OF_LAYERED = Recipe(
     lr_why="DiffSynth writes 1e-4 at rank 32, musubi-tuner 5e-5",
     resolution=640,
     resolution_why=(
-        "the side that its pipeline in diffusers 0.42.1 takes if none is given, 640 or 1024; musubi-tuner says nothing, "
-        "DiffSynth writes up to 1024. All layers are in one sequence, so time and memory grow with their number"
+        "its pipeline in diffusers 0.42.1 takes 640, or 1024 where it is told to; musubi-tuner says nothing, DiffSynth "
+        "writes up to 1024. All layers are in one sequence: time and memory grow with their number"
     ),
     timestep_type="shift",
     levels_why=(
-        "musubi-tuner and DiffSynth shift the levels by 2.2; `qwen_shift`, as samples of this model at 640, is 12. "
-        "Not measured here"
+        "musubi-tuner and DiffSynth shift the levels by 2.2; `qwen_shift` is 12 at this size, as in samples. Not "
+        "measured here"
     ),
     flow_shift=2.2,
 )

@@ -82,7 +82,6 @@ OTHER_MODELS = {
     "label_emb.0.0.weight": "Stable Diffusion XL",
     "input_blocks.0.0.weight": "Stable Diffusion 1 or 2",
     "controlnet_blocks.0.weight": "a ControlNet",
-    "time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered",
 }
 """A weight -> the model that has it. The first that a file has counts."""
 

@@ -355,7 +355,8 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
 def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
     """How many images have an alpha channel, and what becomes of it. channels: of the model's images."""
     if count := sum(folder.with_alpha for folder in data.scan.folders):
-        kept = "trained with it, unless datasets[].background is given"
+        has_layers = any(sample.layers for folder in data.scan.folders for sample in folder.samples[:1])
+        kept = "trained with it" + ", unless datasets[].background is given" * (not has_layers)
         outcome = kept if channels == 4 else "laid over white, or datasets[].background"
         yield f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: {outcome}"
 

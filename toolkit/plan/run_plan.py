@@ -275,17 +275,19 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
 
 def _folder_lines(folder: FolderPlan) -> str:
     references = ", ".join(f"{images} with {count}" for count, images in folder.references.items())
+    if set(folder.references) == {0}:
+        references = "each image itself" if folder.layers else "none"
     buckets = ", ".join(f"{b.width}x{b.height} ({b.images})" for b in folder.buckets)
     lines = [
         f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
-        f"    control images: {references if set(folder.references) != {0} else 'none'}",
+        f"    control images: {references}",
         f"    buckets: {buckets}",
     ]
     if (cut := _cut_off(folder)) and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
         counts = ", ".join(f"{images} with {count}" for count, images in folder.layers.items())
-        lines.append(f"    layers: {counts}, each beside the image itself")
+        lines.append(f"    layers: {counts}")
     if max(folder.captions, default=1) > 1:
         several = ", ".join(f"{images} with {count}" for count, images in folder.captions.items())
         lines.append(f"    captions: {several}; one is drawn at each use")

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from extensions.tools.shared.examples import WITHOUT_GPU, is_small, written_job
+from extensions.tools.shared.examples import LAYERS, WITHOUT_GPU, is_small, layers_in, written_job
 from extensions.tools.shared.keys import check_folder, name_like
 from toolkit.commands import command
 from toolkit.config.field_types import PathStr, value_error
@@ -109,7 +109,10 @@ class NewConfig(ToolConfig):
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
             yield Diagnostic(("folder",), f"{message}Write: {command('new', self.folder, self.job_name)}")
         else:
-            yield from check_folder(("folder",), self.folder, job)
+            found = list(check_folder(("folder",), self.folder, job))
+            yield from found
+            if self.model and not any(finding.severity == "error" for finding in found):
+                yield from self._layer_findings()
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         elif file := file_in_the_way(path.parent):
@@ -118,6 +121,17 @@ class NewConfig(ToolConfig):
             message = f"'{path}' exists, with other contents, and is never replaced. "
             message += f"Run it ({command(path)}), remove it, or give another --output or name."
             yield Diagnostic(("output",), message)
+
+    def _layer_findings(self) -> Iterable[Diagnostic]:
+        """Images without layers, for a model of layers."""
+        with suppress(UserError):  # of the model
+            family = family_for(ModelConfig(name_or_path=self.model))
+            if family.stacks_layers and layers_in(self.folder) is None:
+                message = f"{self.folder!r}: no image has layers, and {family.title} learns them. Save those of a.png, "
+                message += (
+                    "each with the whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in "
+                )
+                yield Diagnostic(("folder",), message + f"{str(Path(self.folder) / LAYERS)!r}. See docs/datasets.md.")
 
     def _model_findings(self, job: JobContext) -> Iterable[Diagnostic]:
         """What the job would say against the model, and a hub model of which nothing says the family."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, left_out_in, numbers_in, pairs_in
+from extensions.tools.shared.examples import WITHOUT_GPU, layers_in, left_out_in, numbers_in, pairs_in
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 from toolkit.data.partners import with_affix
@@ -37,7 +37,9 @@ class NewProcess(BaseExtensionProcess):
         such = f", such as {card.called}" if card else ""
         missing = "" if gpu else " (none here; see --gpu)"
         logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}")
-        if names := pairs_in(section.folder):
+        if (layers := layers_in(section.folder)) and layers.key in text:
+            logger.info(f"layers: {layers.count} of {layers.image} ({layers.key}); docs/datasets.md")
+        elif names := pairs_in(section.folder):
             image = with_affix("X", names.image)
             controls = ", ".join(with_affix("X", control) for control in names.controls)
             logger.info(f"pairs: the control images of {image} are {controls}; docs/before_and_after_pairs.md")

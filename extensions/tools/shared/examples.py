@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import find_images
 from toolkit.data.found import held_out_folders, named_as_regularisation
-from toolkit.data.partners import PairNames, in_yaml, pair_names
+from toolkit.data.partners import LAYER, LAYER_SUFFIXES, PairNames, in_yaml, pair_names
 from toolkit.data.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
@@ -86,6 +87,12 @@ class Model(NamedTuple):
 
     examples: tuple[int, ...]
     """GPUs with an example of their own in config/examples."""
+
+    subject: str = "character "
+    """What the examples train, with a space behind it."""
+
+    folder: str = "config/examples/photos"
+    """Images of the examples."""
 
 
 def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, str]]:
@@ -160,7 +167,26 @@ QWEN_IMAGE_21 = Model(
     },
     examples=(16, 24, 48, 80),
 )
-MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21)
+LAYERED = EDIT_2509._replace(
+    title="Qwen-Image-Layered",
+    id="Qwen/Qwen-Image-Layered",
+    arch="qwen_image_layered",
+    file="qwen_image_layered",
+    run="my_layers",
+    references="",
+    steps=50,
+    cards={
+        80: Card(48, sample_side=640),
+        48: Card(32, "int8", sample_side=640),
+        24: Card(20, "int4", "int8", low_vram=True, sample_side=640),
+        16: Card(16, "int4", "int8", low_vram=True, swap=4, sample_side=640),
+        12: Card(12, "int4", "int4", low_vram=True, swap=56, sample_side=640),
+    },
+    examples=(24,),
+    subject="",
+    folder="config/examples/layers",
+)
+MODELS = (EDIT_2509, EDIT_2511, QWEN_IMAGE_2512, QWEN_IMAGE_21, LAYERED)
 """The first is that of `run.py new` without `--model`."""
 
 
@@ -195,8 +221,9 @@ def model_of(name: str) -> Model:
 
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
-    own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": "config/examples/photos", "id": model.id}
-    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, recipe=RECIPES[model.title], **own)
+    own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": model.folder, "id": model.id}
+    text = _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, recipe=RECIPES[model.title], **own)
+    return _with_partners(text, model.folder, FAMILIES.load(model.arch))
 
 
 def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
@@ -206,7 +233,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
-        text = _with_pairs(_small_job(family, _quoted(model), **own), folder)
+        text = _with_partners(_small_job(family, _quoted(model), **own), folder, family)
         return _with_subfolders(_with_numbers(text, folder), folder)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
@@ -223,7 +250,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     own["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     text = _fill(like, card, written=True, recipe=RECIPES.get(title, RECIPES[like.title]), **own)
-    text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
+    text = _with_partners(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder, family)
     return _with_subfolders(_with_numbers(text, folder), folder)
 
 
@@ -238,6 +265,40 @@ def pairs_in(folder: str) -> PairNames | None:
         top = list_folder(folder)
         below = (list_folder(join(folder, name)) for name in (() if top.images else top.subfolders))
         return next(filter(None, (pair_names(listing.images) for listing in (top, *below))), None)
+    return None
+
+
+LAYERS = "layers"
+"""Folder for the layers of the images that it is beside."""
+
+
+class FoundLayers(NamedTuple):
+    """How the layers of a folder's images are named."""
+
+    key: str
+    """The line of a dataset that says it."""
+
+    image: str
+    """The first image that has layers."""
+
+    count: int
+    """Its layers."""
+
+
+def layers_in(folder: str) -> FoundLayers | None:
+    """How the layers of the images in a folder, or in a subfolder, are named: beside them, or in its folder `layers`.
+    None: none of the images has any."""
+    with suppress(OSError):
+        top = list_folder(folder)
+        below = [list_folder(join(folder, name)) for name in top.subfolders]
+        beside = [(each, each) for each in (top, *(() if top.images else below))]
+        apart = [(top, each) for each in below if os.path.basename(each.folder) == LAYERS]
+        for (images, layers), suffix in product((*beside, *apart), LAYER_SUFFIXES):
+            known = layers.numbered_behind(suffix)
+            stem = next((stem for stem in images.images if stem in known), "")
+            if stem:
+                key = f"layers_suffix: {suffix}" if images is layers else f"layers_path: {_quoted(layers.folder)}"
+                return FoundLayers(key, images.path(images.images[stem][0]), len(known[stem]))
     return None
 
 
@@ -257,8 +318,9 @@ def _with_numbers(text: str, folder: str) -> str:
     """A job that takes numbers that are probably no repeats as parts of names."""
     if not (why := numbers_in(folder)):
         return text
-    key = _noted("          repeats_from_names: false", f"the numbers of its folders {why}; true: repeats")
-    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: f"{found[0]}{key}\n", text, count=1)
+    return _with_keys(
+        text, [_noted("          repeats_from_names: false", f"the numbers of its folders {why}; true: repeats")]
+    )
 
 
 def left_out_in(folder: str) -> list[str]:
@@ -300,15 +362,35 @@ def _tables_above(folder: str) -> dict[str, str]:
     return {os.path.dirname(image.path): image.table for image in images if os.path.dirname(image.table) == above}
 
 
-def _with_pairs(text: str, folder: str) -> str:
-    """A job with the keys of pairs that lie in one folder."""
+def _with_partners(text: str, folder: str, family: ModelFacts) -> str:
+    """A job with the keys of pairs that lie in one folder, or of a model of layers with those of the layers."""
+    if family.stacks_layers:
+        return _with_layers(text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4))
     if (names := pairs_in(folder)) is None:
         return text
     keys = [f"image_suffix: {in_yaml(names.image)}", f"control_suffix: [{', '.join(map(in_yaml, names.controls))}]"]
     keys += ["control_optional: true"] if names.optional else []
     keys[0] = _noted(f"          {keys[0]}", "pairs: docs/before_and_after_pairs.md").strip()
-    lines = "".join(f"          {key}\n" for key in keys)
-    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + lines, text, count=1)
+    return _with_keys(text, [f"          {key}" for key in keys])
+
+
+def _with_layers(text: str, found: FoundLayers) -> str:
+    """A job that learns the layers of its images, and takes the first image apart as its sample."""
+    key = _noted(f"          {found.key}", "the layers of each image: docs/datasets.md")
+    sample = [
+        _noted(f"        layers: {found.count}", "so many does a sample take its image apart into"),
+        "        samples:",
+        _noted('          - prompt: "[trigger]"', "what is in the image   <- yours"),
+        _noted(f"            ctrl_img: {_quoted(found.image)}", "the image to take apart   <- yours"),
+    ]
+    drawn = "".join(f"{line}\n" for line in sample)
+    return re.sub(r"(?ms)^        samples:\n.*?(?=^meta:)", lambda _: drawn, _with_keys(text, [key]), count=1)
+
+
+def _with_keys(text: str, lines: Sequence[str]) -> str:
+    """A job with further lines in its first dataset."""
+    added = "".join(f"{line}\n" for line in lines)
+    return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + added, text, count=1)
 
 
 def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: str) -> str:

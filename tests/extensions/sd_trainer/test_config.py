@@ -200,7 +200,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         (
             "is_qwen: true",
             "arch: qwen_image_layered",
-            "model.arch: 'qwen_image_layered': Qwen-Image-Layered generates sev",
+            "model.arch: 'qwen_image_layered', but Qwen/Qwen-Image-Edit-2509 is 'qwen_image_edit_plus'. Leave it out",
         ),
         (
             "steps: 3400",

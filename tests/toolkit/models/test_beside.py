@@ -24,6 +24,7 @@ NAMES = {
     "qwen_image_edit": ("Qwen/Qwen-Image-Edit", "qwen_image_edit_bf16.safetensors"),
     "qwen_image_edit_plus": ("Qwen/Qwen-Image-Edit-2509", "Qwen-Image-Edit-2509 (mine).SAFETENSORS"),
     "qwen_image_2": ("Qwen/Qwen-Image-2.1", "anything.safetensors"),
+    "qwen_image_layered": ("Qwen/Qwen-Image-Layered", "anything.safetensors"),
 }
 """Hub id and a file's name of each family."""
 
@@ -200,10 +201,6 @@ LORA = "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight"
         (other("double_blocks.0.img_attn.qkv.weight"), "is another model: this is FLUX.1. Give a transformer of"),
         (other("decoder.conv_in.weight"), "is a VAE: that is model.vae_path. Give the transformer as"),
         (other("model.embed_tokens.weight visual.patch_embed.proj.weight"), "that is model.text_encoder_path. Give"),
-        (
-            other("transformer_blocks.0.x time_text_embed.addition_t_embedding.weight"),
-            "this is Qwen-Image-Layered. Give",
-        ),
         (other(LORA), "It is a LoRA: give the model, and the file as model.base_loras"),
         (other("a b c d"), "has no transformer of a model that can be trained; its weights: a, b, c. Give another"),
     ],

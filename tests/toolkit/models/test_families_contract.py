@@ -78,6 +78,11 @@ def latents(family: ModelFamily, count: int, size: Size, seed: int = 1) -> torch
     return torch.randn((count, family.latent_channels, height, width), generator=random)
 
 
+def references(family: ModelFamily, count: int, size: Size) -> list[tuple[torch.Tensor, ...]]:
+    """The fewest control images that each of so many items can have: of a picture with layers, that picture."""
+    return [(latents(family, 1, size, seed=2)[0],) if family.stacks_layers else ()] * count
+
+
 def test_the_layers_and_modules_are_those_of_the_loaded_model(
     family: ModelFamily, folder: Path, adapter: DiffusionModel
 ) -> None:
@@ -116,10 +121,11 @@ def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapt
 def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily, adapter: DiffusionModel) -> None:
     prompts = encoded(adapter, "a cat", "a very long caption, with many words", "")
     x_BCHW, t_B = latents(family, 3, Size(64, 96)), torch.tensor([0.9, 0.5, 0.1])
+    slots = references(family, 3, Size(64, 96))
     with torch.no_grad():
-        together = adapter.predict_velocity(x_BCHW, t_B, prompts, [()] * 3)
+        together = adapter.predict_velocity(x_BCHW, t_B, prompts, slots)
         alone = [
-            adapter.predict_velocity(x_BCHW[[row]], t_B[[row]], prompts.select([row]), [()])[0] for row in range(3)
+            adapter.predict_velocity(x_BCHW[[row]], t_B[[row]], prompts.select([row]), slots[:1])[0] for row in range(3)
         ]
     assert together.shape == x_BCHW.shape and together.dtype == torch.float32
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
@@ -142,7 +148,12 @@ def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, ada
 
 
 def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: DiffusionModel) -> None:
-    arguments = latents(family, 1, Size(64, 64)), torch.tensor([0.5]), encoded(adapter, "a cat"), [()]
+    arguments = (
+        latents(family, 1, Size(64, 64)),
+        torch.tensor([0.5]),
+        encoded(adapter, "a cat"),
+        references(family, 1, Size(64, 64)),
+    )
     if not family.embeds_guidance:
         with pytest.raises(ValueError, match="guidance"):
             adapter.predict_velocity(*arguments, torch.tensor([3.5]))
@@ -173,7 +184,12 @@ def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: D
 
         return run_block
 
-    arguments = latents(family, 1, Size(64, 64)), torch.tensor([0.5]), encoded(adapter, "a cat"), [()]
+    arguments = (
+        latents(family, 1, Size(64, 64)),
+        torch.tensor([0.5]),
+        encoded(adapter, "a cat"),
+        references(family, 1, Size(64, 64)),
+    )
     with torch.no_grad():
         plain = adapter.predict_velocity(*arguments)
         adapter.wrap_blocks([watching])
@@ -197,7 +213,8 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
 ) -> None:
     from toolkit.config.network import NetworkConfig
 
-    arguments = latents(family, 2, Size(64, 64)), torch.tensor([0.5, 0.7]), encoded(adapter, "a", "b"), [()] * 2
+    prompts, slots = encoded(adapter, "a", "b"), references(family, 2, Size(64, 64))
+    arguments = latents(family, 2, Size(64, 64)), torch.tensor([0.5, 0.7]), prompts, slots
     with torch.no_grad():
         before = adapter.predict_velocity(*arguments)
     network = KINDS["lora"].load().from_config(NetworkConfig(linear=2), adapter.lora_targets(), 1)

@@ -65,7 +65,9 @@ def velocity(family: ModelFamily, model: DiffusionModel) -> torch.Tensor:
     x_BCHW = torch.randn(1, family.latent_channels, size.height, size.width, generator=torch.Generator().manual_seed(0))
     prompts = PromptEmbeds.stack([model.encode_prompt("a cup of coffee", ())])
     with torch.no_grad():
-        return model.predict_velocity(x_BCHW, torch.tensor([0.6]), prompts, [()])
+        return model.predict_velocity(
+            x_BCHW, torch.tensor([0.6]), prompts, [(x_BCHW[0],) if family.stacks_layers else ()]
+        )
 
 
 def loaded_by_diffusers(family: ModelFamily, folder: Path, file: Path, caplog: pytest.LogCaptureFixture) -> Any:

@@ -91,6 +91,7 @@ def test_json_has_exactly_the_documented_shape() -> None:
                 "missing_captions": 1,
                 "captions": {"1": 3},
                 "references": {"2": 3},
+                "layers": {},
                 "masks": 2,
                 "mask_share": 0.5,
                 "converted": {"P3": 2, "PQ": 1},
