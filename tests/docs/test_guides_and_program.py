@@ -81,8 +81,11 @@ def test_more_steps_resume_as_the_guide_says(tmp_path: Path, monkeypatch: pytest
     """Of a job for a published model; that for a small one has the quickstart's schedule, which ends with the run."""
     monkeypatch.chdir(tmp_path)
     depends = {}
-    for model in (*(model.id for model in MODELS), str(ROOT / "config/examples/tiny_mascots")):
-        (tmp_path / "job.yaml").write_text(written_job("a", str(ROOT / "config/examples/photos"), "a", model, 24))
+    folders = {model.id: model.folder for model in MODELS} | {
+        str(ROOT / "config/examples/tiny_mascots"): MODELS[0].folder
+    }
+    for model, folder in folders.items():
+        (tmp_path / "job.yaml").write_text(written_job("a", str(ROOT / folder), "a", model, 24))
         depends[model] = load_job("job.yaml", discover().find_config).processes[0].section.train.needs_length()
     assert [model for model, needs in depends.items() if needs] == [str(ROOT / "config/examples/tiny_mascots")]
     guide = " ".join((ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split())

@@ -152,8 +152,8 @@ class Job:
         found: dict[str, object] = {"metrics": self.metrics()}
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("state/*/*")]:
             found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
-        for path in self.folder.glob("samples/*"):
-            found[re.fullmatch(r"(\d+_\d+)\.png", path.name)[1]] = Image.open(path).tobytes()
+        for path in filter(Path.is_file, [*self.folder.glob("samples/*"), *self.folder.glob("samples/layers/*")]):
+            found[re.fullmatch(r"(\d+_\d+(_layer\d+)?)\.png", path.name)[1]] = Image.open(path).tobytes()
         return found
 
 

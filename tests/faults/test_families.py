@@ -1,5 +1,5 @@
-"""The whole path on a tiny model without references, one with them and one of the second architecture: trained, killed,
-gone on with, sampled, and then the tools."""
+"""The whole path on a tiny model without references, one with them, one of layers and one of the second architecture:
+trained, killed, gone on with, sampled, and then the tools."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from PIL import Image
 
 from tests.diffusers_reference import MEMBERS
 from tests.faults.conftest import KILL, STEP, Job, draw_pictures
+from tests.layer_files import write_layers
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.registry import FAMILIES
 
 FAMILY_SPECS = {name: MEMBERS[name] for name in ("Qwen-Image", "Qwen-Image-Edit-2511")}
 FAMILY_SPECS["Qwen-Image-2.1"] = TinySpec(arch="qwen_image_2")
+FAMILY_SPECS["Qwen-Image-Layered"] = TinySpec(arch="qwen_image_layered")
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res"
 
 
@@ -57,13 +59,17 @@ def test_images_with_alpha_are_gone_on_with(job: Job, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     """Trained on int8 weights, where there is a modulation table from it, with a kill in step 4."""
-    takes = min(2, FAMILIES.load(spec.arch).max_references)
+    family = FAMILIES.load(spec.arch)
+    takes = min(2, family.max_references)
     write_tiny_model(tmp_path / "model", spec)
     photos, before = (draw_pictures(tmp_path / name, "a", "b", "c") for name in ("photos", "before"))
     references = [str(before / f"{stem}.png") for stem in "ab"[:takes]]
-    job.section["datasets"] = [
-        {"folder_path": str(photos), "resolution": 64} | ({"control_path": [str(before)] * takes} if takes else {})
-    ]
+    partners = {"control_path": [str(before)] * takes} if takes else {}
+    if family.stacks_layers:
+        partners = {"layers_suffix": "_layer"}
+        for count, stem in enumerate("abc", start=1):
+            write_layers(photos, count, stem=stem)
+    job.section["datasets"] = [{"folder_path": str(photos), "resolution": 64, **partners}]
     del job.section["sample"]["prompts"]
     job.section["sample"]["samples"] = [{"prompt": "a photo", "ctrl_img": references}]
     job.section["model"] |= {"name_or_path": str(tmp_path / "model"), "quantize": True, "qtype": "int8"}
@@ -75,6 +81,8 @@ def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     assert "resuming from" in job.run()
     gone_on = job.result()
     assert job.steps() == [1, 2, 3, 4, 5, 6]
+    drawn = sorted(path.name for path in job.folder.glob("samples/layers/*"))
+    assert len(drawn) == (3 * 4 if family.stacks_layers else 0)  # at steps 0, 3 and 6
     shutil.rmtree(job.folder)
     job.run()
     expected = job.result()
@@ -88,11 +96,11 @@ def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     tool(f"generate {model} --lora {lora} --prompt cat {beside} {SMALL} --output drawn")
     tool(f"merge --base {tmp_path / 'model'} --lora {lora} --output merged")
     tool(f"generate --model merged --prompt cat {beside} {SMALL} --output drawn_merged")
-    ours, merged = (Image.open(next((tmp_path / name).glob("*.png"))) for name in ("drawn", "drawn_merged"))
-    assert ours.size == merged.size == (64, 64)
+    ours, merged = (Image.open(min((tmp_path / name).glob("*.png"))) for name in ("drawn", "drawn_merged"))
+    assert ours.size == merged.size == (64 * (4 if family.stacks_layers else 1), 64)
     tool(f"convert {lora} diffusers.safetensors --to diffusers")
     tool(f"grid {model} --lora {lora} --prompt cat {beside} {SMALL} --output grid")
     tool(f"report {job.folder}")
     assert (tmp_path / "grid" / "index.html").is_file() and (job.folder / "report.html").is_file()
     index = json.loads((tmp_path / "merged" / "model_index.json").read_text())
-    assert index["_class_name"] == FAMILIES.load(spec.arch).pipelines[0]
+    assert index["_class_name"] == family.pipelines[0]

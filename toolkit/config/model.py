@@ -126,8 +126,8 @@ class ModelKwargs(StrictModel):
     memory: half the side is a quarter of their tokens."""
 
     composite_target: bool = True
-    """Of Qwen-Image-Layered: the target is the image itself and then its layers, as the model was published. false: its
-    layers alone, which takes one image less; samples then have no further one either."""
+    """For Qwen-Image-Layered: the target is the image itself and then its layers, as the model was published. false:
+    its layers alone, which takes one image less; samples then have no further one either."""
 
     def reference_area(self) -> int:
         """Pixels of a control image; 0: as many as its target has."""

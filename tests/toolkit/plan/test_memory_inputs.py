@@ -11,6 +11,7 @@ from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image.layered import FAMILY as LAYERED
 from toolkit.plan.memory_inputs import (
     BatchSizes,
     LargestBatch,
@@ -109,6 +110,48 @@ def test_tokens_are_those_of_all_images_and_texts() -> None:
     references = {"references": 2, "reference_pixels": PIXELS // 4}
     largest = LargestBatch(images=2, pixels=PIXELS, **references, text_tokens=100, pixels_per_token=256)
     assert largest.tokens == 2 * (4096 + 2 * 1024 + 100)
+
+
+def sizes_of_layers(*items: BucketedSample, held_out: tuple[BucketedSample, ...] = (), **parts: Any) -> BatchSizes:
+    job = section(model={"name_or_path": "Qwen/Qwen-Image-Layered"} | parts.pop("model", {}), **parts)
+    return BatchSizes(job, LAYERED.footprint(job.model.folder()), group_items(items, held_out))
+
+
+def layered(count: int, side: int = 640) -> BucketedSample:
+    return item(side, references=0, layers=tuple(f"a_layer{index}.png" for index in range(count)))
+
+
+def test_a_picture_with_layers_is_one_target_of_all_and_its_own_reference() -> None:
+    """1,600 tokens of each image of 640 x 640: the picture as target, its layers, the picture as reference."""
+    (text,) = {sizes_of_layers(layered(count)).batch(1).text_tokens for count in (1, 4)}
+    for count in (1, 4):
+        assert sizes_of_layers(layered(count)).batch(1).tokens == (count + 2) * 1600 + text
+        alone = sizes_of_layers(layered(count), model={"model_kwargs": {"composite_target": False}})
+        assert alone.batch(1).tokens == (count + 1) * 1600 + text
+
+
+def test_a_batch_has_images_of_as_many_layers() -> None:
+    groups = group_items([layered(1), layered(1), layered(3)])
+    assert [(group.layers, group.references, group.uses, group.items) for group in groups] == [
+        (1, 1, 18, 2),
+        (3, 1, 9, 1),
+    ]
+    found = sizes_of_layers(layered(1), layered(1), layered(3)).batch(12)
+    assert (found.stacked, found.images) == (4, 9), "the other 18 uses never join them"
+
+
+def test_samples_and_edits_of_layers_are_planned_with_all_of_them() -> None:
+    sample = {"samples": [{"prompt": "a", "ctrl_img": "a.png"}, {"prompt": "a", "ctrl_img": "a.png", "layers": 7}]}
+    sample |= {"width": 640, "height": 640, "layers": 2}
+    found = sizes_of_layers(
+        layered(1), held_out=(layered(3),), sample=sample, validation={"fraction": 0.5, "edits": 1}
+    ).samples()
+    assert [(one.stacked, one.references, one.pixels) for one in found] == [
+        (3, 1, 640 * 640),
+        (8, 1, 640 * 640),
+        (4, 1, 640 * 640),
+    ]
+    assert {one.stacked for one in sizes(item(), sample=sample).samples()} == {1}, "another model has no layers"
 
 
 def test_both_images_of_a_pair_are_in_the_batch() -> None:

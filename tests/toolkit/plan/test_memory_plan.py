@@ -94,6 +94,24 @@ FUSED = {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": Tru
 SAMPLES = {"sample": {"samples": [{"prompt": "a"}]}}
 
 
+def test_more_layers_take_more_memory_and_leaving_the_picture_out_less() -> None:
+    """Of Qwen-Image-Layered at 640 x 640, in training and in samples."""
+
+    def peaks(count: int, composite: bool = True) -> list[float]:
+        layers = tuple(f"a_layer{index}.png" for index in range(count))
+        sample = {"samples": [{"prompt": "a", "ctrl_img": "a.png"}], "width": 640, "height": 640, "layers": count}
+        model = {"name_or_path": "Qwen/Qwen-Image-Layered", "model_kwargs": {"composite_target": composite}}
+        found = plan(item(640, references=0, layers=layers), model=model, sample=sample)
+        return [found.allocated(name) / GB for name in ("training", "sampling")]
+
+    taken = [peaks(count) for count in (1, 2, 4, 8)]
+    assert taken == sorted(taken) and [row[1] for row in taken] == sorted({row[1] for row in taken})
+    assert peaks(4, composite=False) == pytest.approx(peaks(3)), "as many images"
+    # Activations grow with the tokens: 3, 6 and 10 images of 1,600 each, beside 40 of the text.
+    (one, four, eight) = (peaks(count)[0] for count in (1, 4, 8))
+    assert (eight - four) / (four - one) == pytest.approx(4 / 3, rel=0.02)
+
+
 # ------------------------------------------------------------ the published model
 
 

@@ -152,6 +152,30 @@ def test_each_way_of_deployment_is_drawn_too() -> None:
     assert with_it.samples.products == pytest.approx(1.5 * without.samples.products)
 
 
+def test_all_layers_count_in_steps_samples_and_encoding() -> None:
+    """Four layers at 640 x 640: six images in the transformer, five encoded, four decoded."""
+
+    def layered(count: int) -> BucketedSample:
+        return item(640, references=0, layers=tuple(f"a_layer{index}.png" for index in range(count)))
+
+    sample = {"samples": [{"prompt": "a", "ctrl_img": "a.png"}], "sample_steps": 10, "layers": 4}
+    parts = {
+        "model": {"name_or_path": "Qwen/Qwen-Image-Layered"},
+        "sample": sample | {"width": 640, "height": 640, "guidance_scale": 1},
+        "train": FULL,
+    }
+    found, fewer = work_of(layered(4), **parts), work_of(layered(1), **parts)
+    assert found.step.forward.products == pytest.approx(6 / 3 * fewer.step.forward.products, rel=0.02)
+    assert found.step.forward.attention == pytest.approx(36 / 9 * fewer.step.forward.attention, rel=0.04)
+    assert found.encoding.convolutions == 5 * ENCODE_FLOP * 640 * 640
+    assert found.pictures == 1 + 4
+    assert found.samples.convolutions == 5 * 4 * DECODE_FLOP * 640 * 640
+    assert found.samples.products == pytest.approx(5 * 10 * found.step.forward.products, rel=0.01)
+    keys = {times_key(section(**parts), group_items([layered(count)]), "H100") for count in (1, 4)}
+    assert [key.rpartition(", ")[2] for key in sorted(keys)] == ["1 layers", "4 layers"]
+    assert "layers" not in times_key(section(), group_items([item()]), "H100")
+
+
 def test_a_validation_is_forward_passes_and_the_edits() -> None:
     measured = {"validation": {"folder_path": "v", "every": 100, "timesteps": 4}}
     found = work_of(held_out=(item(), item()), train=FULL, **measured)

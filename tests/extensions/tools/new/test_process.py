@@ -14,10 +14,11 @@ from huggingface_hub import constants
 from PIL import Image
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import MODELS, example_text, left_out_in, written_job
+from extensions.tools.shared.examples import MODELS, Model, example_text, left_out_in, written_job
 from jobs.dry_run import plan_job
 from jobs.job import ExtensionJob
 from tests.conftest import ROOT
+from tests.layer_files import write_layers
 from tests.model_folders import write_header
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
@@ -46,16 +47,26 @@ def plan_of(text: str, folder: Path) -> str:
     return plan_job(load_job(str(path), discover().find_config)).render()
 
 
-@pytest.mark.parametrize("gpu", [8, 11, 12, 16, 24, 32, 48, 80])
-@pytest.mark.parametrize("model", ["", *(model.id for model in MODELS[1:])])
+@pytest.mark.parametrize(
+    ("model", "gpu"),
+    [
+        (model, gpu)
+        for model in MODELS
+        for gpu in (8, 11, 12, 16, 24, 32, 48, 80)
+        if gpu >= min(card.least_gb for card in model.cards.values())
+    ],
+    ids=lambda value: value.title if isinstance(value, Model) else str(value),
+)
 def test_the_job_fits_the_gpu_it_is_written_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, gpu: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Model, gpu: int
 ) -> None:
+    """On the images of its examples: four layers of one that has layers."""
     monkeypatch.chdir(tmp_path)
-    plan = plan_of(job_text(gpu, model=model), tmp_path)
+    folder = str(PHOTOS if "photos" in model.folder else ROOT / model.folder)
+    plan = plan_of(job_text(gpu, model="" if model == MODELS[0] else model.id, folder=folder), tmp_path)
     (smallest,) = re.findall(r"fits an? (\d+) GB GPU", plan)
     assert int(smallest) <= gpu
-    assert "zuzu (sd_trainer)" in plan and str(PHOTOS) in plan and (model or "Qwen/Qwen-Image-Edit-2509") in plan
+    assert "zuzu (sd_trainer)" in plan and folder in plan and model.id in plan
 
 
 PUBLISHED = {name: title for family in map(FAMILIES.load, FAMILIES) for name, title in family.published.items()}
@@ -240,6 +251,89 @@ def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
     plan = plan_of(text, tmp_path)
     assert f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "2 with 1" in plan
     assert "without image_suffix 'after_*', and control image of no image: before_3.png" in plan
+
+
+LAYERED = "Qwen/Qwen-Image-Layered"
+
+
+@pytest.fixture(scope="module")
+def tiny_layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("layered")
+    write_tiny_model(folder, TinySpec(arch="qwen_image_layered"))
+    return folder
+
+
+def rename_layers(folder: Path, to: str) -> None:
+    """to: place of a layer in the folder, as a pattern of its number."""
+    for path in folder.glob("*_layer*.png"):
+        stem, _, number = path.stem.rpartition("_layer")
+        (folder / to.format(stem=stem, number=number)).parent.mkdir(exist_ok=True)
+        path.rename(folder / to.format(stem=stem, number=number))
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize(
+    ("named", "key"),
+    [
+        ("{stem}_layer{number}.png", "layers_suffix: _layer"),
+        ("{stem}_{number}.png", "layers_suffix: _"),
+        ("layers/{stem}_layer{number}.png", 'layers_path: "{folder}/layers"'),
+        ("layers/{stem}_{number}.png", 'layers_path: "{folder}/layers"'),
+    ],
+)
+def test_layers_are_learned_and_the_first_image_is_taken_apart(
+    tmp_path: Path, tiny_layered: Path, named: str, key: str, small: bool
+) -> None:
+    write_layers(tmp_path / "posters", 3)
+    write_layers(tmp_path / "posters", 2, stem="b")
+    rename_layers(tmp_path / "posters", named)
+    folder = tmp_path / "posters"
+    text = job_text(24, folder=str(folder), model=str(tiny_layered) if small else LAYERED)
+    assert f"          {key.format(folder=folder)} " in text
+    assert "control_suffix" not in text, "layers are no pairs"
+    path = tmp_path / "zuzu.yaml"
+    path.write_text(text, encoding="utf-8")
+    (sample,) = load_job(str(path), discover().find_config).processes[0].section.sample_pictures()
+    assert (sample.ctrl_img, sample.layers) == ((str(folder / "a.png"),), 3)
+    plan = plan_of(text, tmp_path)
+    assert f"{folder}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "layers: 1 with 2, 1 with 3" in plan
+
+
+@pytest.mark.parametrize("shape", ["plain", "a folder for each image", "numbers without a name", "elsewhere"])
+def test_images_without_layers_are_refused_for_a_model_of_layers(tmp_path: Path, shape: str) -> None:
+    folder = tmp_path / "posters"
+    _, *layers = write_layers(folder, 2)
+    (folder / "a").mkdir()
+    for number, layer in enumerate(layers):
+        places = {"a folder for each image": f"a/layer{number}.png", "numbers without a name": f"layer{number}.png"}
+        layer.unlink() if shape == "plain" else layer.rename(folder / places.get(shape, f"a/a_layer{number}.png"))
+    section = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=LAYERED)
+    assert [finding.message for finding in section.check(JobContext("new"))] == [
+        f"'{folder}': no image has layers, and Qwen-Image-Layered learns them. Save those of a.png, each with the "
+        f"whole canvas, as a_layer0.png (the back), a_layer1.png and so on, beside it or in '{folder / 'layers'}'. "
+        "See docs/datasets.md."
+    ]
+    other = NewConfig(type="new", job_name="zuzu", folder=str(folder), model=str(TINY))
+    assert not list(other.check(JobContext("new")))
+
+
+def test_a_gpu_that_is_too_small_for_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="Qwen-Image-Layered does not fit a GPU of 8 GB"):
+        job_text(8, model=LAYERED)
+
+
+@pytest.mark.slow
+def test_a_job_of_layers_is_written_checked_and_trains(tmp_path: Path, run_py, tiny_layered: Path) -> None:
+    write_layers(tmp_path / "posters", 2)
+    made = run_py("new", "zuzu", "posters", "--model", tiny_layered)
+    assert made.returncode == 0, made.stderr
+    assert "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md" in made.stdout + made.stderr
+    job = tmp_path / "config" / "zuzu.yaml"
+    job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
+    trained = run_py(job)
+    assert trained.returncode == 0, trained.stderr
+    drawn = sorted(path.name for path in (tmp_path / "output" / "zuzu" / "samples" / "layers").glob("000000001_*"))
+    assert drawn == ["000000001_0_layer0.png", "000000001_0_layer1.png"]
 
 
 @pytest.mark.slow
