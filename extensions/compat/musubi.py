@@ -134,6 +134,12 @@ SAMPLES = {"width": 256, "height": 256, "sample_steps": 20, "guidance_scale": 4.
 """Defaults of images that are drawn during training, where a prompt does not say it. Source: musubi-tuner,
 `sample_prompts`."""
 
+QWEN_SHIFT_OF_LAYERS = (
+    "is another distribution here: as the model's samples, which at 640 pixels are shifted by 12. musubi-tuner takes "
+    "the rule of its other models, 1.8: for that give 'shift' with 'discrete_flow_shift = 1.8'."
+)
+"""Source: musubi-tuner 30c658c4, training/trainer_base.py and qwen_image_train_network.py (`do_inference`)."""
+
 HEEDED_BY = {
     "lr_decay_steps": ("warmup_stable_decay",),
     "lr_scheduler_min_lr_ratio": ("cosine_with_min_lr", "warmup_stable_decay", "rex"),
@@ -366,6 +372,11 @@ class _Reader:
         else:
             for key in ("min_timestep", "max_timestep"):
                 self._set(f"train.{key}", self.given.get(key), self.process)
+        if (
+            kind in ("qwen_shift", "qinglong_qwen")
+            and self.given.get("model_version", _their("", "")).value == "layered"
+        ):
+            self.diagnostics.warn(self.given["timestep_sampling"], QWEN_SHIFT_OF_LAYERS)
         schedule = str(self.given["lr_scheduler"].value) if "lr_scheduler" in self.given else "constant"
         for key, schedules in HEEDED_BY.items():
             node = self.given.get(key)
@@ -491,6 +502,9 @@ class _Reader:
             elif key == "multiple_target":
                 if node.value is True:
                     dataset["layers_suffix"] = at(node, "_")  # of a.png: a_0.png, a_1.png and so on
+                if node.value is True and "image_jsonl_file" in given:
+                    message = "layers are not read from a table. Name those of a.png a_0.png, a_1.png and so on, beside it, "
+                    self.diagnostics.error(node, f"{message}and give 'image_directory'.", at_key=True)
             elif key == "cache_directory":
                 self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
             elif key not in sized | of_controls:

@@ -375,6 +375,7 @@ _OF_PROMPT = {
     "cfg_scale": "guidance_scale",
     "discrete_flow_shift": "flow_shift",
     "control_image_path": "ctrl_img",
+    "frame_count": "layers",
 }
 """Key of a prompt in musubi-tuner's files -> of a sample. Source: musubi-tuner, `line_to_prompt_dict`."""
 
@@ -408,7 +409,7 @@ def _sample_of(
             diagnostics.warn(placed, "has no effect: the model has no embedded guidance; guidance is cfg_scale.")
         elif key in _OF_PROMPT:
             sample[_OF_PROMPT[key]] = placed
-        elif key not in ("subset", "enum") and not (key == "frame_count" and node.value == 1):
+        elif key not in ("subset", "enum"):
             hint = did_you_mean(key, list(_OF_PROMPT), list_all=False) or "Leave it out."
             diagnostics.error(placed, f"{show(node)} is not supported. {hint}")
     return replace(file, value=sample)

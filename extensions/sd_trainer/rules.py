@@ -430,38 +430,46 @@ ABOVE_LAYERS = {
 def _layers(s: DiffusionSection) -> Findings:
     """Keys that a model of layers needs or does not take, and those that only such a model takes."""
     family = _family(s)
-    if family is None:
-        return
-    title, kwargs = family.title, s.model.model_kwargs
-    samples = [
-        (f"{name}.samples.{index}", item)
-        for name, sample in (("sample", s.sample), ("first_sample", s.first_sample))
-        for index, item in enumerate(sample.samples if sample else ())
-    ]
-    if not family.stacks_layers:
-        for index, dataset in enumerate(s.datasets):
-            for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
-                yield error(f"datasets.{index}.{key}", f"{title} generates no layers. Remove it.")
-        for place, item in samples:
-            if item.layers is not None:
+    if family is not None:
+        yield from (_of_layers if family.stacks_layers else _without_layers)(s, family.title)
+
+
+def _without_layers(s: DiffusionSection, title: str) -> Findings:
+    for index, dataset in enumerate(s.datasets):
+        for key in sorted(dataset.model_fields_set & {"layers_path", "layers_suffix"}):
+            yield error(f"datasets.{index}.{key}", f"{title} generates no layers. Remove it.")
+    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
+        places: list[tuple[str, SampleConfig | SampleItem]] = []
+        if sample:
+            places += [(name, sample)] if "layers" in sample.model_fields_set else []
+            places += [(f"{name}.samples.{index}", item) for index, item in enumerate(sample.samples)]
+        for place, each in places:
+            if each.layers not in (None, 1):  # `--f 1` of musubi-tuner's prompts is one image
                 yield warning(f"{place}.layers", f"has no effect: {title} generates no layers.")
-        yield from below("model", kwargs.unused("composite_target", f": {title} generates no layers."))
-        return
+    yield from below("model", s.model.model_kwargs.unused("composite_target", f": {title} generates no layers."))
+
+
+def _of_layers(s: DiffusionSection, title: str) -> Findings:
     for index, dataset in enumerate(s.datasets):
         for key in sorted(dataset.model_fields_set & ABOVE_LAYERS.keys()):
             yield error(f"datasets.{index}.{key}", f"does not apply to {title}: {ABOVE_LAYERS[key]}. Remove it.")
         if not (dataset.layers_path or dataset.layers_suffix or dataset.url):
             message = f"{title} learns the layers of each image. Give 'layers_path', or 'layers_suffix: _layer'."
             yield error(f"datasets.{index}", message)
-    for place, item in samples:
-        if not item.ctrl_img:
-            yield error(f"{place}.ctrl_img", f"is required: {title} takes an image apart into layers. Give that image.")
-        if item.mask_img:
-            yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
+    for name, sample in (("sample", s.sample), ("first_sample", s.first_sample)):
+        for index, item in enumerate(sample.samples if sample else ()):
+            place = f"{name}.samples.{index}"
+            if not item.ctrl_img:
+                message = f"is required: {title} takes an image apart into layers. Give that image."
+                yield error(f"{place}.ctrl_img", message)
+            if item.mask_img:
+                yield error(f"{place}.mask_img", f"does not apply to {title}. Remove it.")
     for key, given in (("preference", s.train.preference), ("few_step_loss", s.train.few_step_loss)):
         if given:
             yield error(f"train.{key}", f"does not apply to {title}: its target is several images. Remove it.")
-    for key in sorted(kwargs.model_fields_set & {"match_target_res", "control_resolution"}):
+    for key in sorted(s.validation.model_fields_set & {"edits", "control_path"}) if s.validation else ():
+        yield error(f"validation.{key}", f"does not apply to {title}: layers are no edit of an image. Remove it.")
+    for key in sorted(s.model.model_kwargs.model_fields_set & {"match_target_res", "control_resolution"}):
         yield warning(f"model.model_kwargs.{key}", f"has no effect: {title} sees the image in its own size.")
 
 

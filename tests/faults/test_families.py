@@ -101,6 +101,8 @@ def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     tool(f"convert {lora} diffusers.safetensors --to diffusers")
     tool(f"grid {model} --lora {lora} --prompt cat {beside} {SMALL} --output grid")
     tool(f"report {job.folder}")
+    if family.stacks_layers:
+        tool(f"best {job.folder} --images 2 --samples 1 --steps 2 --device cpu")
     assert (tmp_path / "grid" / "index.html").is_file() and (job.folder / "report.html").is_file()
     index = json.loads((tmp_path / "merged" / "model_index.json").read_text())
     assert index["_class_name"] == family.pipelines[0]

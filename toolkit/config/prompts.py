@@ -120,15 +120,16 @@ KEYS: dict[str, str] = {
     **{"w": "width", "h": "height", "d": "seed", "n": "neg", "fs": "flow_shift", "ci": "ctrl_img"},
     **dict.fromkeys(("s", "steps"), "sample_steps"),
     **dict.fromkeys(("l", "cfg"), "guidance_scale"),
+    **dict.fromkeys(("f", "layers"), "layers"),
 }
-"""Flag -> key of a sample."""
+"""Flag -> key of a sample. `--f` is musubi-tuner's: of Qwen-Image-Layered so many layers, of others one frame."""
 
 NO_EFFECT = {"g": "the model has no embedded guidance; guidance is --l", "fps": "it concerns videos"}
 """Flag -> why it does nothing."""
 
 UNSUPPORTED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("m", "network_multiplier"), ("1", "1.0")),
-    **dict.fromkeys(("f", "frames", "num_frames"), ("1",)),
+    **dict.fromkeys(("frames", "num_frames"), ("1",)),
     **dict.fromkeys(("gr", "ctrl_idx"), ("0", "0.0")),
     **dict.fromkeys(("p2", "n2", "a", "ref", "ev", "i", "ei", "cn", "of"), ()),
 }

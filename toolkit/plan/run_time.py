@@ -161,7 +161,7 @@ class _RunWork:
         sample = section.sample or SampleConfig()
         guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
         steps = sample.sample_steps or self.family.sample_steps
-        drawn = [self._generated(self.sizes.of_group(group), steps, guidance, max(1, group.layers)) for group in edits]
+        drawn = [self._generated(self.sizes.of_group(group), steps, guidance) for group in edits]
         mean = total(drawn).times(count / len(drawn)) if drawn else PassWork()
         return losses.times(settings.timesteps) + mean
 
@@ -183,7 +183,7 @@ class _RunWork:
     def _forward(self, batch: LargestBatch) -> PassWork:
         return self.blocks.forward(batch.tokens, pairs_of(batch))
 
-    def _generated(self, batch: LargestBatch, steps: int, guidance: float, decoded: int) -> PassWork:
+    def _generated(self, batch: LargestBatch, steps: int, guidance: float, decoded: int = 1) -> PassWork:
         """A sample. decoded: images of it that are decoded."""
         passes = 2 if guidance > 1 else 1
         decoding = PassWork(convolutions=DECODE_FLOP * batch.pixels * decoded)

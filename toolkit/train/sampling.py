@@ -227,9 +227,9 @@ class Sampler:
         return drawn(self.model, self.latents(index), self.prompts[index].layers)
 
     def drift(self, index: int, image: Image.Image) -> Drift | None:
-        """As `drift_of`, of an image of prompt `index`."""
+        """As `drift_of`, of an image of prompt `index`; layers are no edit of their reference."""
         prompt = self.prompts[index]
-        return drift_of(image, prompt.references, prompt.mask)
+        return None if prompt.layers else drift_of(image, prompt.references, prompt.mask)
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:

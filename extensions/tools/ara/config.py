@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import ClassVar
 
 from pydantic import Field
@@ -12,6 +13,9 @@ from toolkit.config.field_types import Dtype, PathStr
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
+from toolkit.data.partners import LAYER
+from toolkit.errors import UserError
+from toolkit.models.families import family_for
 
 
 class AraConfig(FileToolConfig):
@@ -57,10 +61,23 @@ class AraConfig(FileToolConfig):
     def calibration(self) -> DiffusionSection:
         """The images of `calibrate` as the dataset of a job."""
         dataset = {"folder_path": self.calibrate, "resolution": self.resolution}
+        if self._of_layers():
+            dataset["layers_suffix"] = LAYER
         return DiffusionSection(type=self.type, model=self.quantized(), datasets=(dataset,))
+
+    def _of_layers(self) -> str:
+        """The title of a model of layers; empty: another model, or one that is not known."""
+        with suppress(UserError):
+            family = family_for(self.model)
+            return family.title if family.stacks_layers else ""
+        return ""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written, a folder that is missing."""
         yield from super().check(job)
+        title = self._of_layers()
+        if self.measure and title:
+            message = f"{title} generates no image from text alone, to compare with. Give --measure false."
+            yield Diagnostic(("measure",), message)
         if self.calibrate:
             yield from check_folder(("calibrate",), self.calibrate, job)

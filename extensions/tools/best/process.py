@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from math import inf, isfinite, nan
@@ -146,7 +146,7 @@ class _Bench:
         settings = training.validation or ValidationConfig(fraction=0.5)
         self._validator = Validator(model, dataset, settings.timesteps, settings.seed)
         side = min(NEUTRAL_SIDE, min(min(item.crop.bucket) for item in trained))
-        self._neutral = self._sampler(model, list(_neutral(config, family, side)))
+        self._neutral = self._sampler(model, list(_neutral(config, family, side, trained)))
         ways = training.deployments()
         prompts = _prompts(training, family, trained, config) if config.embedder or ways else []
         in_ways = [deployed(prompt, key, way) for key, way in ways.items() for prompt in prompts]
@@ -284,10 +284,16 @@ def _images(
     return plain, chosen, f"{len(plain)} images of the training, for none are held out (section 'validation')"
 
 
-def _neutral(config: BestConfig, family: ModelFacts, side: int) -> Iterator[SamplePrompt]:
+def _neutral(
+    config: BestConfig, family: ModelFacts, side: int, trained: Sequence[BucketedSample]
+) -> Iterator[SamplePrompt]:
+    """What has nothing to do with the training; a model of layers takes its first image apart, as it needs one."""
     size = family.drawable(Size(side, side))
+    like = SamplePrompt("", "", size, seed=0, guidance_scale=1.0, steps=config.steps)
+    if family.stacks_layers:
+        like = caption_prompts(trained[:1], family, config.steps, 1.0)[0]
     for prompt in config.prompts:
-        yield SamplePrompt(prompt, "", size, seed=0, guidance_scale=1.0, steps=config.steps)
+        yield replace(like, prompt=prompt)
 
 
 def _prompts(
@@ -323,7 +329,8 @@ def _edits(
     config: BestConfig,
 ) -> list[SamplePrompt]:
     """The run's own prompts with references, else captions of what the loss is measured on, or was trained on."""
-    own = [one for one in sample_prompts(training.sample_pictures(), training.trigger_word, family) if one.references]
+    drawn = sample_prompts(training.sample_pictures(), training.trigger_word, family)
+    own = [one for one in drawn if one.references and not one.layers]
     edits = own[: config.edits] or edit_prompts((*measured, *trained), config.edits, family, config.steps, 1.0)
     if not edits:
         logger.warning("edits: the run has neither prompts nor images with control images: no drift is measured")

@@ -37,8 +37,9 @@ class NewProcess(BaseExtensionProcess):
         such = f", such as {card.called}" if card else ""
         missing = "" if gpu else " (none here; see --gpu)"
         logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}")
-        if (layers := layers_in(section.folder)) and layers.key in text:
-            logger.info(f"layers: {layers.count} of {layers.image} ({layers.key}); docs/datasets.md")
+        found = layers_in(section.folder)
+        if found and found.key in text:
+            logger.info(f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md")
         elif names := pairs_in(section.folder):
             image = with_affix("X", names.image)
             controls = ", ".join(with_affix("X", control) for control in names.controls)

@@ -281,8 +281,8 @@ class FoundLayers(NamedTuple):
     image: str
     """The first image that has layers."""
 
-    count: int
-    """Its layers."""
+    layers: int
+    """How many it has."""
 
 
 def layers_in(folder: str) -> FoundLayers | None:
@@ -378,7 +378,7 @@ def _with_layers(text: str, found: FoundLayers) -> str:
     """A job that learns the layers of its images, and takes the first image apart as its sample."""
     key = _noted(f"          {found.key}", "the layers of each image: docs/datasets.md")
     sample = [
-        _noted(f"        layers: {found.count}", "so many does a sample take its image apart into"),
+        _noted(f"        layers: {found.layers}", "so many does a sample take its image apart into"),
         "        samples:",
         _noted('          - prompt: "[trigger]"', "what is in the image   <- yours"),
         _noted(f"            ctrl_img: {_quoted(found.image)}", "the image to take apart   <- yours"),

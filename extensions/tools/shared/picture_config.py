@@ -204,8 +204,9 @@ class PicturesConfig(ToolConfig):
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
                     if len(item.ctrl_img or self.reference) < family.min_references:
-                        message = f"no control image, but {family.title} edits one. Give --reference."
-                        yield Diagnostic((key,), message, "warning")
+                        does = "takes one apart" if family.stacks_layers else "edits one"
+                        message = f"no control image, but {family.title} {does}. Give --reference."
+                        yield Diagnostic((key,), message, "error" if family.stacks_layers else "warning")
                     for message in filter(None, (rounded_side(family, side) for side in (item.width, item.height))):
                         yield Diagnostic((key,), message, "warning")
                     for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
@@ -239,7 +240,7 @@ class PicturesConfig(ToolConfig):
         learned = ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
         usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
-            size = Size(width, height)
+            size = family.sample_size(Size(width, height), like)
         elif width or height:
             shape = like or Size(1, 1)
             size = Size(

@@ -14,10 +14,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from extensions.compat.musubi import QWEN_SHIFT_OF_LAYERS
 from tests.conftest import ROOT
 from tests.golden_tables import golden, table
+from tests.layer_files import write_layers
 from toolkit.config import load_job
 from toolkit.config.process import JobConfig
+from toolkit.data.folder import scan_datasets
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
@@ -521,6 +524,76 @@ def test_a_dataset_file_may_be_json(load: Callable[..., JobConfig]) -> None:
     assert str(section(load(job)).datasets[0].resolution[0]) == "{width: 96, height: 96}"
     Path("data.json").write_text('{"datasets": [{"image_directory": "pairs/after", "batch_sise": 1}]}')
     assert faults(load, job) == ["data.json:1:50: datasets[0].batch_sise: unknown key. Did you mean 'batch_size'?"]
+
+
+LAYERED = """\
+model_version = "layered"
+remove_first_image_from_target = true
+sample_prompts = "layered.txt"
+"""
+
+
+@pytest.fixture
+def of_layers(load: Callable[..., JobConfig], tmp_path: Path) -> Callable[..., JobConfig]:
+    """As `load`, of Qwen-Image-Layered and of images with layers."""
+    Path("model").unlink()
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_layered"))
+    for number, path in enumerate(write_layers(tmp_path / "layered", 2)):
+        path.rename(path.with_name(f"image1_{number}.png" if number else "image1.png"))
+    Path("layered.txt").write_text("a poster --w 640 --h 512 --f 2 --ci layered/image1.png --l 4\n")
+    Path("layered.json").write_text('[{"prompt": "a", "frame_count": 3, "control_image_path": "layered/image1.png"}]')
+
+    def load_texts(lines: str = LAYERED, data: str = DATA.replace("pairs/after", "layered")) -> JobConfig:
+        return load(f"{JOB}{lines}", data + "multiple_target = true\n")
+
+    return load_texts
+
+
+def test_keys_of_layers_are_ours(of_layers: Callable[..., JobConfig]) -> None:
+    """Its example of names is image1.png with image1_1.png, image1_2.png (docs/dataset_config.md, 30c658c4)."""
+    job = section(of_layers())
+    assert (job.model.arch, job.model.model_kwargs.composite_target) == ("qwen_image_layered", False)
+    (dataset,) = job.datasets
+    assert dataset.layers_suffix == "_"
+    (sample,) = scan_datasets([dataset], None).samples
+    assert [Path(path).name for path in sample.layers] == ["image1_1.png", "image1_2.png"]
+    (drawn,) = job.sample_pictures()
+    assert (drawn.layers, drawn.ctrl_img, drawn.width, drawn.guidance_scale) == (2, ("layered/image1.png",), 640, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "composite", "layers"),
+    [
+        (LAYERED.replace("true", "false"), True, 2),
+        (LAYERED.replace("remove_first_image_from_target = true\n", ""), True, 2),
+        (LAYERED.replace("layered.txt", "layered.json"), False, 3),
+    ],
+)
+def test_layers_with_their_picture_and_prompts_in_json(
+    of_layers: Callable[..., JobConfig], lines: str, composite: bool, layers: int
+) -> None:
+    job = section(of_layers(lines))
+    assert job.model.model_kwargs.composite_target is composite
+    assert [one.layers for one in job.sample_pictures()] == [layers]
+
+
+def test_what_of_layers_is_not_read_is_said(of_layers: Callable[..., JobConfig]) -> None:
+    said = of_layers(f"{LAYERED}timestep_sampling = 'qwen_shift'\n").warnings
+    assert [line.partition(": ")[2] for line in said if "qwen_shift" in line or "distribution" in line] == [
+        f"timestep_sampling: {QWEN_SHIFT_OF_LAYERS}"
+    ]
+    Path("images.jsonl").write_text('{"image_path": "layered/image1.png", "caption": "a"}\n')
+    table = DATA.replace('image_directory = "pairs/after"', 'image_jsonl_file = "images.jsonl"')
+    assert [line.partition(": ")[2] for line in faults(lambda: of_layers(data=table))] == [
+        "datasets[0].multiple_target: layers are not read from a table. Name those of a.png a_0.png, a_1.png and so "
+        "on, beside it, and give 'image_directory'."
+    ]
+
+
+@pytest.mark.parametrize("key", ["automatic_prompt_lang_for_layered = 'en'", "output_layers = 4"])
+def test_what_belongs_to_its_other_commands_is_refused(of_layers: Callable[..., JobConfig], key: str) -> None:
+    (fault,) = faults(lambda: of_layers(f"{LAYERED}{key}\n"))
+    assert key.split()[0] in fault
 
 
 PROMPTS = {

@@ -10,7 +10,9 @@ from PIL import Image
 
 from tests.layer_files import write_layers
 from tests.running import lines, run_job
+from toolkit.config import load_job
 from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.tiny import TinySpec, write_tiny_model
 
@@ -100,3 +102,69 @@ def test_other_models_take_no_layers(section, trainer, write_job) -> None:
     with pytest.raises(ConfigErrors) as raised:
         run_job(write_job(trainer(datasets=datasets)))
     assert [error.message for error in raised.value.errors] == ["Qwen-Image-Edit-2509 generates no layers. Remove it."]
+
+
+def test_layers_of_other_models_samples_have_no_effect(trainer, write_job, tmp_path: Path) -> None:
+    """One layer is musubi-tuner's `--f 1`, an image."""
+    prompts = ["a --f 1", "a --f 3", {"prompt": "a", "layers": 2}]
+    samples = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    sample = {"samples": samples, "layers": 5}
+    job = load_job(write_job(trainer(tmp_path, sample=sample)), discover().find_config)
+    said = [one.partition("process[0].")[2].partition(": ") for one in job.warnings if "generates no layers" in one]
+    assert {place for place, *_ in said} == {
+        "sample.layers",
+        "sample.samples[1].prompt.--f",
+        "sample.samples[2].layers",
+    }
+    assert {message for *_, message in said} == {"has no effect: Qwen-Image-Edit-2509 generates no layers."}
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "message"),
+    [
+        ({"train": {"preference": {}}}, "train.preference", "its target is several images. Remove it."),
+        (
+            {"validation": {"fraction": 0.5, "edits": 1}},
+            "validation.edits",
+            "layers are no edit of an image. Remove it.",
+        ),
+    ],
+)
+def test_what_takes_one_target_for_granted_is_refused(section, write_job, changes: dict, place: str, message: str):
+    with pytest.raises(ConfigErrors) as raised:
+        load_job(write_job(section(**changes)), discover().find_config)
+    found = [f"{error.place}: {error.message}".partition("process[0].")[2] for error in raised.value.errors]
+    assert f"{place}: does not apply to Qwen-Image-Layered: {message}" in found
+
+
+def test_control_sizes_and_masks_of_samples_do_not_apply(section, write_job) -> None:
+    job = load_job(write_job(section(kwargs={"match_target_res": True})), discover().find_config)
+    assert [one.partition("process[0].")[2] for one in job.warnings if "match_target" in one] == [
+        "model.model_kwargs.match_target_res: has no effect: Qwen-Image-Layered sees the image in its own size."
+    ]
+    sample = {"samples": [{"prompt": "a", "ctrl_img": "data/b.png", "mask_img": "data/a.png"}]}
+    with pytest.raises(ConfigErrors) as raised:
+        load_job(write_job(section(sample=sample)), discover().find_config)
+    assert [error.message for error in raised.value.errors] == ["does not apply to Qwen-Image-Layered. Remove it."]
+
+
+def test_held_out_images_are_measured_with_their_layers(section, write_job, tmp_path: Path) -> None:
+    """As in the training: more layers, another loss; and a folder of its own has them beside its images."""
+    write_layers(tmp_path / "held", 2, stem="c")
+    validation = {"folder_path": "held", "every": 2, "timesteps": 2}
+    run_job(write_job(section(validation=validation, train={"disable_sampling": True}), name="held_out"))
+    measured = lines(Path("output/held_out/validation.jsonl"))
+    assert [line["step"] for line in measured] == [0, 2, 4]
+    write_layers(tmp_path / "held", 1, stem="c")
+    (tmp_path / "held" / "c_layer1.png").unlink()
+    run_job(write_job(section(validation=validation, train={"disable_sampling": True}), name="fewer"))
+    fewer = lines(Path("output/fewer/validation.jsonl"))
+    assert fewer[0]["validation/loss"] != measured[0]["validation/loss"]
+
+
+def test_an_image_that_is_drawn_is_no_edit_with_a_drift(section, write_job) -> None:
+    sample = {"samples": [{"prompt": "a", "ctrl_img": "data/b.png", "layers": 1}], "format": "png"}
+    sample |= {"width": 64, "height": 64, "sample_steps": 1, "sample_every": 0}
+    run_job(write_job(section(sample=sample), name="one"))
+    assert Image.open("output/one/samples/000000004_0.png").size == (64, 64)
+    assert not Path("output/one/drift.jsonl").exists()

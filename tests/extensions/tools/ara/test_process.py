@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import readme_commands
+from tests.layer_files import write_layers
 from tests.running import run_tool, section_of
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.errors import ConfigErrors
@@ -75,6 +76,25 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     for name, weight in made.items():
         torch.testing.assert_close(weight, from_file[name])
         assert torch.equal(weight, kept[name])
+
+
+def test_an_adapter_of_layers_is_calibrated_on_images_with_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It generates no image from text to measure with."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_layered"))
+    write_layers(tmp_path / "images", 2)
+    command = ["--model", "model", "--qtype", "int4", "--rank", "2", "--resolution", "64"]
+    command += ["--dtype", "float32", "--device", "cpu", "--calibrate", "images"]
+    with pytest.raises(ConfigErrors) as refused:
+        section_of("ara", ["a.safetensors", *command])
+    assert [error.message for error in refused.value.errors] == [
+        "Qwen-Image-Layered generates no image from text alone, to compare with. Give --measure false."
+    ]
+    run_tool("ara", ["a.safetensors", *command, "--measure", "false"])
+    errors = json.loads(read_metadata(tmp_path / "a.safetensors")["errors"])
+    assert errors and all(after < before for before, after in errors.values())
 
 
 def test_auto_brings_every_quantized_layer_of_2_1_back(tmp_path: Path) -> None:

@@ -466,6 +466,28 @@ def test_a_model_that_edits_one_image_says_where_none_is_given(model: str, given
     assert found == ["no control image, but Qwen-Image-Edit edits one. Give --reference."] * notes
 
 
+def test_a_model_of_layers_needs_an_image_to_take_apart() -> None:
+    with pytest.raises(UserError, match=r"no control image, but Qwen-Image-Layered takes one apart\. Give --reference"):
+        section_of("generate", shlex.split("--model Qwen/Qwen-Image-Layered --prompt x"))
+
+
+def test_layers_are_files_with_their_opacity_and_a_row(generate, tmp_path: Path) -> None:
+    """The area is that of --width times --height, the shape that of the image; latents are decoded to the same."""
+    write_tiny_model(tmp_path / "m", TinySpec(arch="qwen_image_layered"))
+    Image.effect_noise((96, 32), 99).save(tmp_path / "wide.png")
+    small = "--model m --prompt x --reference wide.png --width 128 --height 128 --steps 1 --cfg 1 --output out"
+    small += " --dtype float32 --device cpu"
+    files = generate(f"{small} --layers 3")
+    row = next(path for path in files if "_layer" not in path.stem)
+    layers = [row.with_name(f"{row.stem}_layer{index}.png") for index in range(3)]
+    assert {*files} == {row, *layers}
+    drawn = Image.open(row)
+    assert (drawn.mode, drawn.size) == ("RGBA", (3 * 224, 64)) and read_settings(row)["layers"] == 3
+    for index, path in enumerate(layers):
+        assert Image.open(path).tobytes() == drawn.crop((index * 224, 0, (index + 1) * 224, 64)).tobytes()
+    assert len(generate(f"{small} --layers 2")) == 4 + 3, "a file of other settings"
+
+
 def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,17 +13,26 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses import FakeTensorMode
 
+from benchmarks import simulation
+from benchmarks.live_bytes import LiveBytes
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.setup import attach_network, build_block_runner
 from tests.diffusers_reference import CPU, Member, encode_photos, memory_stores, psnr, relative, write_member
 from tests.layer_files import SIZE, write_layers
 from tests.measured import at_least, at_most
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import BatchSpec, BucketedSample, ResizeCrop, Sample, Size
+from toolkit.data.types import BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.memory.estimate import step_peak
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.qwen_image.family import FAMILY as EDIT_2509
+from toolkit.models.qwen_image.family import QwenImageFamily
 from toolkit.models.qwen_image.layered import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
-from toolkit.models.tiny import TinySpec
+from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, group_items, step_shape
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.sampling import SamplePrompt, Sampler, layers_of
 
@@ -36,6 +46,18 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Member:
 
 def open_layered(member: Member, **options: object) -> QwenImageModel:
     return FAMILY.open(ModelLoadOptions(folder=member.folder, device=CPU, dtype=torch.float32, **options))
+
+
+def section_of(folder: Path, arch: str, level: str) -> SdTrainerConfig:
+    return SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "network": {"type": "lora", "linear": 1, "linear_alpha": 1},
+            "datasets": [{"folder_path": "images"}],
+            "train": {"optimizer": "adamw", "dtype": "bf16", "gradient_checkpointing": level},
+            "model": {"name_or_path": str(folder), "arch": arch, "modulation_table": False},
+        }
+    )
 
 
 def item_of(paths: tuple[Path, ...], size: Size = SIZE, caption: str = CAPTION) -> BucketedSample:
@@ -74,8 +96,9 @@ def test_a_sample_equals_the_pipelines(
     module = sys.modules[type(layered.pipeline).__module__]
     monkeypatch.setattr(module, "calculate_dimensions", partial(_dimensions, module.calculate_dimensions, area))
     picture, *_ = write_layers(tmp_path, 2, Size(50, 30))
-    asked = FAMILY.default_size(Size(50, 30)) if area == 640 * 640 else Size(128, 128)
-    size = FAMILY.sample_size(asked, Size(50, 30))
+    side = int(area**0.5)
+    size = FAMILY.sample_size(Size(side, side), Size(50, 30))
+    assert side < 640 or size == FAMILY.default_size(Size(50, 30)), "generate and samples have one size"
     prompt = SamplePrompt(CAPTION, "blurry", size, 7, guidance, steps=2, references=(picture,), layers=layers)
     model = open_layered(layered)
     row = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
@@ -144,3 +167,50 @@ def test_loss_and_gradient_equal_those_of_a_plain_loop(
     ]
     assert len(found) > 40
     at_most(f"{name}: gradient", max(found), 1e-5)
+
+
+def bytes_of_a_step(folder: Path, family: QwenImageFamily, level: str, count: int) -> tuple[int, int]:
+    """Bytes of the tensors alive at once in a step of so many layers, counted on fake ones, and the estimate of the
+    plan for them. Another family gets the same tokens as one image that is as large."""
+    write_tiny_model(folder, TinySpec(arch=family.arch, layers=4, heads=8))
+    section, side = section_of(folder, family.arch, level), Size(512, 512)
+    model = family.open(ModelLoadOptions(folder=folder, device=CPU, dtype=torch.bfloat16))
+    network = attach_network(section, model, 1, None)
+    build_block_runner(section, model, simulation.DEVICE)
+    sample = Sample("a.png", "", 1, side, ".", layers=tuple(f"a_layer{index}.png" for index in range(count)))
+    groups, facts = group_items([BucketedSample(sample, ResizeCrop(side, 0, 0, side))]), FAMILY.footprint(folder)
+    planned = BatchSizes(section, facts, groups).of_group(groups[0])
+    prompts = PromptEmbeds.stack([torch.randn(planned.text_tokens, 64)])
+    width, height = FAMILY.latent_size(side)
+    x_BCHW, reference = torch.randn(1, 16, (count + 1) * height, width), torch.randn(16, height, width)
+    assert model.num_tokens(x_BCHW, prompts, [[reference]]) == planned.tokens
+
+    def step() -> None:
+        model.predict_velocity(x_BCHW, torch.tensor([0.5]), prompts, [[reference]]).square().mean().backward()
+        for parameter in network.parameters().values():
+            parameter.grad = None
+
+    live = LiveBytes(simulation.FOLLOWED)
+    with FakeTensorMode(allow_non_fake_inputs=True), live:
+        step()  # fills the tables of positions
+        gc.collect()
+        live.phase("step")
+        before = live.device
+        step()
+    work = step_shape(section, facts, count_trainable_params(section), tokens=planned.tokens, on_card=True)
+    return live.phases["step"].device - before, sum(step_peak(work, level, gaps=lambda activations: 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+def test_layers_take_the_memory_that_is_planned(tmp_path: Path, level: str) -> None:
+    """Three layers more: what they take, against what the plan adds for them. A step takes what one of Edit-2509 takes,
+    whose plan is held against a card."""
+    (one, one_planned), (four, four_planned) = (
+        bytes_of_a_step(tmp_path / f"{count}", FAMILY, level, count) for count in (1, 4)
+    )
+    growth = (four - one) / (four_planned - one_planned)
+    at_most(f"Qwen-Image-Layered, {level}: three more layers, taken / planned", growth, 1.1)
+    at_least(f"Qwen-Image-Layered, {level}: three more layers, taken / planned", growth, 1.0)
+    like, _ = bytes_of_a_step(tmp_path / "edit", EDIT_2509, level, 4)
+    at_most(f"Qwen-Image-Layered, {level}: a step against Edit-2509's", abs(four / like - 1), 1e-3)
