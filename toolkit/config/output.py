@@ -325,7 +325,8 @@ class SampleConfig(SampleIntervalConfig):
     (Qwen-Image-2.1)."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=10_000)
-    """Number of denoising steps. Not given: 20, 40 with Qwen-Image-2.1, 8 with its Turbo."""
+    """Number of denoising steps. Not given: 20, 40 with Qwen-Image-2.1, 8 with its Turbo, 50 with
+    Qwen-Image-Layered."""
 
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline."""

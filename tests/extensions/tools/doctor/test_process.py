@@ -140,6 +140,20 @@ def test_a_sound_file_is_not_accused(place: Place, capsys: pytest.CaptureFixture
     assert told["sound"] and checks(told) == set(), told["findings"]
 
 
+def test_a_lora_of_layers_is_told_by_its_metadata(place: Place, tmp_path: Path, capsys) -> None:
+    """Its layers are those of the other members of 20 B."""
+    tensors, file = load_file(place.folder / "lora_saved.safetensors"), tmp_path / "layers.safetensors"
+    save_file(tensors, file, {"modelspec.architecture": "Qwen-Image-Layered/lora"})
+    assert examine(place, file, capsys)["model"] == "Qwen-Image-Layered"
+    write_tiny_model(tmp_path / "layered", TinySpec(arch="qwen_image_layered"))
+    told = examine(place, file, capsys, "--model", tmp_path / "layered", "--for", "comfyui")
+    assert (told["model"], told["findings"]) == ("Qwen-Image-Layered", [])
+    told = examine(place, file, capsys, "--model", place.models["own"])
+    assert [finding["message"] for finding in told["findings"] if finding["check"] == "other_base"] == [
+        f"{file} was trained on Qwen-Image-Layered, and this model is Qwen-Image-Edit-Plus. Its layers fit."
+    ]
+
+
 @pytest.mark.parametrize("program", ["comfyui", "diffusers", "diffsynth", "mflux"])
 def test_a_lora_as_a_run_saves_it_has_its_whole_effect_in(program: str, place: Place, capsys) -> None:
     for name, model in (("2.1_saved", "2.1"), ("lora_saved", "own")):
