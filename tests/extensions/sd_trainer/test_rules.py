@@ -341,7 +341,7 @@ WITH_TWO: list[tuple[str, ...]] = [
     (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}",),
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
-    (f"train: {{{SHARED}}}, {FROM_BASE}", "E datasets: does not work with 'train.parallel: fsdp': each process generates"),
+    (f"train: {{{SHARED}}}, {FROM_BASE}", "E datasets: does not work with 'train.parallel: fsdp': each process genera"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),
     (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' computes with whole weights"),
     (f"train: {{{SHARED}}}, network: {{type: boft}}", "E network.type: 'boft' computes with whole weights"),
