@@ -503,8 +503,8 @@ class _Reader:
                 if node.value is True:
                     dataset["layers_suffix"] = at(node, "_")  # of a.png: a_0.png, a_1.png and so on
                 if node.value is True and "image_jsonl_file" in given:
-                    message = "layers are not read from a table. Name those of a.png a_0.png, a_1.png and so on, beside it, "
-                    self.diagnostics.error(node, f"{message}and give 'image_directory'.", at_key=True)
+                    remedy = "Name those of a.png a_0.png, a_1.png and so on, beside it, and give 'image_directory'."
+                    self.diagnostics.error(node, f"layers are not read from a table. {remedy}", at_key=True)
             elif key == "cache_directory":
                 self.diagnostics.warn(node, f"has no effect: {ROWS[key][1].says}.")
             elif key not in sized | of_controls:
