@@ -489,7 +489,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "multiple_target": near(
             "datasets[].layers_suffix", "true is `layers_suffix: _`: the layers `a_0.png`, `a_1.png`"
         ),
-        "output_layers": near("sample.layers", "it counts the layers without the image itself, as there"),
+        "output_layers": near("sample.layers", "it counts the layers without the image itself"),
         "automatic_prompt_lang_for_layered": absent("a prompt is never written for a sample; give one"),
         "image_jsonl_file": is_("datasets[].captions_file", "without `folder_path` it names the images"),
         "general": near("config.defaults", "for all processes; a list of datasets is replaced as a whole"),

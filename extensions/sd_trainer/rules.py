@@ -468,7 +468,7 @@ def _of_layers(s: DiffusionSection, title: str) -> Findings:
         if given:
             yield error(f"train.{key}", f"does not apply to {title}: its target is several images. Remove it.")
     for key in sorted(s.validation.model_fields_set & {"edits", "control_path"}) if s.validation else ():
-        yield error(f"validation.{key}", f"does not apply to {title}: layers are no edit of an image. Remove it.")
+        yield error(f"validation.{key}", f"does not apply to {title}: it does not edit its image. Remove it.")
     for key in sorted(s.model.model_kwargs.model_fields_set & {"match_target_res", "control_resolution"}):
         yield warning(f"model.model_kwargs.{key}", f"has no effect: {title} sees the image in its own size.")
 

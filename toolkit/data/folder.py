@@ -552,7 +552,7 @@ def _accept(folder: FoundFolder, findings: ScanFindings) -> bool:
     if not (dataset.layers_path or dataset.layers_suffix) and (found := layers_beside(listing, LAYER)):
         named = shorten(name for stems in found.values() for stem in stems for name in listing.images[stem])
         what = "by its name a layer of another, and trained as an image"
-        remedy = f"To learn layers, train Qwen-Image-Layered with 'layers_suffix: {LAYER}'"
+        remedy = f"For a model of layers give 'layers_suffix: {LAYER}'"
         findings.notes.append(f"warning: {listing.folder}: some images are each {what}: {named}. {remedy}")
     if subfolders := _subfolders(listing, dataset):
         findings.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")

@@ -227,7 +227,7 @@ class Sampler:
         return drawn(self.model, self.latents(index), self.prompts[index].layers)
 
     def drift(self, index: int, image: Image.Image) -> Drift | None:
-        """As `drift_of`, of an image of prompt `index`; layers are no edit of their reference."""
+        """As `drift_of`, of an image of prompt `index`; None for layers, which do not edit it."""
         prompt = self.prompts[index]
         return None if prompt.layers else drift_of(image, prompt.references, prompt.mask)
 

@@ -126,7 +126,7 @@ def test_layers_of_other_models_samples_have_no_effect(trainer, write_job, tmp_p
         (
             {"validation": {"fraction": 0.5, "edits": 1}},
             "validation.edits",
-            "layers are no edit of an image. Remove it.",
+            "it does not edit its image. Remove it.",
         ),
     ],
 )

@@ -109,7 +109,7 @@ def test_images_named_like_layers_are_noted(tmp_path: Path) -> None:
     notes = scan_datasets([DatasetConfig(folder_path=str(tmp_path))], None).notes
     assert (
         f"warning: {tmp_path}: some images are each by its name a layer of another, and trained as an image: "
-        "a_layer0.png. To learn layers, train Qwen-Image-Layered with 'layers_suffix: _layer'"
+        "a_layer0.png. For a model of layers give 'layers_suffix: _layer'"
     ) in notes
 
 
