@@ -404,6 +404,8 @@ def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: 
     if family.sample_sigmas:  # distilled, for its own steps and guidance
         yours[r"sample_steps: \S+"] = f"sample_steps: {family.sample_steps}"
         yours[r"guidance_scale: \S+"] = f"guidance_scale: {family.guidance:g}"
+    if family.stacks_layers:  # which sees the image in its own size
+        yours[r" +model_kwargs: .*\n"] = ""
     text = example.read_text(encoding="utf-8")
     for pattern, replacement in (*SMALL, *yours.items()):
         filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement

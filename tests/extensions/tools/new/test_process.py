@@ -290,7 +290,7 @@ def test_layers_are_learned_and_the_first_image_is_taken_apart(
     folder = tmp_path / "posters"
     text = job_text(24, folder=str(folder), model=str(tiny_layered) if small else LAYERED)
     assert f"          {key.format(folder=folder)} " in text
-    assert "control_suffix" not in text, "layers are no pairs"
+    assert not {"control_suffix", "match_target_res", "from_base"} & {*re.findall(r"\w+", text)}
     path = tmp_path / "zuzu.yaml"
     path.write_text(text, encoding="utf-8")
     (sample,) = load_job(str(path), discover().find_config).processes[0].section.sample_pictures()
@@ -328,6 +328,8 @@ def test_a_job_of_layers_is_written_checked_and_trains(tmp_path: Path, run_py, t
     made = run_py("new", "zuzu", "posters", "--model", tiny_layered)
     assert made.returncode == 0, made.stderr
     assert "layers: 2 of posters/a.png (layers_suffix: _layer); docs/datasets.md" in made.stdout + made.stderr
+    page = (tmp_path / "config" / "zuzu.html").read_text(encoding="utf-8")
+    assert re.findall(r"layer (\d)</figure>", page) == ["0", "1"]
     job = tmp_path / "config" / "zuzu.yaml"
     job.write_text(job.read_text().replace("steps: 240", "steps: 1").replace("sample_steps: 8", "sample_steps: 1"))
     trained = run_py(job)
