@@ -11,6 +11,7 @@ from PIL import Image
 from tests.layer_files import write_layers
 from tests.running import lines, run_job
 from toolkit.config import load_job
+from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata
@@ -162,8 +163,10 @@ def test_held_out_images_are_measured_with_their_layers(section, write_job, tmp_
     assert fewer[0]["validation/loss"] != measured[0]["validation/loss"]
 
 
-def test_an_image_that_is_drawn_is_no_edit_with_a_drift(section, write_job) -> None:
-    sample = {"samples": [{"prompt": "a", "ctrl_img": "data/b.png", "layers": 1}], "format": "png"}
+def test_a_single_layer_has_no_drift_of_an_edit(section, write_job, tmp_path: Path) -> None:
+    """Though it has the shape of its control image."""
+    write_layers(tmp_path / "square", 1, Size(64, 64))
+    sample = {"samples": [{"prompt": "a", "ctrl_img": "square/a.png", "layers": 1}], "format": "png"}
     sample |= {"width": 64, "height": 64, "sample_steps": 1, "sample_every": 0}
     run_job(write_job(section(sample=sample), name="one"))
     assert Image.open("output/one/samples/000000004_0.png").size == (64, 64)
