@@ -338,7 +338,7 @@ def encode_items(
     of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
     _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
     texts = [texts for entry in entries if (texts := entry.texts())]
-    _fill_cache("text embeddings", texts, progress, workers, verify)
+    fill_texts(texts, model, progress, workers, verify)
     return EncodedDataset(tuple(items), entries, encoder)
 
 
@@ -362,6 +362,59 @@ def _entries(
     )
 
 
+def fill_texts(
+    groups: Sequence[Sequence[CacheEntry]],
+    model: DiffusionModel,
+    progress: Progress = lambda what, done, total: None,
+    workers: int = 1,
+    verify: bool = True,
+) -> None:
+    """Verifies every cached text and encodes the missing ones together, each once however often it is used.
+
+    `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
+    images cannot be read are skipped until all others are done; then one RunError names them all.
+    """
+    what, done = "text embeddings", 0
+
+    def lacks(entry: CacheEntry) -> bool:
+        return not entry.store.has(entry.key) if not verify else entry.store.get(entry.key) is None
+
+    def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
+        return [entry for entry in group if lacks(entry)]
+
+    missing: list[list[CacheEntry]] = []
+    for entries in loaded_ahead(lacking, _each_once(groups), 0 if workers == 1 else workers):
+        if entries:
+            missing.append(entries)
+            continue
+        done += 1
+        progress(f"{what} in the cache", done, len(groups))
+    makes = [entry.make for entries in missing for entry in entries]
+    together = model.encode_together(makes, lambda layer, layers: progress("text encoder layers", layer, layers))
+    unreadable: dict[str, None] = {}
+    for entries in missing:
+        for entry in entries:
+            encode = next(together)
+            try:
+                entry.store.put(entry.key, encoded_by_name(encode()))
+            except (ImageError, OSError) as error:
+                unreadable[f"{entry.what}: {error}"] = None
+        done += 1
+        progress(what, done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+
+
+def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
+    """The entries of each group that no group before it has."""
+    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
+    for group in groups:
+        entries = {(id(entry.store), entry.key): entry for entry in group}
+        own.append([entry for place, entry in entries.items() if place not in seen])
+        seen.update(entries)
+    return own
+
+
 def _fill_cache(
     what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
 ) -> None:
@@ -370,11 +423,6 @@ def _fill_cache(
     Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
     the masks that leave nothing of their images.
     """
-    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
-    for group in groups:
-        entries = {(id(entry.store), entry.key): entry for entry in group}
-        own.append([entry for place, entry in entries.items() if place not in seen])
-        seen.update(entries)
 
     def fill(group: Sequence[CacheEntry]) -> tuple[bool, list[str], list[str]]:
         """Whether anything was encoded, the errors, and the keys of masks that are 0 everywhere."""
@@ -393,7 +441,7 @@ def _fill_cache(
 
     unreadable: dict[str, None] = {}
     weightless = set[str]()
-    filled = loaded_ahead(fill, own, 0 if workers == 1 else workers)
+    filled = loaded_ahead(fill, _each_once(groups), 0 if workers == 1 else workers)
     for done, (encoded, errors, black) in enumerate(filled, start=1):
         unreadable |= dict.fromkeys(errors)
         weightless.update(black)

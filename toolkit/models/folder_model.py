@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.types import PromptEmbeds, Size
+from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import BlockWrapper, DiffusionModel
+from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 
@@ -45,6 +46,7 @@ class FolderModel(DiffusionModel):
         """family: of the folder in `options`."""
         self.options, self.family = options, family
         self._parts: dict[str, Any] = {}
+        self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
 
     # ------------------------------------------------------------ parts, loaded on first use
@@ -73,9 +75,50 @@ class FolderModel(DiffusionModel):
 
     def on_device(self, name: str) -> Any:
         """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
+        if name == "text_encoder" and self._recorder:
+            return self._recorder
         self._clear_device(keep=name)
+        return self.part(name).to(self._device_of(name))
+
+    def _device_of(self, name: str) -> torch.device:
         stays = name == "text_encoder" and self.options.text_encoder_cpu and name not in self.trained_parts()
-        return self.part(name).to("cpu" if stays else self.options.device)
+        return torch.device("cpu") if stays else self.options.device
+
+    def layerwise_encoder(self, device: torch.device) -> LayerwiseEncoder | None:
+        """The text encoder read layer by layer; None: it is used whole."""
+        return None
+
+    def encode_together(
+        self,
+        encodings: Sequence[Callable[[], EncodedPrompt]],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Iterator[Callable[[], EncodedPrompt]]:
+        """See `DiffusionModel`. A text encoder that is not loaded already is read layer by layer."""
+        loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
+        encoder = None
+        if encodings and not loaded:
+            self._clear_device(keep="text_encoder")
+            encoder = self.layerwise_encoder(self._device_of("text_encoder"))
+        if encoder is None:
+            yield from encodings
+            return
+        recorder = PromptRecorder(encoder.device)
+        self._recorder = recorder
+        noted: list[dict[str, Tensor]] = []
+        done = 0
+        try:
+            for number, encode in enumerate(encodings, start=1):
+                noted.append(recorder.record(encode))
+                if number < len(encodings) and not encoder.is_full(noted):
+                    continue
+                hidden = encoder.encode([inputs for inputs in noted if inputs], progress)
+                for ready, inputs in zip(encodings[done:number], noted, strict=True):
+                    recorder.answer = next(hidden) if inputs else None
+                    yield ready
+                hidden.close()
+                done, noted = number, []
+        finally:
+            self._recorder = None
 
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders except `keep` to the CPU, and none that is trained."""

@@ -21,7 +21,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
-from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
 from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
@@ -188,6 +188,8 @@ class Sampler:
                 if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
         entries = self.entries()
+        texts = [[entry] for item in self._encoded for entry in (item.prompt, item.negative) if entry]
+        fill_texts(texts, self.model)
         for done, entry in enumerate(entries, start=1):
             entry.read_all()
             progress("sample prompts", done, len(entries))
