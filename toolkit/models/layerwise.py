@@ -136,7 +136,7 @@ class LayerwiseEncoder:
         self._shapes: dict[tuple[int, str], torch.Size] = {}
 
     def _place_buffers(self) -> None:
-        """The tables of rotary positions, which are no weights, on the device."""
+        """The tables of rotary positions on the device: buffers, which the file does not hold."""
         for module in self.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.device))
