@@ -378,7 +378,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
         config = load(argument, arguments, extensions, earlier_outputs=earlier)
         options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
-        plans.append(plan_job(config, *options, earlier))
+        plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
             print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
@@ -454,6 +454,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--memory", action="store_true", help="with --dry-run: measure the memory of vae_trainer and flow_trainer")
+    add("--card", metavar="NAME", help="with --dry-run: the time on this card, such as 'RTX 4070', or GB")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
@@ -493,9 +494,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     ours = [flag for flag in ("name", "restart-from") if getattr(arguments, flag.replace("-", "_"))]
     for flag in (*flags, *ours) if len(arguments.configs) > 1 else ():
         parser.error(f"--{flag} with several configs: give one config.")
-    for flag in ("json", "memory"):
+    for flag in ("json", "memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
+    if arguments.card:
+        from toolkit.plan.cards import asked_card
+
+        try:
+            asked_card(arguments.card)
+        except UserError as error:
+            parser.error(str(error))
     return arguments
 
 

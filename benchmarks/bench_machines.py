@@ -19,7 +19,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
-from toolkit.memory.flops import WEIGHTS_PER_TOKEN, of_forward, reached_flops  # noqa: E402
+from toolkit.memory.flops import EFFICIENCY, WEIGHTS_PER_TOKEN, of_forward  # noqa: E402
+from toolkit.plan.cards import asked_card  # noqa: E402
 
 GPUS = (8, 64, 512)
 PER_MACHINE = 8
@@ -28,6 +29,9 @@ NVLINK = 450e9
 
 NETWORKS = {"8 x 400 Gbit/s": 400e9, "100 Gbit/s": 12.5e9}
 """Of a machine: a DGX H100 by its data sheet, and what is commonly rented -> bytes per second that it receives."""
+
+REACHED = EFFICIENCY * 1e12 * asked_card("H100").bf16_tflops
+"""Operations per second that training is expected to reach."""
 
 MARKERS = "<!-- machines -->", "<!-- end of machines -->"
 RANK = 16
@@ -60,7 +64,7 @@ class Row:
         """Of one micro-batch."""
         work = of_forward(self.tokens, self.width, self.blocks, self.adapter)
         work = replace(work, linear=work.linear * self.per_token / WEIGHTS_PER_TOKEN)
-        return self.images * work.executed("full", trains_model=not self.adapter) / (reached_flops("H100") or 0)
+        return self.images * work.executed("full", trains_model=not self.adapter) / REACHED
 
     @property
     def exchanged(self) -> float:

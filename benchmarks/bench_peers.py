@@ -1,9 +1,9 @@
 """The same small training job in this program, a plain loop, DiffSynth-Studio and SimpleTuner's transformer.
 
-Each runs in an environment and a process of its own, on one CPU thread; they take turns step by step. The job is a LoRA
-on all layers of two blocks of Qwen-Image at their published width, which DiffSynth fixes, with random weights; latents
-and embeddings are drawn. Time to the first step is from the start of the process, imports included; the median of
-several starts, in turn.
+Each program runs in a separate environment and process, on one CPU thread; they take turns step by step. The job is a
+LoRA on all layers of two blocks of Qwen-Image at their published width, which DiffSynth fixes, with random weights;
+latents and embeddings are drawn. Time to the first step counts from the start of the process, including imports; it is
+the median of several starts, in turn.
 
     python benchmarks/bench_peers.py
 """
@@ -27,25 +27,13 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
-from benchmarks.interop.environments import CACHE, ENVIRONMENTS, TORCH, Environment  # noqa: E402
+from benchmarks.interop.environments import CACHE, ENVIRONMENTS, Environment  # noqa: E402
 from benchmarks.synthetic import PUBLISHED, RANK, ModelSize, load_model, write_model  # noqa: E402
 
 SCRIPTS = Path(__file__).parent / "peers"
 LR = 1e-4
 SIZE = ModelSize(heads=24, layers=2, **(PUBLISHED | {"latent_side": 64}))
 """512 x 512 pixels without a reference; text of 64 tokens."""
-
-DIFFSYNTH = Environment(
-    "diffsynth-2.1.12-cpu",
-    "DiffSynth 2.1.12",
-    (
-        (TORCH,),
-        # It asks for torchvision, of which the index may have builds for CUDA alone.
-        ("--no-deps", "diffsynth==2.1.12"),
-        ("peft==0.21.2", "accelerate==1.15.0", "transformers==5.24.0", "safetensors==0.8.0", "modelscope==1.40.2"),
-        ("einops==0.8.2", "imageio==2.38.1", "ftfy==6.3.1", "pandas==3.1.1", "numpy==2.4.6", "pillow==13.0.0", "tqdm"),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,9 @@ PROGRAMS: Mapping[str, Program] = {
     "ours": Program("as it decides itself on a CPU: no checkpointing", ENVIRONMENTS["product"], "ours.py", ("none",)),
     "ours_full": Program("checkpointing full", ENVIRONMENTS["product"], "ours.py", ("full",)),
     "plain": Program("diffusers 0.42.1, peft 0.21.2", ENVIRONMENTS["product"], "diffusers_loop.py"),
-    "diffsynth": Program("DiffSynth 2.1.12, its launch_training_task", DIFFSYNTH, "diffsynth_loop.py"),
+    "diffsynth": Program(
+        "DiffSynth 2.1.12, its launch_training_task", ENVIRONMENTS["diffsynth_training"], "diffsynth_loop.py"
+    ),
     "simpletuner": Program(
         "SimpleTuner 4.10.1, its transformer", ENVIRONMENTS["simpletuner"], "diffusers_loop.py", ("simpletuner",)
     ),

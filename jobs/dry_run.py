@@ -57,17 +57,18 @@ def plan_job(
     restart_from: str | None = None,
     memory: bool = False,
     earlier_outputs: frozenset[Path] = frozenset(),
+    card: str = "",
 ) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them.
 
     restart, allow_change, restart_from: the options that the run would be given. memory: `JobContext.measures_memory`.
-    earlier_outputs: what jobs that run before this one will have written.
+    earlier_outputs: what jobs that run before this one will have written. card: `JobContext.card`.
     """
     first_anew = len(config.processes) if restart_from is None else index_of(config, restart_from)
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
-    job = JobContext(config.name, earlier_outputs, restart, allow_change, measures_memory=memory)
+    job = JobContext(config.name, earlier_outputs, restart, allow_change, measures_memory=memory, card=card)
     for entry in config.processes:
         job = replace(job, begins_anew=entry.index >= first_anew)
         try:

@@ -515,6 +515,8 @@ COMMANDS: dict[str, str] = {
     "--restart-from second job.yaml --dry-run": "the job has no process 'second'. Known names: [0].",
     "--name a/b job.yaml --dry-run": "leave out '/', '\\' and control characters.",
     "--json job.yaml": "--json requires --dry-run",
+    "--card 12 job.yaml": "--card requires --dry-run",
+    "job.yaml --dry-run --card 'RTX 2080'": "'RTX 2080' is not in the table of cards. Give its memory in GB, such",
     "--map datasets job.yaml": "write OLD=NEW, two folders.",
     "new": "the following arguments are required: JOB_NAME, FOLDER.",
     "new my_char nosuch": "'nosuch' is not a folder",

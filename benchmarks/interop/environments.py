@@ -51,6 +51,18 @@ _PEFT = ("diffusers==0.42.1", "peft==0.21.2", "transformers==5.23.0", "accelerat
 ENVIRONMENTS: Mapping[str, Environment] = {
     "product": Environment("product", "diffusers 0.42.1, peft 0.21.2, LyCORIS 4.1.3"),
     "diffsynth": Environment("diffsynth-2.1.12", "DiffSynth 2.1.12", ((TORCH,), ("diffsynth==2.1.12",))),
+    "diffsynth_training": Environment(
+        "diffsynth-2.1.12-cpu",
+        "DiffSynth 2.1.12",
+        # Without its dependency torchvision, which may replace the pinned torch by a CUDA build.
+        (
+            (TORCH,),
+            ("--no-deps", "diffsynth==2.1.12"),
+            ("peft==0.21.2", "accelerate==1.15.0", "transformers==5.24.0", "safetensors==0.8.0", "modelscope==1.40.2"),
+            ("einops==0.8.2", "imageio==2.38.1", "ftfy==6.3.1", "pandas==3.1.1", "numpy==2.4.6", "pillow==13.0.0"),
+            ("tqdm",),
+        ),
+    ),
     "simpletuner": Environment(
         "simpletuner-4.10.1",
         "SimpleTuner 4.10.1",

@@ -1,8 +1,8 @@
 """DiffSynth-Studio's own pipeline, training module, loss and `launch_training_task`.
 
-Its command line is not in the package, so this script is in its place: it gives the transformer and one cached sample.
-The width of the transformer, 3072, is fixed in DiffSynth's code. Importing its data module needs torchvision for
-cropping images, which never happens here: an empty module stands in.
+The package has no command line for training, so this script calls its training function with the transformer and one
+cached sample. The width of the transformer, 3072, is fixed in DiffSynth's code. Its data module imports torchvision to
+crop images, which this job does not need, so the script provides an empty module instead.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
 _LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
 _CONTROL = "model.model_kwargs.control_resolution"
+_VAE = "the VAE works in bands of rows, which gives the pixels of the whole image"
 _KERNEL = "PyTorch chooses the attention kernel"
 _FAMILY = "only Qwen-Image models and what is made from them can be trained. Give such a model, and leave this key out."
 
@@ -482,7 +483,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "block_swap_ring_size": idle("two swapped blocks have room on the device"),
         "use_pinned_memory_for_block_swap": idle("swapped blocks always wait in pinned memory"),
         "disable_numpy_memmap": idle("files are read tensor by tensor"),
-        **each("vae_enable_tiling vae_tiling", idle("images are encoded one at a time")),
+        **each("vae_enable_tiling vae_tiling", idle(_VAE)),
         **each(
             "remove_first_image_from_target multiple_target automatic_prompt_lang_for_layered output_layers",
             absent(_LAYERED),
@@ -506,9 +507,7 @@ NAMES: dict[tuple[str, str], Names] = {
             "latent_window_size bulk_decode f1",
             absent("it concerns another model, and only Qwen-Image models can be trained here"),
         ),
-        **each(
-            "vae_chunk_size vae_spatial_tile_sample_min_size vae_cache_cpu", idle("images are encoded one at a time")
-        ),
+        **each("vae_chunk_size vae_spatial_tile_sample_min_size vae_cache_cpu", idle(_VAE)),
         **each(
             "num_processes num_machines num_cpu_threads_per_process multi_gpu gpu_ids main_process_port "
             "extra_accelerate_launch_args dynamo_use_fullgraph dynamo_use_dynamic",

@@ -53,6 +53,8 @@ FLOW, TEXT_ENCODER = "flow", "text_encoder"
 LOSS_FLOW = "loss_flow"
 """The metric of the flow model's loss, as FluxFlow's training guide calls it."""
 
+BESIDE_AN_ADAPTER = "needs an adapter beside which the file works, and this trains a model. Remove it."
+
 SLOW = 1e-5
 """Learning rate below which a transformer of random weights hardly moves."""
 
@@ -436,8 +438,10 @@ class FlowTrainerConfig(RolesSection):
             for index, (key, slots) in enumerate(dataset.references for dataset in self.datasets)
         }
         if self.sample and self.sample.also:
-            message = "needs an adapter beside which the file works, and this trains a model. Remove it."
-            yield Diagnostic(("sample", "also"), message)
+            yield Diagnostic(("sample", "also"), BESIDE_AN_ADAPTER)
+        if self.sample and self.sample.vae_path:
+            message = "is for models of the Qwen-Image family, and this model has an autoencoder of its own. Remove it."
+            yield Diagnostic(("sample", "vae_path"), message)
         for index, item in enumerate(self.sample.samples if self.sample else ()):
             given["sample", "samples", index, "ctrl_img"] = item.ctrl_img
         if self.validation:
@@ -490,6 +494,9 @@ class FlowTrainerConfig(RolesSection):
             if getattr(self.train, key):
                 message = "needs the model without its adapter, and a flow_trainer trains the model itself. Remove it."
                 yield Diagnostic(("train", key), message)
+        for key in ("assistant", "few_step_loss", "preference"):
+            if getattr(self.train, key):
+                yield Diagnostic(("train", key), BESIDE_AN_ADAPTER)
         if self.train.noise_levels_per_sample != 1:
             message = "text and control images of these transformers see the image's noise level. Remove it."
             yield Diagnostic(("train", "noise_levels_per_sample"), message)

@@ -20,8 +20,8 @@ from extensions.from_scratch.latent_flow.family import FAMILY
 from extensions.from_scratch.pixels import Picture
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import atomic_write_dir, sha256_of
+from toolkit.models.hashes import weights_hash
 from toolkit.models.hub import download_encoder
-from toolkit.models.loading import weights_hash
 from toolkit.models.parts import INDEX, place_parts
 from toolkit.networks.save import to_cpu_copies
 

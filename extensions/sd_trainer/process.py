@@ -16,6 +16,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.setup import (
     attach_network,
+    bring_assistant,
     build_block_runner,
     build_roles,
     choose_w8a8_layers,
@@ -38,7 +39,7 @@ from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.models.families import family_for, model_bytes
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.loading import base_hashes, checked_family
+from toolkit.models.loading import base_hashes, checked_family, model_folder
 from toolkit.networks.applied import Changes, NamedAdapters
 from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
@@ -46,7 +47,7 @@ from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import count_trainable_params, groups_of
-from toolkit.plan.memory_plan import plan_memory
+from toolkit.plan.memory_plan import GENERATING, plan_memory
 from toolkit.plan.oom_hints import memory_advice
 from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.base_model import load_base_model
@@ -62,6 +63,7 @@ from toolkit.train.loop import try_largest_batch
 from toolkit.train.other_model import OtherWeights, load_other_models
 from toolkit.train.preference import PreferenceStep
 from toolkit.train.run import Run
+from toolkit.train.sampling import Sampler
 from toolkit.train.survival import SurvivalScores
 from toolkit.train.validation import ComparedWith
 
@@ -119,7 +121,13 @@ class SdTrainerProcess(ImageTrainer):
     def scan(self) -> ImageData:
         if any(self.planner.without_model()):  # the sizes of images are those of its family
             self.process_group.run_on_rank0_then_barrier(lambda: checked_family(self.section.model))
-        return super().scan()
+        if any(dataset.from_base for dataset in self.section.datasets):  # the images are known by the model's files
+            self.process_group.run_on_rank0_then_barrier(lambda: model_folder(self.section.model))
+        found = super().scan()
+        if self.section.train.assistant:
+            self.process_group.run_on_rank0_then_barrier(lambda: bring_assistant(self.section))
+            bring_assistant(self.section)  # another machine has a hub cache of its own
+        return found
 
     def refuse(self) -> None:
         check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
@@ -151,7 +159,9 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
         settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
-        self.model = load_base_model(settings, device, dtype, weights, sharing, section.training_folder)
+        self.model = load_base_model(
+            settings, device, dtype, weights, sharing, section.training_folder, decoder=section.decoder()
+        )
 
     def _as_planned(self) -> SdTrainerConfig:
         """The section with the modulation table that `auto` became in the plan."""
@@ -192,6 +202,12 @@ class SdTrainerProcess(ImageTrainer):
         steps, few = self.plan.optimizer_steps, self.section.train.few_step_loss
         self.roles = build_roles(self.section, self.network, steps, self.seed, self.process_group)
         self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
+        self.make_base_images(self._generate_by_base)
+
+    def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
+        """An image of the model as it was loaded: no network, no assistant. Nothing is trained yet."""
+        with self.network.disabled(), self.deployed():
+            return self.programs.whole(sampler.generate, index)
 
     @contextmanager
     def deployed(self, file: str = "") -> Iterator[None]:
@@ -367,7 +383,7 @@ class SdTrainerProcess(ImageTrainer):
         section, planned = self.section, self._as_planned()
         on_gpu = self.device.type == "cuda"
         # On the CPU the peak is that of the whole process so far.
-        phases = [] if on_gpu else ["encoding", "loading"]
+        phases = [] if on_gpu else ["encoding", "loading", GENERATING]
         if (section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling:
             phases.append("sampling")
 

@@ -135,7 +135,7 @@ def _weight_files(s: DiffusionSection) -> Findings:
     files["model.accuracy_recovery_adapter"] = s.model.accuracy_recovery_adapter or ""
     for key, path in files.items():
         if path:
-            yield from _weight_file(s, key, path)
+            yield from weight_file_findings(s, key, path)
     if not (given := single_files(s.model)):
         return
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
@@ -146,7 +146,7 @@ def _weight_files(s: DiffusionSection) -> Findings:
         yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
 
 
-def _weight_file(s: DiffusionSection, key: str, path: str) -> Findings:
+def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
     """What a LoRA file says against the model that it is for."""
     from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 
@@ -393,6 +393,7 @@ def _processes(s: DiffusionSection) -> Findings:
         ("model.blocks_to_swap", model.blocks_to_swap, "the blocks are already spread over the GPUs"),
         ("model.modulation_table", model.modulation_table is True, "the table's weights are sharded too"),
         ("train.compile", train.compile.enabled is True, "compiled blocks do not gather their weights"),
+        ("datasets", any(each.from_base for each in s.datasets), "each process generates its share of the images"),
     ):
         if given:
             yield error(key, f"does not work with {fsdp}: {reason}. Remove one of them.")
@@ -407,6 +408,9 @@ def _images(s: DiffusionSection) -> Findings:
     family = _family(s)
     for index, dataset in enumerate(s.datasets):
         key, slots = dataset.references
+        if dataset.from_base and family and family.min_references:
+            message = f"{family.title} edits a given image, and these have none. Give a folder of pairs with"
+            yield error(f"datasets.{index}.from_base", f"{message} 'folder_path' and 'is_reg: true'.")
         if family and len(slots) > family.max_references and not dataset.control_optional:
             yield error(f"datasets.{index}.{key}", family.too_many_references(len(slots), key))
 
@@ -456,6 +460,8 @@ def _samples(s: DiffusionSection) -> Findings:
             continue
         if name == "sample" and not section.samples:
             yield warning(name, "has no prompts: no images are generated. Give 'prompts'.")
+        if section.vae_path:
+            yield from _decoder(s, name, section.vae_path)
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
         for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
             for side in ("width", "height"):
@@ -465,6 +471,18 @@ def _samples(s: DiffusionSection) -> Findings:
                 continue
             for what, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                 yield warning(f"{key}.{'sample_steps' if what == 'steps' else 'guidance_scale'}", message)
+
+
+def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
+    """A VAE for samples where there are none, a second one for the first samples, a file that is not of this model."""
+    key = f"{name}.vae_path"
+    if s.train.disable_sampling or not s.sample_pictures():
+        yield error(key, "there are no samples that it could decode. Remove it, or give prompts.")
+    elif Path(path).expanduser() != s.decoder():
+        yield error(key, "is another one than that of 'sample', which decodes these images too. Remove it.")
+    model = s.model.model_copy(update={"transformer_path": None, "text_encoder_path": None, "vae_path": path})
+    for _, fault in single_file_faults(model, s.model.files_folder()):
+        yield error(key, fault)
 
 
 def _validation(s: DiffusionSection) -> Findings:

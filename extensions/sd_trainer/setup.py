@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extensions.sd_trainer.rules import weight_file_findings
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, UserError
@@ -20,6 +21,7 @@ from toolkit.memory.int8_matmul import MAX_ERROR, Int8Matmul, is_exact
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
+from toolkit.models.hub import download_lora
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import model_folder
 from toolkit.networks.adapter import check_trained_kind
@@ -139,6 +141,20 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
     found = load_adapter_file(Path(path).expanduser(), layers)
     check_trained_kind(found)
     return found
+
+
+def bring_assistant(section: DiffusionSection) -> None:
+    """Downloads the file of `train.assistant` where it is one of the hub that is not here yet. Raises UserError where
+    it cannot be had, or is not of this model, whose weights are not needed for that."""
+    assistant = section.train.assistant
+    if not assistant or not (name := assistant.to_download()):
+        return
+    key = "train.assistant"
+    file = download_lora(name, key)
+    for finding in weight_file_findings(section, key, str(file)):
+        if finding.severity == "error":
+            raise UserError(f"{key}: {finding.message}")
+        logger.warning(f"{key}: {finding.message}")
 
 
 def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, float]]:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+from PIL import Image
 from torch import Tensor
 
 from jobs.process.trainer import Trainer
@@ -17,6 +19,7 @@ from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import stream_source
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes
+from toolkit.data.from_base import not_made_yet, write_base_image
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
 from toolkit.data.moved import RunOrder
@@ -33,7 +36,14 @@ from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
-from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, edit_prompts, sample_prompts
+from toolkit.train.sampling import (
+    SamplePrompt,
+    Sampler,
+    SamplingInterrupted,
+    base_prompts,
+    edit_prompts,
+    sample_prompts,
+)
 from toolkit.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -83,6 +93,12 @@ class ImageTrainer(Trainer):
     edits: Sampler | None
     """Generates what `validation.edits` asks for."""
 
+    unmade: dict[str, Sample]
+    """The images that the base model has still to make, by path; the same on all ranks."""
+
+    base_sampler: Sampler | None
+    """Generates this rank's share of them."""
+
     @cached_property
     def planner(self) -> Planner:
         """Plans the run on the device of the job."""
@@ -124,13 +140,20 @@ class ImageTrainer(Trainer):
         """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
         training does not need."""
         self.stores = CacheStores(self.training_folder)
-        self.sampler = self.validator = self.edits = None
+        self.sampler = self.validator = self.edits = self.base_sampler = None
+        self.unmade = self.process_group.run_on_rank0_and_broadcast(lambda: not_made_yet(self.data.items))
         self._encode_dataset()
+        self._encode_base_prompts()
         if self.process_group.is_main_process:
             self._encode_samples()
             self._encode_validation()
+        self._unload_encoders()
+
+    def _unload_encoders(self) -> None:
+        """Those that training does not need; images that are made from now on need the VAE."""
         if isinstance(self.dataset, EncodedDataset):  # a stream needs all encoders
-            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": bool(self.sampler or self.edits)}
+            draws = bool(self.sampler or self.edits or self.unmade)
+            needed = {"text_encoder": self.dataset.needs_text_encoder, "vae": draws}
             parts = self.model.family.encoder_parts.items()
             self.model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
 
@@ -141,7 +164,8 @@ class ImageTrainer(Trainer):
             keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
             self.dataset = StreamLatents(stream, model, encoder, self.seed, stores.on_disk, keep_text, extra_prompts)
             return
-        items, of_sample, latents = self.data.items, stores.of_samples(section), self.caches_latents
+        items = tuple(item for item in self.data.items if item.sample.image not in self.unmade)
+        of_sample, latents = stores.of_samples(section), self.caches_latents
         if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
             share = items[group.rank :: group.world_size]
             encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents)
@@ -149,6 +173,41 @@ class ImageTrainer(Trainer):
         self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents)
         what = "latents and text embeddings" if latents else "text embeddings"
         self.status.finish(f"{what} of {len(items)} items are ready")
+
+    def _encode_base_prompts(self) -> None:
+        """The texts of images that are not made yet, while the text encoder is there: as prompts, and as captions."""
+        if not self.unmade:
+            return
+        section, group = self.section, self.process_group
+        waiting = [item for item in self.data.items if item.sample.image in self.unmade]
+        of_sample, dtype = self.stores.of_samples(section), DTYPES[section.train.dtype]
+        encode_items(waiting, self.model, of_sample, dtype, self.progress, self.extra_prompts, latents=False)
+        own = [sample.made for sample in self.unmade.values() if sample.made][group.rank :: group.world_size]
+        self.base_sampler = self._encoded_sampler(base_prompts(own, self.model.family))
+
+    def make_base_images(self, generate: Callable[[Sampler, int], Image.Image]) -> None:
+        """Makes the images that are not there yet, each rank its share, and encodes them. generate: the image of a
+        sampler's prompt by the base model. What a stop leaves is there for the next start."""
+        if not self.unmade:
+            return
+        group, own = (
+            self.process_group,
+            [*self.unmade.values()][self.process_group.rank :: self.process_group.world_size],
+        )
+        for index, sample in enumerate(own):
+            self.progress("images of the base model", index, len(own))
+            assert self.base_sampler is not None  # it has as many prompts
+            try:
+                image = generate(self.base_sampler, index)
+            except SamplingInterrupted:
+                break
+            write_base_image(Path(sample.image), image, sample.caption)
+        self.request.check()
+        group.all_gather_object("made")
+        self.status.finish(f"{len(self.unmade)} images of the base model are in {Path(next(iter(self.unmade))).parent}")
+        self.unmade = {}
+        self._encode_dataset()
+        self._unload_encoders()
 
     def _encode_samples(self) -> None:
         if not self.section.train.disable_sampling:

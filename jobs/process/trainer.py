@@ -29,6 +29,7 @@ from toolkit.files.log import StatusLine, tee_output
 from toolkit.files.writing import sha256_of, why_not_replaced
 from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
+from toolkit.memory.kept_times import remember_run_times
 from toolkit.optim.optimizer_args import ArgumentError
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.trial import LORA_SHAPES, measured_states, try_optimizer
@@ -47,6 +48,7 @@ from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import standard_callbacks
 from toolkit.train.callbacks.status import recorded_end
 from toolkit.train.callbacks.threads import ThreadsCallback
+from toolkit.train.callbacks.times import TimesCallback
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.checkpoint_state import saved_seed
 from toolkit.train.checkpoint_store import (
@@ -387,8 +389,14 @@ class Trainer(BaseTrainProcess):
         if samples:
             samples = replace(samples, draw=partial(self.programs.whole, samples.draw))
         writer = self.weights_writer()
+        times = []
+        if (time := self.plan.time) and self.process_group.is_single_process:
+            keep = TimesCallback(partial(remember_run_times, self.section.training_folder, time.key))
+            samples = replace(samples, draw=keep.timed(samples.draw)) if samples else None
+            times = [keep]
         compiled = self.programs.used
-        return standard_callbacks(self.section, self.save_root, status, writer, validation, samples, compiled)
+        callbacks = standard_callbacks(self.section, self.save_root, status, writer, validation, samples, compiled)
+        return [*callbacks, *times]
 
     def build_run(self) -> Run:
         """The run before its first step."""

@@ -1,4 +1,4 @@
-"""`bench_peers.py`: programs take turns, each in a process of its own."""
+"""`bench_peers.py`: programs take turns, each in a separate process."""
 
 from __future__ import annotations
 

@@ -53,6 +53,7 @@ ELSEWHERE = {
         "memory account",
     ): "tests/toolkit/memory/test_account.py::test_a_recorded_run_says_it_at_its_end_and_the_recording_stops",
     ("docs/models.md", "model:\n  name_or_path: ~/ComfyUI"): ONE_FILE,
+    ("docs/times.md", "time: about"): "tests/docs/test_times.py::test_the_line_of_the_page_is_one_of_a_plan",
     ("docs/quickstart.md", "mascots: generated"): QUICKSTART,
     ("docs/quickstart.md", "config/my_char.yaml:14:9"): (
         "tests/docs/test_guides_and_program.py::test_mistakes_are_reported_as_the_quickstart_says"

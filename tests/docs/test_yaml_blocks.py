@@ -36,6 +36,7 @@ def test_a_block_is_a_job_or_fits_into_the_example(run_py: Run, tmp_path: Path, 
     job = whole_job(block)
     shutil.copytree(PHOTOS, tmp_path / "config" / "examples" / "photos")
     put_photos(job, tmp_path)
+    (tmp_path / "kept.txt").write_text("a person in a garden\n", encoding="utf-8")  # docs/datasets.md
     for name in lora_files(job):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(framed("{}"))

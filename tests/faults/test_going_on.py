@@ -307,6 +307,36 @@ def test_another_decoder_changes_the_samples_alone(finished: Job, whole: Job, ti
     assert "was trained on another base model: vae encoder differs" in finished.run(code=2)
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_decoder_for_samples_encodes_nothing_again(
+    finished: Job, whole: Job, tiny_model: Path, is_whole: bool
+) -> None:
+    """Of a whole VAE with another encoder, too: only its decoder counts."""
+    shutil.copytree(whole.cwd / "output" / "_cache", finished.cwd / "output" / "_cache")
+    cached = contents(finished.cwd / "output" / "_cache" / "latents")
+    file = other_vae(tiny_model, finished.cwd / "decoder.safetensors", of_decoder=True)
+    weights = {name: weight * 1.1 for name, weight in load_file(file).items()}
+    own = {name: weight for name, weight in weights.items() if name.startswith(("decoder.", "post_quant_conv."))}
+    save_file(weights if is_whole else own, file)
+    finished.change(sample__vae_path=str(file), train__steps=8)
+    said = finished.run()
+    assert (
+        "sample.vae_path: samples are decoded with decoder.safetensors; latents and training stay as they are" in said
+    )
+    assert cached and contents(finished.cwd / "output" / "_cache" / "latents") == cached
+    unchanged = Job(finished.nursery, finished.cwd / "unchanged", copy.deepcopy(finished.section))
+    unchanged.cwd.mkdir()
+    shutil.copytree(whole.folder, unchanged.folder)
+    del unchanged.section["sample"]["vae_path"]
+    unchanged.run()
+    ours, theirs = finished.result(), unchanged.result()
+    assert ours["job.safetensors"] == theirs["job.safetensors"] and ours["metrics"] == theirs["metrics"]
+    last = max(name for name in ours if re.fullmatch(r"\d+_0", name))
+    assert ours[last] != theirs[last], "decoded by the other decoder"
+    finished.change(sample__vae_path=None, train__steps=9)
+    finished.run()
+
+
 def test_a_checkpoint_that_knows_the_whole_vae_alone_goes_on_with_it(finished: Job, tiny_model: Path) -> None:
     """As versions before 0.3.0 recorded it."""
     for state in (finished.folder / "state").iterdir():

@@ -193,6 +193,41 @@ class ColumnsConfig(StrictModel):
                 yield error(key, "takes one column. Give the one that is meant.")
 
 
+class FromBaseConfig(StrictModel):
+    """`datasets[].from_base`: regularisation images that the base model generates before the training, without the
+    LoRA. They are kept in the cache of the training folder. `sample.vae_path` decodes those that are made while it is
+    given; images that are there stay."""
+
+    prompts: PathStr
+    """Text file with one prompt per line, each of which is the caption of its image; lines that begin with `#` are left
+    out. Say in them what the training should not change, without the trigger word."""
+
+    count: int | None = Field(default=None, ge=1, le=100_000)
+    """Number of images. Above the number of prompts these are used again with other seeds; below it the first ones are
+    used. Not given: one image of each prompt."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """With it, its prompt and how often that was used before, an image has a seed of its own."""
+
+    sample_steps: int | None = Field(default=None, ge=1, le=1000)
+    """Steps of an image. Not given: as of samples."""
+
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Guidance of an image. Not given: as of samples."""
+
+    neg: str = ""
+    """Negative prompt of all images, used only with guidance."""
+
+    lone_key: ClassVar = "prompts"
+
+
+WITH_FROM_BASE = {
+    "from_base", "num_repeats", "resolution", "caption_dropout_rate", "shuffle_tokens", "keep_tokens", "is_reg",
+    "loss_multiplier", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings", "num_workers", "path_map",
+}  # fmt: skip
+"""Keys of a dataset that may stand beside `from_base`. Others are about files; so is `path_map`, but `--map` gives it
+to all datasets."""
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 """Suffixes of files with the caption of one image."""
 
@@ -204,7 +239,11 @@ class DatasetConfig(StrictModel):
     folder_path: FolderStr = ""
     """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
     `pairs.zip/after`; a Parquet file with pictures, or a folder of such files; or the id of a hub dataset that is
-    downloaded (`owner/name`). Either this, `url`, or `captions_file` alone."""
+    downloaded (`owner/name`). Either this, `url`, `from_base`, or `captions_file` alone."""
+
+    from_base: FromBaseConfig | None = None
+    """Instead of `folder_path`: regularisation images that the base model generates, one size each, the largest of
+    `resolution`."""
 
     url: StrOrList = ()
     """Tar files in WebDataset format, or Parquet files with pictures, which are streamed during training:
@@ -370,8 +409,11 @@ class DatasetConfig(StrictModel):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list. A stream keeps latents only where the job says so."""
+        """A single resolution becomes a list. A stream keeps latents only where the job says so. What the base model
+        makes are regularisation images."""
         entries = _with_listed_resolution(entries, diagnostics)
+        if (made := entries.get("from_base")) and "is_reg" not in entries:
+            entries = entries | {"is_reg": replace(made, value=True, text="true", path=(*made.path[:-1], "is_reg"))}
         key = "cache_latents_to_disk"
         if (url := entries.get("url")) and key not in entries:
             entries = entries | {key: replace(url, value=False, text="false", path=(*url.path[:-1], key))}
@@ -379,14 +421,14 @@ class DatasetConfig(StrictModel):
 
     @model_validator(mode="after")
     def _has_images(self) -> DatasetConfig:
-        if not (self.folder_path or self.url or self.captions_file):
+        if not (self.folder_path or self.url or self.captions_file or self.from_base):
             raise ValueError("names no images. Give 'folder_path', or 'url' for a stream of shards.")
         return self
 
     @property
     def place(self) -> str:
         """What names its images, for a message."""
-        return self.folder_path or self.captions_file or self.url[0]
+        return self.folder_path or self.captions_file or (self.from_base.prompts if self.from_base else self.url[0])
 
     @property
     def references(self) -> tuple[str, tuple[str, ...]]:
@@ -406,6 +448,8 @@ class DatasetConfig(StrictModel):
             if len(self.resolution) > 1:
                 message = "a stream yields each image once per epoch, at one size. Give a single resolution."
                 yield error("resolution", message)
+        elif self.from_base:
+            yield from self._check_made(self.from_base, job)
         else:
             if "webdataset" in self.model_fields_set:
                 yield error("webdataset", "only applies with 'url', which is not set. Remove it.")
@@ -431,6 +475,15 @@ class DatasetConfig(StrictModel):
             rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
             message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
             yield warning("resolution", f"{message} write '{rectangle}'.")
+
+    def _check_made(self, made: FromBaseConfig, job: JobContext) -> Findings:
+        for key in sorted(self.model_fields_set - WITH_FROM_BASE):
+            yield error(key, "cannot be combined with 'from_base', which has no files. Remove one of them.")
+        if not self.is_reg:
+            yield error("is_reg", "images of the base model are regularisation images. Leave it out, or write true.")
+        yield from check_path(
+            "from_base.prompts", made.prompts, "Give a text file with one prompt per line.", job, file=True
+        )
 
     def _check_masks(self, job: JobContext) -> Findings:
         sources = [key for key in ("mask_path", "mask_suffix", "alpha_mask") if getattr(self, key)]
@@ -476,6 +529,7 @@ MASKS = {"mask_path", "mask_suffix", "mask_optional", "alpha_mask", "mask_min_va
 
 NOT_OF_STREAMS = {
     "folder_path": "a dataset is either a folder or a stream",
+    "from_base": "a dataset is either made or a stream",
     **dict.fromkeys(("num_repeats", "repeats_from_names"), "a stream is read once per epoch"),
     "caption_ext": "its captions are in the shards (webdataset.label_key)",
     "captions_file": "its captions are in the shards (webdataset.label_key)",

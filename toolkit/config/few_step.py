@@ -17,6 +17,8 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import hub_lora, is_offline, lora_file
+from toolkit.errors import UserError
 
 MAX_NAME = 40
 """Characters of a name that is part of a file name."""
@@ -38,16 +40,41 @@ class AssistantConfig(StrictModel):
     """`train.assistant`: a LoRA file that is added to the frozen model during training only."""
 
     path: PathStr
-    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program."""
+    """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program. Or one of the hub,
+    which is downloaded at the start: `owner/repo/file.safetensors`, or `owner/repo` where that has one LoRA."""
 
     multiplier: float = 1.0
     """Its strength; 0 is an error."""
 
     on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
 
+    def file(self) -> str:
+        """The file on this disk; `path` where it is not here yet."""
+        try:
+            return lora_file(self.path)
+        except UserError:  # `check` says so
+            return self.path
+
+    def to_download(self) -> str:
+        """What a run downloads first, as named on the hub; empty: nothing."""
+        return self.path if hub_lora(self.path)[0] and self.file() == self.path else ""
+
     def check(self, job: JobContext) -> Findings:
-        """A file that is missing, or read for nothing."""
-        yield from check_path("path", self.path, _remedy(self.path), job, file=True)
+        """A file that is missing, or read for nothing; one of the hub that is not here where the hub may not be
+        asked."""
+        repository, file = hub_lora(self.path)
+        if job.will_write(self.path) or not repository:
+            yield from check_path("path", self.path, "Give a LoRA file, or one of the hub: owner/repo.", job, file=True)
+        else:
+            try:
+                is_here = lora_file(self.path) != self.path
+            except UserError as fault:
+                yield error("path", str(fault))
+                is_here = True
+            if not is_here and is_offline():
+                download = " ".join(filter(None, ("hf download", repository, file)))
+                message = f"{self.path!r} is not in the hub cache, and HF_HUB_OFFLINE forbids to ask the hub."
+                yield error("path", f"{message} Unset it, or run '{download}' where there is a connection.")
         if self.multiplier == 0:
             yield error("multiplier", "0 switches the assistant off. Remove 'train.assistant', or give its strength.")
 

@@ -40,6 +40,9 @@ class JobContext:
     measures_memory: bool = False
     """Memory that is only known by a step on fake tensors is measured: seconds, and torch. A start always does."""
 
+    card: str = ""
+    """`--card`: the card that a dry run calculates the time for; empty: the one of this machine."""
+
     begins_anew: bool = False
     """What this process wrote before is moved aside (`--restart-from`)."""
 

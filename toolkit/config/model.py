@@ -187,6 +187,10 @@ def _part_recovery(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> 
         diagnostics.error(node, "needs a file after '|'.")
 
 
+VaePath = Annotated[PathStr | None, AfterValidator(lambda path: path and vae_file(path))]
+"""A file of a VAE, or a folder or model in the hub cache that has one."""
+
+
 class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
@@ -201,10 +205,10 @@ class ModelConfig(StrictModel):
     with or without scales, or int8_convrot, with the parameter names of ComfyUI or diffusers; for a sharded file, the
     first shard (`docs/models.md`)."""
 
-    vae_path: Annotated[PathStr | None, AfterValidator(lambda path: path and vae_file(path))] = None
+    vae_path: VaePath = None
     """The same for the VAE, also as a folder or a hub id; the parameter names of Wan's VAE, as in ComfyUI's file, are
     accepted as well. A file with a decoder alone is used with the encoder of the model folder. The decoder is for
-    samples: another one changes neither the cached latents nor what is trained."""
+    samples: another one changes neither the cached latents nor what is trained (`sample.vae_path` is for it alone)."""
 
     text_encoder_path: PathStr | None = None
     """The same for the text encoder with its vision tower."""

@@ -165,6 +165,60 @@ def is_decoder_only(file: Path) -> bool:
     return has_decoder and not any(name.startswith("encoder.") for name in names) and "-of-" not in file.name
 
 
+# ---------------------------------------------------------------- a LoRA on the hub
+
+HUB_LORA = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:/(.+\.safetensors))?", re.ASCII)
+"""`owner/repo`, or one of its files: `owner/repo/file.safetensors`."""
+
+LORA_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers and SimpleTuner call the LoRA of a repository; it counts before files with other names."""
+
+
+def hub_lora(name: str) -> tuple[str, str]:
+    """Repository and file of a LoRA that is named as on the hub; the file is empty where the repository alone is named,
+    and both are for what means a path."""
+    found = HUB_LORA.fullmatch(name)
+    if found is None or Path(name).expanduser().exists() or looks_like_a_path(found[1]):
+        return "", ""
+    return found[1], found[2] or ""
+
+
+def lora_among(repository: str, files: Iterable[str]) -> str:
+    """The LoRA of a repository with these files. Raises UserError where there is none, or more than one."""
+    weights = sorted(file for file in files if file.endswith(".safetensors"))
+    top = [file for file in weights if "/" not in file]
+    if LORA_NAME in top:
+        return LORA_NAME
+    if len(top) == 1:
+        return top[0]
+    if not weights:
+        raise UserError(f"{repository!r}, of the hub, has no safetensors file. Give a repository with a LoRA.")
+    some = ", ".join(weights[:5]) + (f" and {len(weights) - 5} more" if len(weights) > 5 else "")
+    raise UserError(f"{repository!r}, of the hub, has {some}. Give one of them, as '{repository}/{weights[0]}'.")
+
+
+def lora_file(name: str) -> str:
+    """The file of a LoRA that is named as on the hub, if the hub cache has it; any other name as it is. Raises
+    UserError where it is not clear which of the repository's files is meant."""
+    repository, file = hub_lora(name)
+    snapshot = snapshot_in(_repository(repository)) if repository else None
+    if snapshot is None:
+        return name
+    file = file or lora_among(repository, _listed_files(repository, snapshot))
+    return str(snapshot / file) if (snapshot / file).is_file() else name
+
+
+def _listed_files(repository: str, snapshot: Path) -> list[str]:
+    """The files of a hub repository, by the list that a download left; without one those that are in the cache."""
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        return [file.path for file in get_cached_repo_tree(repository)]
+    except CachedRepoTreeNotFoundError:
+        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.safetensors")]
+
+
 def _remedy() -> str:
     return f"Give a folder in diffusers layout, or a hub id such as {next(iter(published()))!r}."
 
@@ -506,14 +560,12 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         return ModelFolder(folder, name).fault(given)
     if index := cached_index(name, revision):
         # An interrupted download is completed by the run, unless the hub is offline.
-        from huggingface_hub import constants
-
         found = ModelFolder(index.parent, name)
         try:
             fault = found.index_fault() or found.quantization_fault(given)
         except UserError as error:
             return str(error)
-        return fault or (found.parts_fault() if constants.HF_HUB_OFFLINE else "")
+        return fault or (found.parts_fault() if is_offline() else "")
     return _another(name, f" ({family})") if (family := _other_family(name)) else ""
 
 
@@ -537,6 +589,13 @@ def hub_cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def downloaded_bytes(name: str) -> int:

@@ -18,6 +18,8 @@ from toolkit.config.field_types import Dtype, OneOf, PathStr, Slots, gather_slot
 from toolkit.config.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.model import VaePath
+from toolkit.config.model_files import vae_file_fault
 from toolkit.config.normalise import listed
 from toolkit.config.prompts import prompts_to_samples, read_flags
 from toolkit.errors import install_command
@@ -323,6 +325,11 @@ class SampleConfig(SampleIntervalConfig):
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1: no shift. Not given: by the size of the image, as in the model's own pipeline."""
 
+    vae_path: VaePath = None
+    """The VAE whose decoder makes the images, and those of `validation.edits`: a file, a folder or a hub id in the hub
+    cache, of a decoder alone or a whole VAE, of which the encoder is not used. What is trained and cached does not
+    change, so it can be given to a run that has begun. Not given: the VAE of the model."""
+
     also: tuple[DeploymentConfig, ...] = ()
     """Deployments of the LoRA, such as together with a few-step LoRA in 4 steps: each image of the set is generated
     with each of them too, and a survival score says how much of the LoRA's effect remains."""
@@ -346,6 +353,8 @@ class SampleConfig(SampleIntervalConfig):
         """Entries of `also` with the same name; numbers that are probably typing errors."""
         yield from super().check(job)
         yield from _unusual(self)
+        if self.vae_path and not job.will_write(self.vae_path) and (fault := vae_file_fault(self.vae_path)):
+            yield error("vae_path", fault)
         if self.also:
             yield from check_labels(self.also)
 

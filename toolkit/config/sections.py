@@ -84,6 +84,9 @@ class DatasetsSection(ProcessConfig):
     reads_streams: ClassVar[bool] = False
     """Whether the process can be given a stream of shards instead of folders."""
 
+    has_base_model: ClassVar[bool] = False
+    """Whether the process has a model that can generate images before it is trained (`datasets[].from_base`)."""
+
     reads_captions: ClassVar[bool] = True
     """Whether captions are part of what is learned."""
 
@@ -103,13 +106,17 @@ class DatasetsSection(ProcessConfig):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the job write."""
-        paths = (path for each in self.datasets for path in (each.folder_path, *each.control_path))
+        paths = [path for each in self.datasets for path in (each.folder_path, *each.control_path)]
+        paths += [each.from_base.prompts for each in self.datasets if each.from_base]
         return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Findings:
         """Streams that this process cannot read, texts that cannot be cached."""
         yield from super().check(job)
         for index, dataset in enumerate(self.datasets):
+            if dataset.from_base and not self.has_base_model:
+                message = f"'type: {self.type}' has no base model that generates images. Give 'folder_path'."
+                yield error(f"datasets.{index}.from_base", message)
             if dataset.shuffle_tokens and self.requested_text_cache(dataset):
                 of_all = dataset.cache_text_embeddings is None
                 yield error(
@@ -136,12 +143,28 @@ class ModelSection(ProcessConfig):
     def recorded_settings(self) -> dict[str, Any]:
         """What is in a file counts, not where it lies."""
         settings = super().recorded_settings()
-        for lora in settings["model"]["base_loras"]:
+        self._name_files_by_content(settings["model"])
+        return settings
+
+    def base_settings(self) -> dict[str, Any]:
+        """What decides the images of the base model besides its files: quantization, and what is merged into it.
+
+        The decoder of `sample.vae_path` does not count: images that are there stay when it is given to a run."""
+        quantized = {"qtype", "accuracy_recovery_adapter"} if self.model.quantize else set[str]()
+        of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
+        settings = self.model.model_dump(mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text)
+        self._name_files_by_content(settings)
+        for lora in settings["base_loras"]:
+            del lora["path"]
+        return settings
+
+    def _name_files_by_content(self, model: dict[str, Any]) -> None:
+        """Adds the hashes of what is merged into the model to its settings."""
+        for lora in model["base_loras"]:
             lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
-        if recovery.is_file():  # one of the hub goes by its name
-            settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
-        return settings
+        if "accuracy_recovery_adapter" in model and recovery.is_file():  # one of the hub goes by its name
+            model["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
 
     def check(self, job: JobContext) -> Findings:
         """A recovery adapter that is missing."""
@@ -342,6 +365,8 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 class DiffusionSection(ModelSection, ImageTrainingSection):
     """The keys of a process that works on the datasets of a training job."""
 
+    has_base_model: ClassVar = True
+
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
 
@@ -379,6 +404,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         files = {"name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision", "arch"}
         own = self.model.model_dump(exclude_unset=True, exclude=files)
         return ModelConfig.model_validate({**own, "name_or_path": way.model})
+
+    def decoder(self) -> Path | None:
+        """The file of `vae_path` of the samples; None: the model's own."""
+        given = [each.vae_path for each in (self.sample, self.first_sample) if each and each.vae_path]
+        return Path(given[0]).expanduser() if given else None
 
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""

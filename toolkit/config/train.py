@@ -717,8 +717,9 @@ class TrainConfig(OptimizationConfig):
         Annotated[AssistantConfig, BeforeValidator(from_path("path"), json_schema_input_type=str | AssistantConfig)]
         | None
     ) = None
-    """A LoRA file that is added to the frozen model during training, such as the training adapter of a distilled model;
-    not in samples, validation or saved files. Its path, or {path, multiplier}. None without this key."""
+    """A LoRA file that is added to the frozen model during training, such as the training adapter of a distilled model
+    or of Qwen-Image-2.1; not in samples, validation or saved files. Its path or name on the hub, or {path, multiplier}.
+    None without this key."""
 
     few_step_loss: FewStepLossConfig | None = None
     """Late in the training, train the network for use with a few-step LoRA: to have the same effect there as alone in
@@ -783,7 +784,7 @@ class TrainConfig(OptimizationConfig):
         """Key -> LoRA file that is active beside the network in training, and its strength."""
         assistant, few, preference = self.assistant, self.few_step_loss, self.preference
         return {
-            **({"assistant": (assistant.path, assistant.multiplier)} if assistant else {}),
+            **({"assistant": (assistant.file(), assistant.multiplier)} if assistant else {}),
             **({"few_step_loss": (few.lora, few.weight)} if few else {}),
             **({"preference": (preference.reference, 1.0)} if preference and preference.reference else {}),
         }

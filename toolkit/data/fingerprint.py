@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.data.cache import key_of
 from toolkit.data.images import image_reading
-from toolkit.data.types import Sample
+from toolkit.data.types import BaseImage, Sample
 from toolkit.errors import RunError
 from toolkit.files.writing import sha256_of
 
@@ -86,6 +86,16 @@ def digest_as_read(digest: str, reading: str) -> str:
     return key_of(file=digest, reading=reading) if reading else digest
 
 
+def made_digest(made: BaseImage) -> str:
+    """The identity of an image that the base model makes, whether it is there or not; it names its file."""
+    return key_of(kind="from_base", **made._asdict())
+
+
+def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
+    """The identity of a sample's image: how it is made, or what is in its file. of_file: `image_digest`, or as it."""
+    return made_digest(sample.made) if sample.made else of_file(sample.image)
+
+
 DatasetHashes = dict[str, str]
 """`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""
 
@@ -128,7 +138,7 @@ def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
     if sample.own_weight != 1.0:
         more["weight"] = sample.own_weight
     return key_of(
-        image=image_digest(sample.image),
+        image=sample_digest(sample, image_digest),
         controls=[image_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,

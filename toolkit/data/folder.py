@@ -153,6 +153,9 @@ class DatasetScan:
     questions: tuple[tuple[str, str], ...] = ()
     """Folders whose numbers are probably no repeats, and why."""
 
+    prompt_faults: tuple[tuple[str, str], ...] = ()
+    """Files of prompts for the base model (`from_base`), and what is rarely meant in them."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -180,20 +183,23 @@ def scan_datasets(
     forgiven: list[Diagnostic] | None = None,
     read_captions: bool = True,
     also: Sequence[Any] = (),
+    made: Sequence[FolderInfo] = (),
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
 
     reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
     makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
     one are left out. read_captions: whether the training does; otherwise missing ones are not reported. also: other
-    sections, whose control images are not left over.
+    sections, whose control images are not left over. made: what the base model makes for entries with `from_base`,
+    which have no folder.
     """
     findings = ScanFindings(scan_cache or ScanCache(), read_captions)
     folders = _find(datasets, findings)
     if [folder for folder in folders if folder.slots or folder.dataset.image_suffix]:
         _note_partners(folders, also, findings)
     check_images(folders, trigger_word, forgiven, findings)
-    infos = tuple(_build(folder, trigger_word, reg_weight) for folder in folders)
+    found = (_build(folder, trigger_word, reg_weight) for folder in folders)
+    infos = tuple(sorted((*found, *made), key=lambda info: info.dataset))
     notes = (*filter(None, (info.note for info in infos)), *findings.notes)
     unused, unpaired, held_out = map(tuple, (findings.unused, findings.unpaired, findings.held_out))
     return DatasetScan(
@@ -268,6 +274,8 @@ def _find(datasets: Sequence[DatasetConfig], findings: ScanFindings) -> list[Fou
     """The folders with images, and for each image its caption, control images and mask."""
     folders: list[FoundFolder] = []
     for index, dataset in enumerate(datasets):
+        if dataset.from_base:
+            continue
         own = [folder for folder in _image_folders(index, dataset, findings) if _accept(folder, findings)]
         take_table_above(dataset, own, findings)
         _note_splits(dataset, own, findings)
@@ -748,6 +756,7 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
         [texts if len(texts) > 1 else () for texts in captions],
         [tuple(image.path for image in folder.worse.get(stem, ())) for stem in listing.images],
         [folder.weights.get(stem, 1.0) for stem in listing.images],
+        repeat(None),
     )
     samples = tuple(map(Sample._make, zip(*columns, strict=False)))  # one by one they take half as long again
     if flips != [NO_FLIP]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from math import ceil, prod, sqrt
@@ -21,6 +22,7 @@ from toolkit.config.output import SampleItem
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.found import repeats_of
+from toolkit.data.from_base import made_folders
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, Diagnostic, UserError
@@ -101,19 +103,23 @@ def scan_items(
     size_multiple: int,
     scan_cache: ScanCache | None = None,
     forgiven: list[Diagnostic] | None = None,
+    family: ModelFacts | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
     Of a stream nothing is scanned (`stream_dataset` has what is known of it). size_multiple: sides of a bucket are
-    multiples of this many pixels. scan_cache, forgiven: as of `scan_datasets`.
+    multiples of this many pixels. scan_cache, forgiven: as of `scan_datasets`. family: that of the model, which makes
+    the images of `from_base`; None: they are left out.
     Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
     """
     folders = [] if section.streamed else section.datasets
     settings = section.validation
     also = [settings.dataset(folders)] if folders and settings and settings.folder_path else []
-    scan = scan_datasets(
-        folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven, section.reads_captions, also
-    )
+    reads, weight = section.reads_captions, section.train.reg_weight
+    made, faults = made_folders(section, family, forgiven) if family else ([], ())
+    scan = scan_datasets(folders, section.trigger_word, weight, scan_cache, forgiven, reads, also, made)
+    notes = (*scan.notes, *(f"warning: {place}: {fault}" for place, fault in faults))
+    scan = replace(scan, notes=notes, prompt_faults=faults)
     resolutions = [dataset.resolution for dataset in section.datasets]
     items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     uses = Counter[str]()

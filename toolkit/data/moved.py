@@ -14,8 +14,8 @@ from typing import Any
 
 from toolkit.data.fingerprint import DatasetHashes
 
-PLACES = ("folder_path", "captions_file", "control_path", "mask_path")
-"""Keys of an entry of `datasets` that say where its files are."""
+PLACES = ("folder_path", "captions_file", "control_path", "mask_path", "from_base")
+"""Keys of an entry of `datasets` that say where its files are, or how they are made."""
 
 Entry = Mapping[str, Any]
 """An entry of `datasets`, plain data."""
@@ -94,7 +94,11 @@ def _with_entries(
 
 
 def _folders(entries: Sequence[Entry]) -> list[str]:
-    return [str(entry.get("folder_path") or "").rstrip("/\\") for entry in entries]
+    made = [(entry.get("from_base") or {}).get("prompts") for entry in entries]
+    return [
+        str(entry.get("folder_path") or prompts or "").rstrip("/\\")
+        for entry, prompts in zip(entries, made, strict=True)
+    ]
 
 
 def _is_in(name: str, folder: str) -> bool:

@@ -77,6 +77,22 @@ class Mask:
     """The loss counts where the mask is black (transparent)."""
 
 
+class BaseImage(NamedTuple):
+    """How the base model makes an image (`datasets[].from_base`): all that decides its pixels, but for rounding."""
+
+    base: str
+    """Hash of the model and of the settings it computes with."""
+
+    prompt: str
+    negative: str
+    """Empty: `ModelFacts.empty_negative`."""
+
+    size: Size
+    seed: int
+    steps: int
+    guidance_scale: float
+
+
 class Sample(NamedTuple):
     """One image of a dataset with its caption, control images and mask. Text and numbers only, no pixels.
 
@@ -124,6 +140,10 @@ class Sample(NamedTuple):
 
     own_weight: float = 1.0
     """The part of `loss_weight` that the table of captions gives this image."""
+
+    made: BaseImage | None = None
+    """How the base model makes the image, whose file may not be there before the training begins; None: it was
+    given."""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def scan_and_split(
     model has no room for, where that can be known already. trained_on: as of `split_validation`.
     """
     multiple = family.size_multiple
-    scanned = scan_items(section, multiple, scan_cache)
+    scanned = scan_items(section, multiple, scan_cache, family=family)
     (scan, items), validation_split = scanned, None
     if section.validation:
         pairs = section.train.preference is not None

@@ -97,6 +97,19 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def amount(seconds: float) -> str:
+    """An estimate of a minute or more, in two digits and the unit that suits it: 14 min, 5.3 h, 3 days."""
+    for unit, length, below in (("min", 60, 90), ("h", 3600, 72)):
+        if seconds < below * length:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"{float(f'{seconds / 86400:.2g}'):g} days"
+
+
+def about(seconds: float) -> str:
+    """An estimate of any length: about 14 min."""
+    return "under a minute" if seconds < 60 else f"about {amount(seconds)}"
+
+
 def parse_time(text: str) -> datetime | None:
     """What `utc_now` wrote, as a time in UTC; None for anything else."""
     try:

@@ -22,6 +22,7 @@ from toolkit.config.model_files import (
     cached_index,
     cached_snapshot,
     family_of,
+    is_offline,
     lora_words,
     quantization_fault,
     weight_files,
@@ -107,17 +108,11 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
     except UserError as error:
         return Around(fault=str(error) if name in str(error) else f"{name!r}: {error}")
     everything = {"transformer": name, **given, **files}
-    if model == found.id and not cached_snapshot(model, revision, everything) and _is_offline():
+    if model == found.id and not cached_snapshot(model, revision, everything) and is_offline():
         absent = f"{name!r} is {found.title}, whose configs and tokenizer are not in the hub cache"
         remedy = f"Unset it, or run `hf download {model} --exclude '*.safetensors'` where there is a connection"
         return Around(fault=f"{absent}, and HF_HUB_OFFLINE forbids to ask the hub. {remedy}.")
     return Around(model, {"transformer": name, **files}, note)
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 # ---------------------------------------------------------------- which model it is

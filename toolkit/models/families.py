@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from toolkit.config.process import JobContext
 from toolkit.data.types import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
+from toolkit.models.hashes import part_hashes
 from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
 from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
@@ -133,7 +135,7 @@ class ModelSizeInfo:
     """Bytes per quantized weight with its scales, by `model.qtype`."""
 
     encode_band_numbers: float = 0.0
-    """For a VAE that works in bands of rows: elements per pixel of a band, besides those of the image."""
+    """Elements per pixel of a band, in addition to those of the image; 0 for a VAE that does not work in bands."""
 
     decode_band_numbers: float = 0.0
 
@@ -182,6 +184,9 @@ class ModelLoadOptions:
 
     files: Mapping[str, Path] = field(default_factory=dict)
     """Part -> the file with its weights, which stand for those in `folder`."""
+
+    decoder: Path | None = None
+    """A VAE's file whose decoder stands for that of `files` and `folder`; its encoder does not count."""
 
     weights_dtype: torch.dtype | None = None
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
@@ -246,6 +251,11 @@ class ModelFamily(ModelFacts, ABC):
     def of_title(self, title: str) -> ModelFamily:
         """The same of a published model that is not here yet, by its name."""
         return self
+
+    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
+        if not folder.is_dir():
+            return ""
+        return sha256(repr(sorted(part_hashes(folder, self.parts, files).items())).encode()).hexdigest()
 
     tiny_parts: str = ""
     """A function (folder, family, `toolkit.models.tiny.TinySpec`) that writes the parts of a tiny model and returns its

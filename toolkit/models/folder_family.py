@@ -29,23 +29,20 @@ from toolkit.number_types import QTYPE_BYTES
 
 
 class VaeTensors(NamedTuple):
-    """How many tensors of the VAE's width and the image's size are in memory at most; counted on fake tensors."""
+    """How many tensors of the VAE's width are in memory at most while it works in bands; counted on fake tensors."""
 
     encode: float
-    decode: float
-    encode_band: float = 0.0
-    """The same for each pixel of a band (`vae_bands`)."""
+    """Tensors of the image's size."""
 
-    decode_band: float = 0.0
+    decode: float
+    encode_band: float
+    """Tensors of a band's size, besides those."""
+
+    decode_band: float
 
 
 BANDED_VAE = VaeTensors(0.72, 0.72, 5.2, 3.8)
 """For AutoencoderKLQwenImage in bands. The whole image is in memory at the size of the middle block alone."""
-
-ENCODE_TENSORS, DECODE_TENSORS = 14, 22
-"""How many tensors of the VAE's width and the image's size it has in memory at most. Measured with
-AutoencoderKLQwenImage on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4 4; convolutions that copy their input take
-more."""
 
 BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 """By `model.qtype`; None: not quantized."""
@@ -86,7 +83,7 @@ class FolderFamily(ModelFamily):
     """Keys of its config that decide its weights; `vae_weights` knows them."""
 
     vae_tensors: VaeTensors = BANDED_VAE
-    """How many tensors of the VAE's width and the image's size it has in memory at most: encoding, decoding."""
+    """What its VAE keeps in memory."""
 
     biases: bool
     """Whether the linear layers have biases."""

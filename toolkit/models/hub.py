@@ -28,7 +28,9 @@ from toolkit.config.model_files import (
     cached_snapshot,
     downloaded_bytes,
     hub_cache,
+    hub_lora,
     is_needed,
+    lora_among,
     needed_files,
     no_index,
     quantization_fault,
@@ -169,6 +171,23 @@ def download_file(name: str, key: str) -> Path:
         raise UserError(f"{place}: {repository} has no such file.") from error
     except (OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise _out_of_reach(place, error) from error
+
+
+def download_lora(name: str, key: str) -> Path:
+    """The local copy of a LoRA, `owner/repo/file.safetensors` or `owner/repo` where that has one; `key` names the
+    setting in messages. Raises UserError as `download_file`, and where it is not clear which file is meant."""
+    repository, file = hub_lora(name)
+    if file:
+        return download_file(name, key)
+    with _asking(name, None, key):
+        files = HfApi().list_repo_files(repository)
+        try:
+            file = lora_among(repository, files)
+        except UserError as fault:
+            raise UserError(f"{key}: {fault}") from fault
+        logger.info(f"downloading {file} of {repository}")
+        # By way of `snapshot_download`, which also keeps the list of the repository's files.
+        return Path(snapshot_download(repository, allow_patterns=[file])) / file
 
 
 def _out_of_reach(place: str, error: Exception) -> UserError:

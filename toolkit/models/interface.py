@@ -86,10 +86,6 @@ class ModelFacts:
     licence: str = ""
     """Licence of the published weights, for the plan; empty: their owner's."""
 
-    training_adapter: tuple[str, str] = ("", "")
-    """Hub id and file of a published adapter for `train.assistant`, against LoRAs that collapse into texture; empty:
-    none is needed."""
-
     parts: Mapping[str, str]
     """Subfolder of a model folder -> the files that it has to contain, or patterns of their names, separated by spaces;
     `a|b` is one of both."""
@@ -218,6 +214,11 @@ class ModelFacts:
         Also None where it cannot be checked yet, because the model's tokenizer is not on the disk.
         """
         return None
+
+    def files_hash(self, folder: Path, files: Mapping[str, Path]) -> str:
+        """A hash of a model's files, which decide its images; empty where its folder is not there. files: part -> the
+        file with its weights."""
+        return ""
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         """What is cut off a prompt that is trained and sampled all the same, or None; None also where it is not known,

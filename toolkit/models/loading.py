@@ -5,7 +5,6 @@ Shards are memory-mapped, so that at most one block stands in memory in its stor
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +32,10 @@ from toolkit.config.model_files import (
 from toolkit.errors import RunError, UserError
 from toolkit.files.unreadable import explained, unread_file
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
+from toolkit.models.hashes import part_hashes, weights_hash
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
-from toolkit.models.vae_files import VAE_ENCODER, encoder_hash
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.shortage import shortage
@@ -205,7 +204,7 @@ def load_frozen(
     those of its config, or not finite.
     """
     if file and is_decoder_only(file):
-        return _with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
+        return with_decoder(load_frozen(part, kind, dtype), file, dtype, names)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             module = kind.from_config(kind.load_config(part))
@@ -217,15 +216,16 @@ def load_frozen(
     return module.requires_grad_(False).eval()
 
 
-def _with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming) -> Any:
-    """A VAE with the decoder of this file. Raises RunError when it is not one of its config, or not finite."""
+def with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str) -> Any:
+    """A VAE with the decoder of this file, whose encoder is left alone if it has one. Raises RunError when it is not
+    one of its config, or not finite."""
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(vae.decoder, reader, "decoder.", dtype)
         if "post_quant_conv.weight" in reader.names:
             fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
-    if reader.names:
-        raise RunError(f"{file}: weights that config.json does not account for: {some(reader.names)}.")
+    if more := [name for name in reader.names if not name.startswith(("encoder.", "quant_conv."))]:
+        raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, vae)
     return vae.requires_grad_(False).eval()
 
@@ -349,43 +349,10 @@ def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
     raise RunError(f"{part}: not finite: {some(broken)}. Copy or download the model again.")
 
 
-FULL_HASH_BYTES = 512 * 2**20
-SAMPLE_BYTES = 2**16
-SAMPLES = 256
-
-
-def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] | None = None) -> str:
-    """A hash of the named subfolders' files: what decides the numbers that a part computes.
-
-    files: part -> the file with its weights; its folder then counts for its config alone.
-
-    Files over 512 MiB are represented by their size, their safetensors header and 256 evenly spaced
-    64 KiB samples: reading 16 GB at each start would cost more than it protects from.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        if file := (files or {}).get(part):
-            digest.update((folder / part / "config.json").read_bytes())
-            if part == "vae" and is_decoder_only(file):
-                digest.update(encoder_hash(folder / part, file).encode())
-            for piece in (piece for shard in shards_of(file) for piece in _pieces(shard)):
-                digest.update(piece)
-            continue
-        for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
-            digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
-            for piece in _pieces(path):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
 def base_hashes(model: ModelConfig) -> dict[str, str]:
     """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it, and the
     `encoder_hash` of its VAE, with which alone is trained, as `VAE_ENCODER`."""
-    folder, files = model_folder(model), checked_files(model)
-    hashes = {part: weights_hash(folder, [part], files) for part in family_for(model).parts}
-    if "vae" in hashes:
-        hashes[VAE_ENCODER] = encoder_hash(folder / "vae", files.get("vae"))
-    return hashes
+    return part_hashes(model_folder(model), family_for(model).parts, checked_files(model))
 
 
 def part_hash(model: ModelConfig, part: str) -> str:
@@ -398,19 +365,6 @@ def checked_files(model: ModelConfig) -> dict[str, Path]:
     for key, fault in single_file_faults(model, model_folder(model)):
         raise UserError(f"model.{key}: {fault}")
     return single_files(model)
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= FULL_HASH_BYTES:
-            while chunk := file.read(2**20):
-                yield chunk
-            return
-        yield file.read(2**20)
-        for index in range(SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * index // (SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
@@ -434,12 +388,13 @@ def load_model(
     block_quantizer: Quantizer | None = None,
     cpu_blocks: frozenset[int] = frozenset(),
     block_sharing: BlockTransform | None = None,
+    decoder: Path | None = None,
 ) -> DiffusionModel:
     """The model of a `model:` section; its parts are loaded on first use.
 
     weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
-    merge_fn, cpu_blocks: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where it is not
-    `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
+    merge_fn, cpu_blocks, decoder: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where
+    it is not `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
     Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
     """
     folder = model_folder(model)
@@ -451,6 +406,7 @@ def load_model(
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),
+        decoder=decoder,
         device=device,
         dtype=dtype,
         weights_dtype=weights_dtype,

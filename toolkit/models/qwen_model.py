@@ -15,9 +15,10 @@ from torch import Tensor
 from toolkit.data.types import Size
 from toolkit.models.folder_family import FolderFamily, dynamic_shift, reference_size
 from toolkit.models.folder_model import FolderModel
+from toolkit.models.hashes import weights_hash
 from toolkit.models.interface import DynamicShift
-from toolkit.models.loading import BLOCKS, weights_hash
-from toolkit.models.vae_bands import BandedVae, NotLocal
+from toolkit.models.loading import BLOCKS
+from toolkit.models.vae_bands import in_bands
 from toolkit.models.vae_files import encoder_hash
 
 
@@ -59,11 +60,7 @@ class QwenModel(FolderModel):
     @torch.no_grad()
     def encode_images(self, pixels_BPHW: Tensor) -> Tensor:
         pixels_BPFHW = pixels_BPHW.to(self.options.device, self.options.dtype).unsqueeze(2)
-        vae = self.on_device("vae")
-        try:
-            moments_BCFHW = BandedVae(vae).encode(pixels_BPFHW)
-        except NotLocal:
-            moments_BCFHW = vae.encode(pixels_BPFHW).latent_dist.parameters
+        moments_BCFHW = in_bands(self.on_device("vae")).encode(pixels_BPFHW)
         latents_BCHW = moments_BCFHW.chunk(2, dim=1)[0].squeeze(2)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         return (latents_BCHW - mean_C11) / std_C11
@@ -73,11 +70,7 @@ class QwenModel(FolderModel):
         latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
-        vae = self.on_device("vae")
-        try:
-            pixels_BPFHW = BandedVae(vae).decode(latents_BCFHW)
-        except NotLocal:
-            pixels_BPFHW = vae.decode(latents_BCFHW, return_dict=False)[0]
+        pixels_BPFHW = in_bands(self.on_device("vae")).decode(latents_BCFHW)
         return pixels_BPFHW[:, :, 0].float().clamp(-1, 1)
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,6 +98,29 @@ class BandedVae:
         return _joined(_chain(_cut(hidden_BCFHW, rows), self._up)).clamp(-1, 1)
 
 
+class WholeVae:
+    """A VAE that works on whole images, with the methods of `BandedVae`."""
+
+    def __init__(self, vae: Module) -> None:
+        self.vae = vae
+
+    def encode(self, pixels_BPFHW: Tensor) -> Tensor:
+        moments_BCFHW: Tensor = self.vae.encode(pixels_BPFHW).latent_dist.parameters
+        return moments_BCFHW
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        pixels_BPFHW: Tensor = self.vae.decode(latents_BCFHW, return_dict=False)[0]
+        return pixels_BPFHW
+
+
+def in_bands(vae: Module) -> BandedVae | WholeVae:
+    """The VAE in bands where all its layers are known to be local; else whole, as one with patches is."""
+    try:
+        return BandedVae(vae)
+    except NotLocal:
+        return WholeVae(vae)
+
+
 # ---------------------------------------------------------------- bands
 
 
@@ -129,7 +152,7 @@ def _each(bands: Bands, compute: Callable[[Tensor], Tensor]) -> Bands:
 
 
 def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Bands:
-    """Bands of which each begins with the rows that its first result needs, and ends with those that its last needs.
+    """The bands, each extended by the rows that its first and last results need.
 
     size, stride: of the window of rows that makes one row. above, below: rows of zeros around the image.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -12,6 +13,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import FEW_PAIRS, PreferenceConfig, TrainConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
+from toolkit.data.from_base import not_made_yet
 from toolkit.data.image_data import ImageData, open_stream
 from toolkit.data.items import sample_inputs, too_large
 from toolkit.data.types import Size
@@ -19,27 +21,33 @@ from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
 from toolkit.flow.settings import describe_levels
-from toolkit.memory.flops import StepWork
+from toolkit.memory.estimate import GB
 from toolkit.models.families import (
     LARGE_MODEL_BLOCKS,
     ModelFamily,
     deployed_grid,
     family_for,
+    model_bytes,
     title_of,
     unknown_family,
     yet_to_come,
 )
+from toolkit.models.recipes import RECIPES
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
-from toolkit.plan.memory import MemoryEstimate
-from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards, step_work
+from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
+from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
+from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
-from toolkit.plan.planning import Planner
+from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
+from toolkit.plan.run_time import run_work, times_key
+from toolkit.plan.step_time import RunTime
 from toolkit.system.distributed_env import read_distributed_env
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
 
 _ON_DISK = {
     "always": ", each state {} on disk",
@@ -126,11 +134,37 @@ class SdPlanner(Planner[DiffusionSection]):
         state = 0 if section.save.states == "never" else trained.state_bytes(section.train)
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
-    def step_work(self, data: ImageData) -> StepWork | None:
-        if self.job.yet_to_come(self.section.model.folder()):
+    def run_time(self, data: ImageData, steps: int) -> RunTime | None:
+        section, machine = self.section, self.machine
+        if self.job.yet_to_come(section.model.folder()):
             return None
-        facts = self.family.footprint(self.section.model.files_folder())
-        return step_work(self.section, facts, groups_of(self.section, data))
+        groups = groups_of(section, data)
+        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
+        card = self._card(data, gpu)
+        if card and (self.job.card or machine.limit is None):
+            machine = replace(machine, limit=card.memory_gb * GB)
+        often = times_in_run(section.train, data, steps)
+        work = run_work(section, groups, steps, often, plan_memory(section, groups, machine), self.save_size())
+        if work is None:
+            return None
+        no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""
+        if card and section.train.dtype == "float32":
+            card, no_card = None, "the table of cards has no rate of float32"
+        return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)
+
+    def _card(self, data: ImageData, gpu: str) -> Card | None:
+        """The card that the time is calculated for: the one that `--card` asks for, the one here, or, for a model that
+        needs one where there is none, a well-known one that the job fits. gpu: the driver's name of the one here."""
+        if self.machine.kind != "cuda":
+            return None
+        if self.job.card:
+            return asked_card(self.job.card)
+        if gpu:
+            return card_here(gpu)
+        if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:  # trained on the CPU
+            return None
+        memory = self.memory(data)
+        return assumed_card((memory and memory.card()) or GPU_SIZES_GB[-1])
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
         section, size = self.section, self.save_size()
@@ -157,6 +191,7 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"licence: {kept}, which run.py publish writes ({terms.link})"
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
+        yield from self._made(data)
         yield from self._inputs(data)
         yield from self._passes(data)
         yield from self._weights()
@@ -164,6 +199,19 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from settings_lines(self.section, self.family)
         if data.scan.pairs or self.section.train.preference:
             yield from self._pairs(data)
+
+    def _made(self, data: ImageData) -> Iterator[str]:
+        """How many images the base model has still to make, and where all of them are."""
+        made = {sample.image: sample.made for sample in data.scan.samples if sample.made}
+        if not made:
+            return
+        missing, first = len(not_made_yet(data.items)), next(iter(made.values()))
+        guidance = f" at guidance {first.guidance_scale:g}" if first.guidance_scale > 1 else ""
+        how = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
+        if not missing:
+            how = f"all {len(made):,} are there"
+        where = Path(next(iter(made))).parent if first.base else "the cache"
+        yield f"images of the base model (from_base): {how}; in {where}"
 
     def _pairs(self, data: ImageData) -> Iterator[str]:
         """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
@@ -231,12 +279,13 @@ class SdPlanner(Planner[DiffusionSection]):
         """The LoRA files that are active beside the network at times, those that are merged into the model, and what
         quantization costs."""
         if used := self.section.train.assistant:
-            name = Path(used.path).name
+            name, to_come = Path(used.file()).name, used.to_download()
+            if to_come:
+                yield f"train.assistant: {to_come} is not in the hub cache: the run downloads it first"
             yield f"train.assistant: {name} times {used.multiplier:g} is on in training, off in samples and validation"
-        elif self._needs_assistant():
-            hub_id, file = self.family.training_adapter
+        elif adapter := self._published_assistant():
             what = "LoRAs of this model may collapse into texture while the loss falls; others avoid it with"
-            yield f"train.assistant: none. {what} {hub_id}/{file} (docs/models.md)"
+            yield f"train.assistant: none. {what} {adapter} (docs/models.md)"
         if few := self.section.train.few_step_loss:
             since = f"after {few.start:.0%} of the steps, " if few.start else ""
             what = f"{few.share:.0%} of the micro-batches with {Path(few.lora).name}, at its {few.steps} noise levels"
@@ -249,6 +298,8 @@ class SdPlanner(Planner[DiffusionSection]):
                 f"samples also in {deployed_grid(way)[0]} steps at CFG {way.cfg:g}{beside} ({way.label}){where}; "
                 "the survival score needs each image once without the network too"
             )
+        if decoder := self.section.decoder():
+            yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
         model = self.section.model
         for lora in model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
@@ -266,10 +317,14 @@ class SdPlanner(Planner[DiffusionSection]):
             lost = f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %"
             yield f"{lost}; an accuracy-recovery adapter for {model.qtype} ('{model.qtype}|file') corrects it"
 
-    def _needs_assistant(self) -> bool:
-        """Whether an adapter is trained on a model of full size that has a training adapter."""
-        known = self.family.training_adapter[0] and not self.section.network.trains_model
-        return bool(known) and self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
+    def _published_assistant(self) -> str:
+        """The training adapter that is published for the model, where an adapter is trained on it at full size; empty:
+        there is none."""
+        recipe = RECIPES.get(title_of(self.section.model, self.family))
+        if self.section.network.trains_model or not recipe or not recipe.adapters:
+            return ""
+        is_large = self.family.block_count(self.section.model.files_folder()) >= LARGE_MODEL_BLOCKS
+        return recipe.adapters[0].name if is_large else ""
 
     def _adapter(self) -> Iterator[str]:
         """What is held of the base model, and what that costs; a warning where the rank is above that of whole

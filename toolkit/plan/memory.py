@@ -114,6 +114,9 @@ class MemoryEstimate:
     step: LargestStep | None = None
     """None where a trainer chooses no level by it."""
 
+    level: str = ""
+    """The level of checkpointing that the numbers are those of."""
+
     @property
     def peak(self) -> Phase:
         """The phase that takes most."""

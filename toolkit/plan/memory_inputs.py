@@ -10,6 +10,8 @@ from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 
+from toolkit.config.dataset import area_of
+from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import OptimizationConfig, TrainConfig
 from toolkit.data.image_data import ImageData
@@ -17,7 +19,6 @@ from toolkit.data.types import BucketedSample, Size
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
-from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules
@@ -167,30 +168,6 @@ def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     return -(-train.batch_size // splits), -(-count * min(splits, train.batch_size) // processes)
 
 
-def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> StepWork | None:
-    """What an optimizer step takes of one rank, on average over the images; None: not known.
-
-    `gradient_checkpointing: auto` counts as `full`.
-    """
-    train, trains_model = section.train, section.network.trains_model
-    trained = [group for group in groups if not group.held_out]
-    if not sum(group.uses for group in trained):
-        return None
-    level = train.checkpointing_level()
-    sizes = BatchSizes(section, facts, groups)
-    weights = 0 if trains_model else count_trainable_params(section).weights
-    total, kept = 0.0, len(train.preservations())  # each makes a pass without gradients and a whole one
-    for group in trained:
-        batch, is_pair = sizes.of_group(group), group.compared and train.preference is not None
-        forward = of_forward(batch.tokens // batch.images, facts.width, facts.blocks, weights)
-        whole = forward.executed("full" if level == "auto" else level, trains_model)
-        without = kept + is_pair  # passes without gradients
-        total += group.uses * batch.images * ((1 + kept) * whole + without * (forward.linear + forward.attention))
-    images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
-    kernels = (1 + kept) * share_of_rank(train)[1] * facts.blocks * KERNELS_PER_BLOCK
-    return StepWork(images * total / sum(group.uses for group in trained), kernels)
-
-
 LETTERS_PER_TOKEN = 3
 """Characters per token of a caption; a cautious average."""
 
@@ -222,18 +199,24 @@ class ItemGroup:
     compared: bool = False
     """Whether each is compared with a worse image (`train.preference`)."""
 
+    items: int = 1
+    """How many they are."""
+
 
 def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
     """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
-    found: dict[tuple[Size, int, bool, bool, bool], tuple[int, int]] = {}
+    found: dict[tuple[Size, int, bool, bool, bool], tuple[int, int, int]] = {}
     for split, is_held_out in ((items, False), (held_out, True)):
         for item in split:
             sample = item.sample
             shuffled, compared = sample.rules.shuffle_tokens, bool(sample.worse) and not is_held_out
             key = item.crop.bucket, len(sample.control_images), shuffled, is_held_out, compared
-            uses, longest = found.get(key, (0, 0))
-            found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts))
-    return tuple(ItemGroup(*key[:4], uses, longest, compared=key[4]) for key, (uses, longest) in found.items())
+            uses, longest, count = found.get(key, (0, 0, 0))
+            found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts)), count + 1
+    return tuple(
+        ItemGroup(*key[:4], uses, longest, compared=key[4], items=count)
+        for key, (uses, longest, count) in found.items()
+    )
 
 
 def groups_of(section: DiffusionSection, data: ImageData) -> tuple[ItemGroup, ...]:
@@ -298,10 +281,20 @@ class BatchSizes:
         larger one."""
         section = self._section
         pictures = [] if section.train.disable_sampling else section.sample_pictures()
-        samples = [self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt)) for item in pictures]
+        samples = [self.of_picture(item) for item in pictures]
         if section.validation is None or not section.validation.edits:
             return samples
         return samples + [self.of_group(group) for group in self._groups if group.held_out and group.references]
+
+    def of_picture(self, item: SamplePicture) -> LargestBatch:
+        """A sample image."""
+        return self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt))
+
+    def base_images(self) -> list[LargestBatch]:
+        """The images that the base model makes (`datasets[].from_base`), one at a time."""
+        longest = max((group.longest for group in self._groups), default=0)
+        sizes = [max(map(area_of, each.resolution)) for each in self._section.datasets if each.from_base]
+        return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""

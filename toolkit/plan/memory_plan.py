@@ -38,6 +38,7 @@ from toolkit.plan.memory_inputs import (
     FLOAT,
     BatchSizes,
     ItemGroup,
+    LargestBatch,
     bytes_beside,
     count_trainable_params,
     num_shards,
@@ -69,6 +70,9 @@ SWAP_BUFFERS = 2
 
 QUANTIZING_COPIES = 4
 """Copies of a layer, in the dtype of the weights, while it is quantized."""
+
+GENERATING = "images of the base model"
+"""The phase in which images of `datasets[].from_base` are made, before the first step."""
 
 Bytes = dict[str, float]
 """Bytes by consumer."""
@@ -142,6 +146,7 @@ class _Estimator:
         self.optimizer = self.local.optimizer_bytes(self.train)
         self.sizes = BatchSizes(section, self.facts, groups)
         self.largest, self.samples = self.sizes.batch(share_of_rank(self.train)[0]), self.sizes.samples()
+        self.base_images = self.sizes.base_images()
         self.is_streamed = any(group.streamed for group in groups)
         # Whether the modulation cache can be used: as `modulation_cache.check_modulation_frozen` decides.
         kind = KINDS[self.network.type]
@@ -179,6 +184,9 @@ class _Estimator:
         }
         if self.samples:
             phases["sampling"] = self._sampling(max(rows, MOST_ROWS))
+        if self.base_images:
+            at_rest = self._at_rest(0, max(rows, MOST_ROWS))
+            phases[GENERATING] = at_rest | {"VAE": self.vae, **self._drawing(self.base_images)}
         notes = []
         if self.processes > 1:
             notes.append(
@@ -189,7 +197,7 @@ class _Estimator:
         beside = self.within_backward + sum(self.whole_blocks)
         step = LargestStep(self._shape(), self.optimizer, beside)
         host = self._host() if self.on_gpu else {}
-        return MemoryEstimate(found, self.on_gpu, host, tuple(notes), table, step)
+        return MemoryEstimate(found, self.on_gpu, host, tuple(notes), table, step, level)
 
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
@@ -207,7 +215,8 @@ class _Estimator:
 
     def _encoding(self) -> Bytes:
         """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
-        seen = [self.largest, *self.samples, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
+        drawn = (*self.samples, *self.base_images)
+        seen = [self.largest, *drawn, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
         images = self.facts.encoding(pixels) * self.number
         tokens = max(one.text_tokens + one.encoder_tokens for one in seen)
@@ -305,15 +314,18 @@ class _Estimator:
 
     def _sampling(self, rows: int) -> Bytes:
         """Forward passes without gradients with the eval weights, then the decoder."""
-        shapes = [self._shape(one.tokens) for one in self.samples]
-        decoding = self.facts.decoding(max(image.pixels for image in self.samples)) * self.number
         raw = self.local.weights * self.trained_bytes * self.train.ema_config.use_ema
         return {
             **self._at_rest(self.optimizer, rows),
             "weights saved while EMA is swapped in": raw,
             "VAE": self.vae,  # on the device while it decodes, whatever low_vram says
-            **self._with_gaps(max(decoding, *(shape.forward() for shape in shapes))),
+            **self._drawing(self.samples),
         }
+
+    def _drawing(self, images: Sequence[LargestBatch]) -> Bytes:
+        """Activations of the largest of these images: of a forward pass, or of the decoder."""
+        decoding = self.facts.decoding(max(image.pixels for image in images)) * self.number
+        return self._with_gaps(max(decoding, *(self._shape(one.tokens).forward() for one in images)))
 
     def _with_gaps(self, activations: float, level: str = "full") -> Bytes:
         return {"activations": activations, "gaps": self.gaps(activations, level)}

@@ -13,7 +13,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import single_files
 from toolkit.config.process import JobContext
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
-from toolkit.files.run_files import duration
+from toolkit.files.run_files import about, amount
 from toolkit.files.writing import readable_size
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of
 from toolkit.system.nvidia import why_no_device_here
@@ -102,15 +102,39 @@ class DiskOutlook(NamedTuple):
 
 
 class TimeOutlook(NamedTuple):
-    """The time of the optimizer steps that are left, calculated for the GPU that is there. Where there is none, or its
-    rate is not known: for the one that was measured."""
+    """The time that is left of a run."""
 
     steps: int
     step_s: float
     """Seconds per optimizer step."""
 
     seconds: float
-    calculated_for: str
+    card: str
+    """What it is the time of: a card with its article, or the device of an earlier run."""
+
+    measured: bool
+    """An earlier run on this machine took so long for a step; otherwise it is calculated."""
+
+    parts: dict[str, float]
+    """Part -> its seconds."""
+
+    @property
+    def _least_named(self) -> float:
+        return max(60.0, NAMED * self.seconds)
+
+    def line(self, until_the_data_ends: bool) -> str:
+        """The line of a plan."""
+        how = "measured here" if self.measured else "calculated"
+        if until_the_data_ends:
+            return f"time: about {self.step_s:.2g} s for each step on {self.card} ({how})"
+        others = sorted(((seconds, part) for part, seconds in self.parts.items() if part != "steps"), reverse=True)
+        named = [f"{amount(seconds)} of it for {part}" for seconds, part in others if seconds > self._least_named]
+        rest = "".join(f", {each}" for each in named[:MOST_NAMED])
+        return f"time: {about(self.seconds)} on {self.card} ({how}){rest}; a step takes {self.step_s:.2g} s"
+
+
+NAMED, MOST_NAMED = 0.02, 2
+"""Share of the time from which on a part of it is named, and how many are."""
 
 
 Beginning = Literal["new", "resumes", "complete", "refused"]
@@ -174,10 +198,14 @@ class Outlook:
     will_not_start: tuple[str, ...] = ()
     """Why the run does not start."""
 
+    no_time: str = ""
+    """Why no time is given, where there is something to say."""
+
     def to_json(self) -> dict[str, Any]:
         trains = {
             "disk": self.disk._asdict() if self.disk else None,
             "time": self.time._asdict() if self.time else None,
+            "no_time": self.no_time or None,
             "start": self.start.to_json() if self.start else None,
         }
         return {
@@ -199,15 +227,10 @@ class Outlook:
             line = f"{needed}{there} ({readable_size(disk.free_bytes)} free)"
             short = disk.needed_bytes - disk.there_bytes > disk.free_bytes
             lines = [f"warning: {line}: too little, saves are put off once the disk is full" if short else line]
-        if begins and (time := self.time):
-            whole = f"{duration(time.seconds)} for {time.steps:,} steps of {time.step_s:.3g} s"
-            each = f"{time.step_s:.3g} s for each step"
-            lines.append(
-                f"time: about {each if self.steps == UNTIL_THE_DATA_ENDS else whole}, calculated for "
-                f"{time.calculated_for}; loading, compiling, encoding, saving and sampling come on top"
-            )
+        if begins and self.time:
+            lines.append(self.time.line(self.steps == UNTIL_THE_DATA_ENDS))
         elif begins:
-            lines.append("time: the first steps will tell")
+            lines.append("time: the first steps will tell" + (f"; {self.no_time}" if self.no_time else ""))
         if self.start:
             lines.append(self.start.line(self.steps))
         reasons = (reason.replace("\n", "\n    ") for reason in self.will_not_start)

@@ -23,6 +23,7 @@ from toolkit.config.train import (
     LEAST_LATER,
     MAX_STEPS,
     UNTIL_THE_DATA_ENDS,
+    OptimizationConfig,
     TrainConfig,
 )
 from toolkit.data.captions import prompt_warnings
@@ -32,22 +33,14 @@ from toolkit.data.image_data import ImageData
 from toolkit.data.types import BucketedSample
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
-from toolkit.memory.compile_times import compile_seconds
-from toolkit.memory.flops import COMPILE_S, MEASURED_GPU, StepWork
-from toolkit.models.families import model_bytes
+from toolkit.memory.kept_times import compile_seconds, run_times
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
 from toolkit.plan.oom_hints import advice_line, why_too_large
 from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
 from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
-from toolkit.system.nvidia import (
-    ACCIDENTAL_CPU_LIMIT,
-    compiling_note,
-    cpu_instead_here,
-    gpu_name,
-    has_no_gpu,
-    why_no_device_here,
-)
+from toolkit.plan.step_time import COMPILE_S, RunTime
+from toolkit.system.nvidia import compiling_note, cpu_instead_here, has_no_gpu, why_no_device_here
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
 from toolkit.train.resumption import Start, plan_start, trained_images
@@ -108,8 +101,8 @@ class Planner(ABC, Generic[SectionT]):
         """What one save takes on the disk."""
         return None
 
-    def step_work(self, data: ImageData) -> StepWork | None:
-        """What an optimizer step takes; None: not known."""
+    def run_time(self, data: ImageData, steps: int) -> RunTime | None:
+        """What says how long a run of so many optimizer steps takes; None: not known."""
         return None
 
     def length_notes(self, steps: int) -> Iterator[str]:
@@ -132,10 +125,10 @@ class Planner(ABC, Generic[SectionT]):
         batches, steps = data.micro_batches(train.batch_size), data.optimizer_steps(train)
         # What `train.compile: auto` does on this machine, as far as it can be known without torch.
         asks = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
-        work = self.step_work(data) if self.machine.kind == "cuda" else None
-        if asks and work:
-            gpu = gpu_name(section.device)
-            self.against_compiling = work.against_compiling(gpu, steps, compile_seconds(gpu) or COMPILE_S)
+        time = self.run_time(data, steps)
+        if asks and time and time.card and (time.gpu or time.is_asked):
+            compile_s = (not time.is_asked and compile_seconds(time.gpu)) or COMPILE_S[time.work.level]
+            self.against_compiling = time.work.step.against_compiling(time.card, steps, compile_s)
         compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
         if self.against_compiling:
             compiling = f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
@@ -167,7 +160,7 @@ class Planner(ABC, Generic[SectionT]):
             ),
             memory=memory,
             save_size=self.save_size() if memory else None,
-            step_work=work if memory else None,
+            time=time if memory else None,
             against_compiling=self.against_compiling,
             stream=data.stream.plan() if data.stream else None,
         )
@@ -243,23 +236,46 @@ def run_outlook(
     else:
         of_model = tuple(models.why_not_loaded(section.device, model)) if models and model else ()
         will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
-    disk = time = None
+    disk = None
     if needed_bytes is not None:
         there = sum(state.size for state in list_checkpoints(folder))
         there += sum(file.size for file in list_network_files(folder))
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
-    if plan.step_work:
+    time, no_time = None, ""
+    if plan.time:
         compile = getattr(section.train, "compile", None)
         compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
-        gpu = gpu_name(section.device)
-        step_s = plan.step_work.seconds(gpu, compiled)
-        is_for_gpu = bool(gpu) or (model is not None and model_bytes(model) > ACCIDENTAL_CPU_LIMIT)
-        if step_s is None and is_for_gpu:  # a small model is trained here, without a GPU
-            gpu, step_s = f"an {MEASURED_GPU}", plan.step_work.seconds(MEASURED_GPU, compiled)
-        if step_s:
-            left = 0 if steps == UNTIL_THE_DATA_ENDS else max(0, steps - start.step)
-            time = TimeOutlook(left, step_s, round(left * step_s, 1), gpu)
-    return Outlook(models, steps, disk, time, start, will_not_start)
+        time, no_time = time_outlook(plan.time, section.training_folder, start.step, compiled)
+    return Outlook(models, steps, disk, time, start, will_not_start, no_time)
+
+
+GROWS = ("steps", "samples", "validation", "saving")
+"""Parts of a run of which a resume has those left that its steps are."""
+
+
+def time_outlook(found: RunTime, training_folder: str, done: int, compiled: bool) -> tuple[TimeOutlook | None, str]:
+    """How long the rest of a run takes; where that is not known None, and why, if there is a reason to say.
+
+    done: optimizer steps that are done. compiled: whether the blocks are.
+    """
+    work, card = found.work, found.card
+    kept = None if found.is_asked else run_times(training_folder, found.key)
+    if kept is None and card is None:
+        return None, found.no_card
+    step_s, parts = 0.0, dict[str, float]()
+    if card:
+        step_s = work.step.seconds(card, compiled)
+        parts = work.parts(card, compiled, None if found.is_asked else compile_seconds(found.gpu))
+    if kept:
+        step_s = kept.step_s
+        parts |= {"steps": work.steps * kept.step_s}
+        if kept.picture_s:
+            parts |= {"samples": work.pictures * kept.picture_s}
+    left = max(0, work.steps - done)
+    share = left / work.steps if work.steps else 0.0
+    parts = {name: seconds * (share if name in GROWS else 1.0) for name, seconds in parts.items()}
+    named = card.called if card and not kept else found.gpu or "this CPU"
+    return TimeOutlook(left, step_s, sum(parts.values()), named, bool(kept), parts), ""
 
 
 def _start(
@@ -304,6 +320,18 @@ def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine
             plan.save_size.check(folder)
     except UserError as error:
         yield str(error)
+
+
+def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Callable[[tuple[int, float]], int]:
+    """From an interval in (steps, epochs) to how often it comes in a run of so many optimizer steps, the end
+    included."""
+    micro_batches = data.micro_batches(train.batch_size)
+
+    def often(interval: tuple[int, float]) -> int:
+        every = optimizer_steps(int(interval[0]), interval[1], micro_batches, train.gradient_accumulation)
+        return -(-steps // every) if every else 1
+
+    return often
 
 
 def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:

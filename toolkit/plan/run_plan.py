@@ -17,9 +17,9 @@ from toolkit.data.folder import FolderInfo
 from toolkit.data.types import BucketedSample, ResizeCrop, Size
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space, readable_size
-from toolkit.memory.flops import StepWork
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.outlook import Outlook
+from toolkit.plan.step_time import RunTime
 
 WARNING = "warning: "
 """Begins the notes that are printed together at the end of a plan."""
@@ -146,8 +146,8 @@ class RunPlan:
     save_size: SaveSize | None = None
     """What one save takes on the disk, where it is known."""
 
-    step_work: StepWork | None = None
-    """What an optimizer step takes, where it is known."""
+    time: RunTime | None = None
+    """How long it takes, where that is known."""
 
     against_compiling: str = ""
     """Why `train.compile: auto` compiles nothing: it does not pay in so few steps. Empty: it does."""

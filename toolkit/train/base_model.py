@@ -37,10 +37,12 @@ def load_base_model(
     block_sharing: BlockTransform | None = None,
     training_folder: str = "output",
     make: MakeLowRank | None = None,
+    decoder: Path | None = None,
 ) -> DiffusionModel:
     """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`.
 
     training_folder: whose cache has, or gets, the recovery adapter of `auto`. make: makes the recovery adapter.
+    decoder: see `ModelLoadOptions`.
     """
     of_blocks: Quantizer | None = partial(quantizer, make=make) if make else None
     if of_blocks is None and model.makes_recovery():
@@ -55,6 +57,7 @@ def load_base_model(
         block_quantizer=of_blocks or block_quantizer(model),
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
+        decoder=decoder,
     )
 
 

@@ -22,7 +22,7 @@ from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
-from toolkit.data.types import BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.data.types import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
@@ -148,6 +148,22 @@ def caption_prompts(
             mask=item.sample.mask,
         )
         for index, item in enumerate(items)
+    ]
+
+
+def base_prompts(images: Iterable[BaseImage], family: ModelFacts) -> list[SamplePrompt]:
+    """The images of `datasets[].from_base`, each to be made by the base model."""
+    return [
+        SamplePrompt(
+            image.prompt,
+            image.negative,
+            image.size,
+            seed=image.seed,
+            guidance_scale=image.guidance_scale,
+            steps=image.steps,
+            levels=resampled(family.sample_sigmas, image.steps),
+        )
+        for image in images
     ]
 
 

@@ -18,7 +18,7 @@ from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
-from toolkit.models.folder_family import BYTES_PER_WEIGHT, DECODE_TENSORS, ENCODE_TENSORS
+from toolkit.models.folder_family import BYTES_PER_WEIGHT
 from toolkit.models.interface import PREDICTIONS
 from toolkit.registry import Registry
 
@@ -33,6 +33,11 @@ TRANSFORMERS = Registry(
     },
 )
 """Class of diffusers -> its adapter (`transformers.TransformerAdapter`)."""
+
+
+ENCODE_TENSORS, DECODE_TENSORS = 14, 22
+"""How many tensors of the VAE's width and the image's size are in memory at most. Measured with AutoencoderKLQwenImage
+on the CPU in bfloat16, base_dim 32, dim_mult 1 2 4 4; convolutions that copy their input take more."""
 
 
 POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}

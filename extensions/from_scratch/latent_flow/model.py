@@ -26,8 +26,9 @@ from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift, size_of_area
 from toolkit.models.folder_model import FolderModel
+from toolkit.models.hashes import weights_hash
 from toolkit.models.interface import BlockWrapper
-from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
+from toolkit.models.loading import BLOCKS, load_blockwise
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from pathlib import Path
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.data.directory import ScanCache
+from toolkit.data.from_base import not_made_yet
 from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
 from toolkit.data.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
@@ -54,7 +55,9 @@ class CacheProcess(BaseExtensionProcess):
         scan_cache = ScanCache.beside(section.training_folder)
         _, trained, validation_split = scan_and_split(section, family, scan_cache)
         scan_cache.save()
-        items = (*trained, *(validation_split.items if validation_split else ()))
+        unmade = not_made_yet(trained)
+        there = [item for item in trained if item.sample.image not in unmade]
+        items = (*there, *(validation_split.items if validation_split else ()))
         device = use_device(pick_device(section.device))
         dtype = DTYPES[section.train.dtype]
         model = load_model(section.model, device, dtype, quantizer)
@@ -79,6 +82,8 @@ class CacheProcess(BaseExtensionProcess):
         sampler.encode(progress)
         scan_cache.save()  # now with the file hashes
         more = " and the sample prompts" if prompts else ""
+        if unmade:
+            logger.info(f"{len(unmade)} images of 'from_base' are not there yet: the training makes and encodes them")
         status.finish(f"cached {len(items)} items{more} in {folder / CACHE_FOLDER}")
         entries: list[CacheEntry] = [entry for each in dataset.entries for entry in (*each.images(), *each.texts())]
         for entry in (*entries, *sampler.entries()):

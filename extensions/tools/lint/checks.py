@@ -14,6 +14,7 @@ import numpy
 
 from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
+from extensions.tools.lint.text_kinds import unlike, without_names
 from toolkit.config.dataset import area_of
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
@@ -401,6 +402,15 @@ def _tokens(text: str) -> int:
     return round(words * 4 / 3 + signs + 1.5 * wide)
 
 
+def prompts(data: Dataset, config: LintConfig) -> Found:
+    items = [item for item in data.items if not (item.is_reg or item.held_out)]
+    names = list(dict.fromkeys([data.trigger, *(item.sample.rules.trigger or "" for item in items)]))
+    captions = list(dict.fromkeys((item.sample.image, text) for item in items for text in item.sample.texts))
+    asked = [without_names(prompt, names) for prompt in data.prompts]
+    for message in unlike([without_names(text, names) for _, text in captions], asked):
+        yield items[0].sample.folder, message
+
+
 def suspect(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         if why := data.suspects.get(os.path.realpath(item.sample.image)):
@@ -411,6 +421,10 @@ def regularisation(data: Dataset, config: LintConfig) -> Found:
     for folder in dict.fromkeys(item.sample.folder for item in data.items if not (item.is_reg or item.held_out)):
         if named_as_regularisation(folder):
             yield folder, REGULARISATION
+
+
+def from_base(data: Dataset, config: LintConfig) -> Found:
+    yield from data.prompt_faults
 
 
 def _short(text: str, longest: int = 60) -> str:
@@ -454,7 +468,9 @@ CHECKS: dict[str, Check] = {
     "several_lines": Check(several_lines, "captions of several lines", "For one of them per use, 'captions: lines'."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
+    "prompts": Check(prompts, "sample prompts unlike the captions", "Word both as you will ask for images."),
     "regularisation": Check(regularisation, "folders named as regularisation images", "Give them is_reg: true."),
+    "from_base": Check(from_base, "prompts of images that the base model makes", "Write what is meant."),
     "suspect": Check(suspect, "images that 'influence' suspects", "Look at image and caption; correct or remove it."),
 }
 """Name -> the check. In the order in which they are reported."""

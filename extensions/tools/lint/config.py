@@ -19,8 +19,8 @@ CHECK_NAMES = (
     *("pair_order", "pair_shape", "pair_shift", "same_as_reference"),
     *("duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption"),
-    *("regularisation", "suspect"),
+    *("no_caption", "trigger", "garbled", "syntax", "several_lines", "same_caption", "long_caption", "prompts"),
+    *("regularisation", "from_base", "suspect"),
 )
 """Every check; `checks.CHECKS` has what it does."""
 

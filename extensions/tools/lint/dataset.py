@@ -149,7 +149,13 @@ class Dataset:
     questions: tuple[tuple[str, str], ...] = ()
     """Folders whose numbers are probably no repeats, and why."""
 
+    prompt_faults: tuple[tuple[str, str], ...] = ()
+    """As of a `DatasetScan`."""
+
     trigger: str = ""
+    prompts: tuple[str, ...] = ()
+    """The sample prompts of the job."""
+
     keeps_alpha: bool = False
     """Whether the model has transparency, and is trained on it."""
 
@@ -231,15 +237,17 @@ def _with_written(item: Item, caption: str, trigger: str) -> Item:
 def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callable[[int, int], None]) -> Dataset:
     """Fills `found`."""
     for dataset in section.datasets:
+        if dataset.from_base:
+            continue
         if not Path(dataset.folder_path).expanduser().is_dir() and not archive_in(dataset.folder_path):
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
     multiple = found.multiple = _size_multiple(section) or SIZE_MULTIPLE
-    cache = ScanCache.beside(section.training_folder)
+    cache, family = ScanCache.beside(section.training_folder), _family(section)
     scan, items, split = split_validation(
         section,
-        *scan_items(section, multiple, cache, found.mistakes),
+        *scan_items(section, multiple, cache, found.mistakes, family),
         multiple,
         lambda count, _: f"{count} images",
         found.mistakes,
@@ -250,7 +258,8 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
         else None
     )
     found.trigger = section.trigger_word
-    family = _family(section)
+    pictures: Any = getattr(section, "sample_pictures", tuple)()  # an autoencoder has no prompts
+    found.prompts = tuple(item.prompt for item in pictures)
     found.keeps_alpha = family is not None and family.pixel_channels == 4
     found.prompt_error = _prompt_error(section, family)
     held_out = split.items if split else ()
@@ -314,11 +323,12 @@ def _fill(
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
     found.unused, found.unpaired, found.converted = scan.unused, scan.unpaired, scan.converted
     found.mask_faults = scan.mask_faults
-    found.questions = scan.questions
+    found.questions, found.prompt_faults = scan.questions, scan.prompt_faults
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
-            if not any(sample.flip):  # the mirrored ones are the same files
+            # The mirrored ones are the same files; what the base model makes is as it is.
+            if not any(sample.flip) and not sample.made:
                 crops.setdefault((sample.image, is_held_out), (sample, []))[1].append(crop)
     found.split_folders = scan.held_out
     # A sample that is only mirrored has no other.

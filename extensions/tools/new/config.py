@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from extensions.tools.shared.examples import WITHOUT_GPU, written_job
+from extensions.tools.shared.examples import WITHOUT_GPU, is_small, written_job
 from extensions.tools.shared.keys import check_folder, name_like
 from toolkit.commands import command
 from toolkit.config.field_types import PathStr, value_error
@@ -82,6 +82,13 @@ class NewConfig(ToolConfig):
     def gpu_gb(self) -> int:
         """GB of the GPU that the job is for; 0: there is none."""
         return self.gpu or round(least_memory() / 2**30)
+
+    def assumed_gb(self) -> int:
+        """GB of the card that stands for the GPU of the job in its plan; 0: this machine's own counts, or none is
+        needed."""
+        if self.gpu or (not self.gpu_gb() and not is_small(self.model)):
+            return self.gpu or WITHOUT_GPU
+        return 0
 
     def is_as_written(self) -> bool:
         """Whether the file to write is there as this command writes it: an earlier call was interrupted, or found

@@ -13,6 +13,7 @@ from toolkit.commands import command
 from toolkit.data.partners import with_affix
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
+from toolkit.plan.cards import assumed_card
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,11 @@ class NewProcess(BaseExtensionProcess):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         done = "is there as written before" if was_there else "written"
-        logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB" + ("" if gpu else " (none here; see --gpu)"))
+        assumed = section.assumed_gb()
+        card = assumed_card(assumed) if assumed else None
+        such = f", such as {card.called}" if card else ""
+        missing = "" if gpu else " (none here; see --gpu)"
+        logger.info(f"{path}: {done} for a GPU of {gpu or WITHOUT_GPU} GB{such}{missing}")
         if names := pairs_in(section.folder):
             image = with_affix("X", names.image)
             controls = ", ".join(with_affix("X", control) for control in names.controls)
@@ -43,7 +48,7 @@ class NewProcess(BaseExtensionProcess):
             logger.info(f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'")
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
-        if _run_py(path, "--dry-run"):
+        if _run_py(path, "--dry-run", *(["--card", card.name] if card else [])):
             raise RunError(
                 f"{path} was written, but a start would refuse what stands above. Correct it, in the images or in "
                 f"the job, then: {command(path)} --dry-run"

@@ -23,8 +23,9 @@ from toolkit.data.partners import PairNames, in_yaml, pair_names
 from toolkit.data.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
-from toolkit.models.families import arch_of, family_for, model_bytes
+from toolkit.models.families import arch_of, family_for, model_bytes, title_of
 from toolkit.models.interface import ModelFacts
+from toolkit.models.recipes import RECIPES
 from toolkit.registry import FAMILIES
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT
 from toolkit.version import COMMAND
@@ -195,8 +196,7 @@ def model_of(name: str) -> Model:
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
     own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": "config/examples/photos", "id": model.id}
-    adapter = FAMILIES.load(model.arch).training_adapter
-    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, adapter=adapter, adapter_here="", **own)
+    return _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, recipe=RECIPES[model.title], **own)
 
 
 def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
@@ -204,7 +204,7 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
     that is small enough for any machine gets the settings of the quickstart. Raises UserError for a model's folder of
     no known family, and for a GPU that is too small for the model."""
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
-    if model and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT:
+    if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
         text = _with_pairs(_small_job(family, _quoted(model), **own), folder)
         return _with_subfolders(_with_numbers(text, folder), folder)
@@ -220,23 +220,16 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
             f"gpu: {like.title} does not fit a GPU of {gpu} GB, whatever its settings: the smallest has {least} GB. "
             f"Write the job for one that you rent or borrow with --gpu {least} or more, or give a smaller --model."
         )
-    here = downloaded_adapter(family)
-    own |= {"id": _quoted(model or like.id), "adapter_here": _quoted(here) if here else ""}
-    text = _fill(like, card, written=True, adapter=family.training_adapter, **own)
+    own["id"] = _quoted(model or like.id)
+    title = title_of(ModelConfig(name_or_path=model or like.id), family)
+    text = _fill(like, card, written=True, recipe=RECIPES.get(title, RECIPES[like.title]), **own)
     text = _with_pairs(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder)
     return _with_subfolders(_with_numbers(text, folder), folder)
 
 
-def downloaded_adapter(family: ModelFacts) -> str:
-    """The file of the family's training adapter in `loras` or the hub cache; empty: it is in neither, or there is
-    none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    hub_id, file = family.training_adapter
-    if not hub_id or (Path("loras") / file).is_file():
-        return hub_id and f"loras/{file}"
-    found = try_to_load_from_cache(hub_id, file)
-    return found if isinstance(found, str) else ""
+def is_small(model: str) -> bool:
+    """Whether a model, a hub id or local folder, is trained on any machine; empty: the first of MODELS."""
+    return bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
 
 
 def pairs_in(folder: str) -> PairNames | None:

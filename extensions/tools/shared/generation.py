@@ -16,6 +16,7 @@ from typing import Any
 from extensions.tools.shared.image_files import LATENTS, picture_name, read_latents, write_latents, write_picture
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
+from extensions.tools.shared.run_job import decoder_note
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.output import SampleItem
@@ -91,6 +92,10 @@ class PictureMaker:
         Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
         """
         self.config: ModelConfig = section.found_model()
+        if section.model is None:
+            note = decoder_note(Path(split_strength(section.lora[0])[0]).expanduser())
+            if note:
+                logger.info(note)
         self.section = section = section.model_copy(update={"model": self.config})
         self.family: ModelFacts = checked_family(self.config)
         check_device(section.device, model_bytes(self.config))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from toolkit.files.redact import redact_text
-from toolkit.files.run_files import duration
+from toolkit.files.run_files import about, duration
 from toolkit.files.writing import open_regular, readable_size
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def environment(*folders: Path) -> Environment:
     made.filters |= {
         "redacted": lambda text: redact_text(str(text)),
         "duration": duration,
+        "about": about,
         "points": points,
         "size": readable_size,
         "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),

@@ -82,6 +82,19 @@ def model_of(file: Path) -> ModelConfig:
     return model
 
 
+def decoder_note(file: Path) -> str:
+    """What a user should know where the samples of a LoRA's run were decoded with another VAE than images of the run's
+    model are; empty: they were not."""
+    try:
+        decoder = training_section(read_run(file.parent), check_files=False).decoder()
+    except (RunError, UserError):
+        return ""
+    if decoder is None:
+        return ""
+    remedy = f"To decode as they do, give --model and --vae-path {decoder}"
+    return f"images are decoded with the VAE of the model, the samples of this run with another one. {remedy}"
+
+
 def _of_metadata(file: Path) -> ModelConfig:
     try:
         if file.is_dir():

@@ -93,14 +93,16 @@ def run_py(
     return process.returncode, out, told
 
 
-def check_job(ui: Ui, text: str, name: str, tab: str) -> Checked:
-    """Checks a job as the command line does, with its plan. name: of the file, for messages."""
+def check_job(ui: Ui, text: str, name: str, tab: str, card: str = "") -> Checked:
+    """Checks a job as the command line does, with its plan. name: of the file, for messages. card: that of `--card`;
+    empty: none."""
     checked = Checked()
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
         checks = ui.memory.setdefault("commands", {})
-        code, out, told = run_py(str(path), "--dry-run", "--json", checks=checks, tab=tab)
+        asked = ["--card", card] if card else []
+        code, out, told = run_py(str(path), "--dry-run", "--json", *asked, checks=checks, tab=tab)
     if code < 0 or code == LATE:
         return Checked(fault="late" if code == LATE else "replaced")
     for is_warning, message in _messages(told.replace(f"{folder}/", ""), name):

@@ -75,6 +75,14 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             {"train": {"blank_prompt_preservation": True}},
             "train.blank_prompt_preservation: needs the model without its",
         ),
+        (
+            {"train": {"assistant": "someone/adapter"}},
+            "train.assistant: needs an adapter beside which the file works, and this trains a model. Remove it.",
+        ),
+        (
+            {"sample": {"prompts": ["a"], "vae_path": "fix.safetensors"}},
+            "sample.vae_path: is for models of the Qwen-Image family, and this model has an autoencoder of its own.",
+        ),
         ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not supported"),
         (
             {"train": {"min_timestep": 900, "max_timestep": 300}},

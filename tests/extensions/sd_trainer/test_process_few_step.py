@@ -124,7 +124,7 @@ def test_a_resume_knows_the_assistant_by_its_content(run, tmp_path: Path) -> Non
     [
         ({"train": {"assistant": "none.safetensors"}}, r"assistant: .none\.safetensors. does not exist"),
         (
-            {"train": {"assistant": "me/its/a.safetensors"}},
+            {"train": {"few_step_loss": {"lora": "me/its/a.safetensors"}}},
             r"run 'hf download me/its a\.safetensors --local-dir",
         ),
         ({"train": {"assistant": "wide.safetensors"}}, r"train\.assistant: wide\.safetensors is of another model"),
@@ -165,7 +165,8 @@ ALSO = [
 def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Path) -> None:
     sample = {**SAMPLE, "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}], "format": "png"}
     plain = run("plain", sample=sample)
-    also = run("also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO})
+    # At this rate two steps change so much that a pixel which `best` rounds otherwise does not move the score.
+    also = run("also", {"assistant": "assistant.safetensors", "lr": 0.2}, sample={**sample, "also": ALSO})
     names = [path.name.partition("_")[2] for path in sorted((also / "samples").glob("000000000_*"))]
     assert names == ["0.png", "1.png", "2_fast.png", "3_fast.png", "4_assistant.png", "5_assistant.png"]
     first = [(folder / "samples" / "000000000_0.png").read_bytes() for folder in (plain, also)]

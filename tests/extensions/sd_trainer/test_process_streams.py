@@ -148,7 +148,7 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(ma
     assert there["VAE"] > 2e8 and there["text encoder"] > 1e10 and "text encoder" not in before
     assert "encoding ahead" not in there
     ahead = phase(planned(2)[0], "training").parts["encoding ahead"]
-    assert ahead > 1e9 and plan.peak_bytes < planned(2)[0].peak_bytes
+    assert ahead > 2e8 and plan.peak_bytes < planned(2)[0].peak_bytes
 
 
 @pytest.fixture

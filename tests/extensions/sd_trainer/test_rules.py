@@ -102,6 +102,29 @@ ROWS: list[tuple[str, ...]] = [
         "E model.vae_path: none.safetensors does not exist",
         "E model.vae_path: network.type 'full' saves the encoders of the model folder",
     ),
+    (f"sample: {{vae_path: none.safetensors, {ONE}}}", "E sample.vae_path: none.safetensors does not exist"),
+    (f"sample: {{vae_path: lora.safetensors, {ONE}}}", "E sample.vae_path: lora.safetensors: has no decoder.conv_in."),
+    (
+        f"sample: {{vae_path: me/decoder, {ONE}}}",
+        "E sample.vae_path: 'me/decoder' is not in the hub cache. Run 'hf download me/decoder' first, or give a file.",
+    ),
+    (
+        "sample: {vae_path: lora.safetensors}",
+        "W sample: has no prompts",
+        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
+    ),
+    (
+        f"train: {{disable_sampling: true}}, sample: {{vae_path: lora.safetensors, {ONE}}}",
+        "E sample.vae_path: there are no samples that it could decode. Remove it, or give prompts.",
+        "E sample.vae_path: lora.safetensors: has no decoder.conv_in.",
+    ),
+    (
+        f"sample: {{vae_path: none.safetensors, {ONE}}}, first_sample: {{vae_path: lora.safetensors, {ONE}}}",
+        "E sample.vae_path: none.safetensors does not exist",
+        "E first_sample.vae_path: is another one than that of 'sample', which decodes these images too. Remove it.",
+        "E first_sample.vae_path: lora.safetensors: has no decoder.conv_in.",
+    ),
     ("model: {arch: qwen_image}", f"E model.arch: 'qwen_image', but {PUBLISHED} is 'qwen_image_edit_plus'. Leave"),
     # ---------------------------------------- the model itself, or an adapter
     (f"{FULL}, model: {{quantize: true}}", "E model.quantize: network.type 'full' trains the weights, and quantized"),

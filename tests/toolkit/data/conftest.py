@@ -32,6 +32,7 @@ def make_image(path: Path, width: int = 64, height: int = 48, colour: str = "red
 def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     section = {
         "folder_path": str(folder),
+        "from_base": None,
         "num_repeats": None,
         "repeats_from_names": None,
         "caption_ext": (".txt",),

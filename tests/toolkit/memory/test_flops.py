@@ -30,20 +30,3 @@ def test_products_grow_with_tokens_and_attention_with_their_square() -> None:
     assert three.adapter == 3 * one.adapter == 3 * 800
     assert three.attention == 9 * one.attention
     assert one.executed("none", trains_model=True) - one.executed("none") == one.linear
-
-
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA GeForce RTX 4090", 165),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA GeForce GTX 1080", None),
-    ],
-)
-def test_a_gpu_is_known_by_its_name(name: str, peak: float | None) -> None:
-    assert flops.reached_flops(name) == (peak and pytest.approx(flops.EFFICIENCY * peak * 1e12))

@@ -13,9 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.live_bytes import LiveBytes
 from tests.measured import at_least, at_most
 from toolkit.models import vae_bands
+from toolkit.models.folder_family import FolderFamily
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.loading import expect_one_frame
-from toolkit.models.vae_bands import BandedVae, NotLocal
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
+from toolkit.models.vae_bands import BandedVae, NotLocal, WholeVae, in_bands
 
 SMALL = {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
 KINDS: dict[str, tuple[Any, dict, int, int, int]] = {
@@ -56,9 +58,11 @@ def test_bands_give_the_numbers_of_the_whole_image(kind, size: tuple[int, int], 
 
 def test_other_layers_are_not_taken_for_local_ones(kind) -> None:
     vae, *_ = kind
+    assert isinstance(in_bands(vae), BandedVae)
     vae.decoder.norm_out = torch.nn.GroupNorm(1, 8)
     with pytest.raises(NotLocal, match="GroupNorm"):
         BandedVae(vae)
+    assert isinstance(in_bands(vae), WholeVae)
 
 
 @torch.no_grad()
@@ -93,10 +97,15 @@ def test_the_memory_is_a_fraction(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("side", [256, 512, 1024, 2048])
-def test_the_plan_counts_it(side: int) -> None:
-    facts = FAMILY.footprint(Path("not here"))
+@pytest.mark.parametrize(
+    ("family", "cls"),
+    [(FAMILY, AutoencoderKLQwenImage), (FAMILY_21, AutoencoderKLQwenImage21)],
+    ids=["qwen", "qwen 21"],
+)
+def test_the_plan_counts_it(family: FolderFamily, cls: Any, side: int) -> None:
+    facts = family.footprint(Path("not here"))
     with FakeTensorMode():
-        taken = elements_of(expect_one_frame(AutoencoderKLQwenImage()), side)
+        taken = elements_of(expect_one_frame(cls()), side)
     for phase, planned in (("encoding", facts.encoding(side**2)), ("decoding", facts.decoding(side**2))):
         at_most(f"{phase}, taken / planned", taken[phase] / planned, 1.0)
         if side > 256:  # a smaller image is one band

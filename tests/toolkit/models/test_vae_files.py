@@ -84,6 +84,25 @@ def test_a_decoder_alone_is_used_with_the_encoder_of_the_model(folder: Path, tmp
     assert found["decoder.conv_in.weight"].equal((weights["decoder.conv_in.weight"] * 1.1).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_decoder_for_samples_is_in_no_identity_and_of_a_whole_vae_the_decoder_alone_counts(
+    folder: Path, tmp_path: Path, is_whole: bool
+) -> None:
+    weights, file = part_weights(folder, "vae"), tmp_path / "vae.safetensors"
+    save_file({name: weight * 1.1 for name, weight in weights.items()} if is_whole else decoder_of(weights), file)
+    section = ModelConfig(name_or_path=str(folder))
+    device, dtype = torch.device("cpu"), torch.float32
+    plain, other = (load_model(section, device, dtype, quantizer, decoder=one) for one in (None, file))
+    assert other.cache_keys("vae") == plain.cache_keys("vae")
+    own, found = (model.part("vae").state_dict() for model in (plain, other))
+    changed = {name for name in own if not torch.equal(found[name], own[name])}
+    assert changed and all(map(is_of_decoder, changed)) and found.keys() == own.keys()
+    image_BPHW = torch.rand(1, plain.family.pixel_channels, 64, 64)
+    latents = [model.encode_images(image_BPHW) for model in (plain, other)]
+    assert latents[0].equal(latents[1])
+    assert not plain.decode_latents(latents[0]).equal(other.decode_latents(latents[0]))
+
+
 def test_a_decoder_that_is_not_whole_or_of_another_size_is_named(folder: Path, tmp_path: Path) -> None:
     weights, file = decoder_of(part_weights(folder, "vae")), tmp_path / "vae.safetensors"
     missing = weights.pop("decoder.conv_out.weight")

@@ -10,7 +10,6 @@ from tests.processes import several
 from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
-from toolkit.memory.flops import COMPILED_HOST_SHARE, HOST_S, KERNELS_PER_BLOCK, StepWork
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.plan.memory_inputs import (
     BatchSizes,
@@ -19,7 +18,6 @@ from toolkit.plan.memory_inputs import (
     group_items,
     share_of_rank,
     step_shape,
-    step_work,
 )
 
 LORA = 147_456_000
@@ -150,33 +148,3 @@ def test_samples_are_generated_one_at_a_time(disabled: bool, count: int) -> None
     assert [(one.images, one.pixels) for one in found] == [(1, PIXELS), (1, PIXELS // 2)][:count]
     assert [one.reference_pixels for one in found] == [0, 0][:count]  # nothing of them is encoded
     assert not found or found[1].text_tokens - found[0].text_tokens == 99
-
-
-def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
-    """One with a reference at 1024 x 1024 takes 587 TFLOP with full checkpointing (tests/toolkit/memory/test_flops.py);
-    a preserved blank prompt has passes of its own."""
-
-    def work_of(*items: BucketedSample, **parts: Any) -> StepWork | None:
-        job = section(**parts)
-        return step_work(job, FAMILY.footprint(job.model.folder()), group_items(items))
-
-    full = {"gradient_checkpointing": "full"}
-    one = work_of(item(), train=full)
-    assert one is not None and one.flops == pytest.approx(587e12, rel=0.05) and one.kernels == 60 * KERNELS_PER_BLOCK
-    assert one.seconds("NVIDIA H100 80GB HBM3") == pytest.approx(one.flops / 0.4 / 989e12)
-    assert one.seconds("NVIDIA B200") == pytest.approx(one.flops / 0.4 / 2250e12)
-    small = work_of(item(256, references=0), train=full)
-    assert small is not None and small.seconds("NVIDIA B200", compiled=False) == 60 * KERNELS_PER_BLOCK * HOST_S
-    assert small.seconds("NVIDIA B200") == pytest.approx(COMPILED_HOST_SHARE * 60 * KERNELS_PER_BLOCK * HOST_S)
-    assert one.seconds("NVIDIA H100 80GB HBM3", compiled=False) == pytest.approx(2.4, rel=0.03), "measured"
-    mixed = work_of(item(repeats=3), item(256, references=0, repeats=1), train=full)
-    assert mixed is not None and mixed.flops == pytest.approx((3 * one.flops + small.flops) / 4)
-    many = work_of(item(), train=full | {"batch_size": 2, "gradient_accumulation": 3})
-    assert many is not None and (many.flops, many.kernels) == (6 * one.flops, 3 * one.kernels)
-    # Two more passes, one of them without gradients.
-    kept = work_of(item(), train=full | {"blank_prompt_preservation": True})
-    assert kept is not None and kept.kernels == 2 * one.kernels
-    assert kept.flops == pytest.approx(2 * one.flops + 168e12, rel=0.01)
-    # Both images of a pair, and both without gradients.
-    pair = work_of(item(worse=("b.png",)), train=full | {"preference": {}})
-    assert pair is not None and pair.flops == pytest.approx(2 * one.flops + 2 * 168e12, rel=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,20 @@ from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.light_start import FORBID
 from tests.running import run_job
-from toolkit.config import load_job
+from toolkit.config import JobContext, load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
-from toolkit.memory.flops import HOST_S, KERNELS_PER_BLOCK
-from toolkit.plan import planning
+from toolkit.memory.flops import KERNELS_PER_BLOCK
+from toolkit.memory.kept_times import RunTimes, remember_run_times
+from toolkit.plan import diffusion, planning
+from toolkit.plan.cards import assumed_card
+from toolkit.plan.diffusion import SdPlanner
+from toolkit.plan.memory_inputs import groups_of
+from toolkit.plan.outlook import TimeOutlook
+from toolkit.plan.run_time import times_key
+from toolkit.plan.step_time import HOST_S
+from toolkit.train.callbacks.times import LEAST_STEPS
 from toolkit.train.lock import run_lock
 
 Plan = Callable[..., tuple[dict[str, Any], str]]
@@ -37,7 +46,7 @@ def plan() -> Plan:
     """The dry run of a job: its entry of the JSON, and its words."""
     table = discover()
 
-    def plan(path: Path, **options: bool) -> tuple[dict[str, Any], str]:
+    def plan(path: Path, **options: Any) -> tuple[dict[str, Any], str]:
         found = plan_job(load_job(path, table.find_config), **options)
         return found.to_json()["processes"][0], found.render()
 
@@ -66,45 +75,155 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
-    monkeypatch.setattr(planning, "gpu_name", lambda device: here.get(device, ""))
-    found, words = plan(job(device="cuda:0", train={"gradient_accumulation": 3}))
+PUBLISHED = {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}
+INT4 = PUBLISHED | {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "low_vram": True}
+BF16 = {"dtype": "bf16"}
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Device -> the name of the GPU that this machine has there."""
+    found = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
+    monkeypatch.setattr(diffusion, "gpu_name", lambda device: found.get(device, ""))
+    return found
+
+
+def line_of_time(words: str) -> str:
+    return next(line.strip() for line in words.splitlines() if line.startswith("  time: "))
+
+
+def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, here) -> None:
+    found, words = plan(job(device="cuda:0", train=BF16 | {"gradient_accumulation": 3}))
     time = found["time"]
-    assert (time["steps"], time["calculated_for"]) == (2, "NVIDIA L40S")
-    # Of two blocks, which compiling does not pay for.
-    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S)
-    assert "calculated for NVIDIA L40S; loading, compiling, encoding" in words
-    published = {"model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}}
-    for others in ({"device": "cuda:1"}, {"device": "auto", **published}):  # its rate is not known; none is here
-        found, words = plan(job(**others))
-        assert found["time"]["calculated_for"] == "an H100" and "time: about " in words
-    for device in ("cpu", "auto"):  # the tiny model is trained without a GPU
-        found, words = plan(job(device=device))
-        assert found["time"] is None and "time: the first steps will tell" in words
+    assert (time["steps"], time["card"], time["measured"], found["no_time"]) == (2, "an L40S", False, None)
+    # Two blocks, which compiling does not pay for, leave the card waiting for the host.
+    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * HOST_S, rel=0.01)
+    assert time["seconds"] == pytest.approx(sum(time["parts"].values()))
+    assert time["parts"]["steps"] == 2 * time["step_s"] and time["parts"]["compiling"] == 0
+    assert line_of_time(words) == "time: under a minute on an L40S (calculated); a step takes 0.14 s"
 
 
-def test_the_time_of_a_step_is_not_kept_and_the_guide_does_not_promise_it(job, plan: Plan, run) -> None:
-    run(job())
-    assert "time: the first steps will tell" in plan(job(train={"steps": 3}))[1]
+def test_an_unknown_gpu_gets_no_time_and_the_reason(job, plan: Plan, here) -> None:
+    found, words = plan(job(device="cuda:1"))
+    assert (found["time"], found["no_time"]) == (None, "NVIDIA GeForce GT 710 is not in the table of cards")
+    assert line_of_time(words) == (
+        "time: the first steps will tell; NVIDIA GeForce GT 710 is not in the table of cards"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_small_model_is_trained_without_a_gpu_and_its_first_steps_tell(job, plan: Plan, here, device: str) -> None:
+    found, words = plan(job(device=device))
+    assert (found["time"], found["no_time"]) == (None, None)
+    assert line_of_time(words) == "time: the first steps will tell"
+
+
+def test_a_job_in_float32_gets_no_calculated_time(job, plan: Plan, here) -> None:
+    found, words = plan(job(device="cuda:0"))
+    assert found["time"] is None
+    assert line_of_time(words) == "time: the first steps will tell; the table of cards has no rate of float32"
+
+
+@pytest.mark.parametrize("model", [PUBLISHED, INT4])
+def test_without_a_gpu_a_well_known_card_is_meant_that_the_job_fits(
+    job, plan: Plan, here, model: dict[str, Any]
+) -> None:
+    found, words = plan(job(device="auto", model=model, train=BF16 | {"steps": 1000}))
+    card = assumed_card(found["memory"]["fits_cards_gb"][0]).called
+    assert found["time"]["card"] == card and f" on {card} (calculated)" in line_of_time(words)
+
+
+def test_the_card_that_is_asked_for_counts(write_job, trainer, make_pictures, plan: Plan, here, tmp_path: Path) -> None:
+    data = make_pictures(tmp_path / "large", "a", size=(1024, 1024))
+    train = BF16 | {"steps": 1000, "batch_size": 4}
+    path = write_job(
+        trainer(
+            data, device="cuda:0", model=INT4, train=train, datasets=[{"folder_path": str(data), "resolution": 1024}]
+        )
+    )
+    seconds = {card: plan(path, card=card)[0]["time"]["step_s"] for card in ("RTX 4070", "12", "H100", "")}
+    assert seconds["RTX 4070"] == seconds["12"] > 10 * seconds["H100"]
+    assert seconds["H100"] < seconds[""] < seconds["12"], "the L40S of this machine"
+
+
+def test_from_the_second_run_on_times_are_those_measured_here(job, plan: Plan, run) -> None:
+    train = {"steps": LEAST_STEPS + 2}
+    path = job(train=train, sample={"samples": ["a cat"], "sample_every": 6})
+    run(path)
+    (kept,) = json.loads(Path("output/_cache/run_times.json").read_text()).values()
+    more = job(name="more", train={"steps": 100}, sample={"samples": ["a cat"], "sample_every": 6})
+    found, words = plan(more)
+    time = found["time"]
+    assert (time["steps"], time["step_s"], time["card"], time["measured"]) == (100, kept["step_s"], "this CPU", True)
+    # One before step 1, 17 in the run, the last of them at its end.
+    assert time["parts"]["samples"] == pytest.approx(18 * kept["picture_s"]) and kept["picture_s"] > 0
+    assert line_of_time(words).startswith("time: about ") and " on this CPU (measured here)" in line_of_time(words)
+    # What else decides the time of a step.
+    for change in ({"batch_size": 2}, {"gradient_checkpointing": "full"}, {"gradient_accumulation": 2}):
+        assert plan(job(name="more", train=train | change))[0]["time"] is None
+    assert plan(job(name="more", train=train, network={"type": "lora", "linear": 8}))[0]["time"] is None
+
+
+def test_what_was_measured_here_replaces_the_table(job, plan: Plan, here, tmp_path: Path) -> None:
+    path = job(device="cuda:0", train=BF16 | {"steps": 1000})
+    calculated = plan(path)[0]["time"]
+    key = times_key(load_job(path, discover().find_config).processes[0].section, groups(path), "NVIDIA L40S")
+    remember_run_times("output", key, RunTimes(7.5))
+    measured, words = plan(path)
+    assert measured["time"]["step_s"] == 7.5 and measured["time"]["card"] == "NVIDIA L40S"
+    assert measured["time"]["parts"] == calculated["parts"] | {"steps": 7500.0}
+    assert line_of_time(words) == "time: about 2.1 h on NVIDIA L40S (measured here); a step takes 7.5 s"
+    assert plan(path, card="L40S")[0]["time"]["parts"]["steps"] == calculated["parts"]["steps"], (
+        "asked for: the table's"
+    )
+
+
+def groups(path: Path) -> Any:
+    section: Any = load_job(path, discover().find_config).processes[0].section
+    planner = SdPlanner(section, JobContext("job"))
+    return groups_of(section, planner.scan())
+
+
+def test_a_resume_counts_what_is_left(job, plan: Plan, run, here) -> None:
+    steps = {"train": BF16 | {"steps": 4}}
+    run(job(device="cpu", train=BF16 | {"steps": 2}))
+    whole = plan(job(device="cuda:0", name="other", **steps))[0]["time"]
+    rest = plan(job(device="cuda:0", **steps))[0]
+    assert rest["start"]["what"] == "resumes" and rest["time"]["steps"] == 2
+    assert rest["time"]["parts"]["steps"] == whole["parts"]["steps"] / 2
+    assert rest["time"]["parts"]["loading"] == whole["parts"]["loading"]
+
+
+def test_the_largest_other_parts_are_named_where_they_take_more_than_a_minute() -> None:
+    parts = {"steps": 18_000.0, "samples": 900.0, "encoding": 500.0, "saving": 450.0, "loading": 59.0}
+    of_hours = TimeOutlook(2000, 9.0, 20_000, "an RTX 4070", False, parts)
+    assert of_hours.line(False) == (
+        "time: about 5.6 h on an RTX 4070 (calculated), 15 min of it for samples, 8.3 min of it for encoding; "
+        "a step takes 9 s"
+    )
+    short = TimeOutlook(20, 0.5, 69, "an RTX 4070", False, {"steps": 10.0, "loading": 59.0})
+    assert short.line(False) == "time: about 1.1 min on an RTX 4070 (calculated); a step takes 0.5 s"
+    assert of_hours.line(True) == "time: about 9 s for each step on an RTX 4070 (calculated)"
+
+
+def test_the_guide_says_whose_time_it_is() -> None:
     guide = " ".join((ROOT / "docs" / "first_character.md").read_text(encoding="utf-8").split())
-    assert "The time is calculated" in guide and "on a CPU `the first steps will tell`" in guide
-    assert "earlier run" not in guide
+    assert "about 4.3 h on an RTX 4070 (calculated)" in guide and "(measured here)" in guide
+    assert "on a CPU `the first steps will tell`" in guide
 
 
 def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
-    job, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    job, plan: Plan, here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = "NVIDIA H100 80GB HBM3"
-    monkeypatch.setattr(planning, "gpu_name", lambda device: gpu)
+    gpu = here["cuda:0"] = "NVIDIA H100 80GB HBM3"
     took: dict[str, float] = {}
     monkeypatch.setattr(planning, "compile_seconds", took.get)
-    short = job(device="cuda:0", train={"steps": 240})
-    line = r"train\.compile auto: the blocks are not compiled: it takes about 47 s, and 240 steps of [\d.]+ instead of "
-    found = re.search(line + rf"[\d.]+ s \(calculated for {gpu}\) save (\d+) s", plan(short)[1])
-    assert found is not None and 0 < int(found[1]) < 47
+    short = job(device="cuda:0", train=BF16 | {"steps": 240})
+    line = r"train\.compile auto: the blocks are not compiled: it takes about 43 s, and 240 steps of [\d.]+ instead of "
+    found = re.search(line + r"[\d.]+ s \(calculated for an H100\) save (\d+) s", plan(short)[1])
+    assert found is not None and 0 < int(found[1]) < 43
     for train in ({"steps": 9000}, {"steps": 240, "compile": {"enabled": True}}):
-        assert "the blocks are not compiled" not in plan(job(device="cuda:0", train=train))[1]
+        assert "the blocks are not compiled" not in plan(job(device="cuda:0", train=BF16 | train))[1]
     took[gpu] = int(found[1]) - 1  # cached programs, the last time
     assert "the blocks are not compiled" not in plan(short)[1]
 

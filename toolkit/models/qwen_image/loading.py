@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 
 from toolkit.models.encoder_weights import of_wan
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
+from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
 from toolkit.registry import SPADE_LOADER, load_object
 
@@ -34,13 +34,17 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
     return with_shared_projections(with_fused_norms(load_blockwise(options, QwenImageTransformer2DModel, TABULATED)))
 
 
-def load_vae(part: Path, dtype: torch.dtype, file: Path | None = None) -> AutoencoderKLQwenImage:
+def load_vae(
+    part: Path, dtype: torch.dtype, file: Path | None = None, decoder: Path | None = None
+) -> AutoencoderKLQwenImage:
     """The VAE with its SPADE, frozen, on the CPU.
 
-    file: see `load_frozen`; its names are those of diffusers or of Wan's VAE, which is the same module. Raises
-    RunError when its weights are not those of its config, or not finite.
+    file: see `load_frozen`; decoder: see `ModelLoadOptions`. Their names are those of diffusers or of Wan's VAE, which
+    is the same module. Raises RunError when the weights are not those of its config, or not finite.
     """
     vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan)
+    if decoder:
+        vae = with_decoder(vae, decoder, dtype, of_wan)
     if vae.config.get("_spade"):  # trained by this program's vae_trainer
         load_object(SPADE_LOADER)(vae, part)
     return expect_one_frame(vae).requires_grad_(False)

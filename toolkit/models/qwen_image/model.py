@@ -57,7 +57,7 @@ class QwenImageModel(QwenModel):
         if name == "transformer":
             return loading.load_transformer(o)
         if name == "vae":
-            return loading.load_vae(part, o.dtype, o.files.get(name))
+            return loading.load_vae(part, o.dtype, o.files.get(name), o.decoder)
         if name == "text_encoder":
             kind, file = loading.TEXT_ENCODER, o.files.get(name)
             return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)

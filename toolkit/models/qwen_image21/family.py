@@ -56,10 +56,6 @@ class QwenImage21Family(FolderFamily):
     pipelines = ("QwenImage21Pipeline",)
     licence = "Qwen Research License: not for commercial use"
     terms = RESEARCH_LICENCE
-    training_adapter = (
-        "ShootTheSound/Fizgig-Qwen-Image-2.1-Training-Adapter",
-        "fizgig_qwen_image_2.1_training_adapter.safetensors",
-    )
     published: Mapping[str, str] = {"Qwen/Qwen-Image-2.1": "Qwen-Image-2.1", f"Qwen/{TURBO}": TURBO}
     modelspec = ("Qwen-Image-2.1", "https://github.com/QwenLM/Qwen-Image")
     size_multiple = 32
@@ -192,7 +188,7 @@ class QwenImage21Family(FolderFamily):
         self.latent_channels = latent_channels
         self.sample_sigmas = tuple(map(float, sample_sigmas))
         if sample_sigmas:
-            self.title, self.sample_steps, self.training_adapter = TURBO, len(sample_sigmas), ("", "")
+            self.title, self.sample_steps = TURBO, len(sample_sigmas)
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
         return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))

@@ -14,7 +14,7 @@ import torch
 from toolkit.data.types import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.layerwise import LayerwiseEncoder
-from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen
+from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder
 from toolkit.models.qwen_image.forward import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
 from toolkit.models.qwen_image21.family import QwenImage21Family
@@ -43,7 +43,8 @@ class QwenImage21Model(QwenModel):
         if name == "transformer":
             return with_fused_norms(load_blockwise(o, QwenImage21Transformer2DModel))
         if name == "vae":
-            return load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
+            vae = load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
+            return with_decoder(vae, o.decoder, o.dtype) if o.decoder else vae
         if name == "processor":
             return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
         kind, file = "Qwen3VLForConditionalGeneration", o.files.get(name)

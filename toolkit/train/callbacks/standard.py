@@ -12,7 +12,7 @@ from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, GRAPH, EventLog
-from toolkit.memory.compile_times import remember_compile_seconds
+from toolkit.memory.kept_times import remember_compile_seconds
 from toolkit.registry import FLUXFLOW_FILES, load_object
 from toolkit.system.nvidia import gpu_name
 from toolkit.train.anomalies import SILENT_STEPS, steps_to_wait

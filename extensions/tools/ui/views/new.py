@@ -105,11 +105,22 @@ class Editor:
         self.fields = self.shown | self.fields
 
     @property
+    def other_card(self) -> str:
+        """GB of the card that times are calculated for; empty: that of this machine."""
+        return self.card if self.card in map(str, CARDS) and self.card != _card_here() else ""
+
+    @property
     def file_name(self) -> str:
         """Name of the job file; empty: the given name is not valid."""
         name = self.file or f"{self.job.get(self.job.path(NAME))}{_YAML[0]}"
         is_bad = Path(name).suffix not in _YAML or folder_name_error(name) or name.startswith((".", "-"))
         return "" if is_bad else name
+
+
+def _card_here() -> str:
+    """GB of the GPU that jobs of this machine are made for; empty: there is none."""
+    gpu = round(least_memory() / GB)
+    return str(max((card for card in CARDS if card <= gpu), default=CARDS[0])) if gpu else ""
 
 
 # ---------------------------------------------------------------- what the page begins with
@@ -125,15 +136,15 @@ def show(request: Request) -> Response:
     elif {"example", "job"} & asked.keys():
         path = inside(EXAMPLES, asked["example"]) if "example" in asked else inside(ui.jobs, asked["job"])
     else:
-        gpu, dataset = round(least_memory() / GB), asked.get("dataset", "")
-        editor.card = str(max((card for card in CARDS if card <= gpu), default=CARDS[0]) if gpu else "")
+        dataset = asked.get("dataset", "")
+        editor.card = _card_here()
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
         begun = {
             NAME: unused_name(ui, name),
             TRIGGER: _unknown_word(name),
             FOLDER: str(ui.datasets / dataset) if dataset else "",
         }
-        editor.job = _made(begun | {MODEL: MODELS[0].id if gpu else short(TINY)}, editor.card)
+        editor.job = _made(begun | {MODEL: MODELS[0].id if editor.card else short(TINY)}, editor.card)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
@@ -235,7 +246,8 @@ def act(request: Request, sent: Form) -> Response:
     status = 200
     try:
         tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
-        editor.checked = check_job(ui, editor.job.text, editor.file_name or f"job{_YAML[0]}", tab)
+        name = editor.file_name or f"job{_YAML[0]}"
+        editor.checked = check_job(ui, editor.job.text, name, tab, editor.other_card)
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])
@@ -396,7 +408,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     editor.keys = tuple(keys) if editor.keys is not None else None
     plan = editor.checked.plan if editor.checked else None
     for process in plan["processes"] if plan else ():
-        process.update({key: process.get(key) for key in ("start", "time", "disk", "model", "memory")})
+        process.update({key: process.get(key) for key in ("start", "time", "no_time", "disk", "model", "memory")})
     places = {dotted(editor.job.path(key)): key for key in [*editor.fields]}
     places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
     faults: dict[str, str] = {}

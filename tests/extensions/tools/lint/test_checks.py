@@ -292,7 +292,9 @@ def test_every_check_is_tested_here() -> None:
         "unused",
         "suspect",
         "regularisation",
-    }  # test_process.py, test_recall.py
+        "prompts",
+        "from_base",  # tests/toolkit/data/test_from_base.py
+    }  # test_process.py, test_recall.py, test_text_kinds.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
 
 

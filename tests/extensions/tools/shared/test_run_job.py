@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from extensions.tools.shared.image_files import picture_name
-from extensions.tools.shared.run_job import model_of
+from extensions.tools.shared.run_job import decoder_note, model_of
 from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files import redact
@@ -41,6 +41,24 @@ def test_the_job_beside_the_file_says_it_though_its_dataset_is_gone(here: Path, 
     file.with_name("run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
     found = model_of(file)
     assert found == ModelConfig(name_or_path=str(here / "models" / "mine"), quantize=True, qtype="int4")
+
+
+def test_what_a_run_decodes_its_samples_with_is_told(here: Path, trainer, write_job) -> None:
+    for sample, note in (
+        (None, ""),
+        ({"prompts": ["a"]}, ""),
+        (
+            {"prompts": ["a"], "vae_path": "./fix.safetensors"},
+            "images are decoded with the VAE of the model, the samples of this run with another one. To decode as they "
+            "do, give --model and --vae-path fix.safetensors",
+        ),
+    ):
+        job = write_job(trainer(here / "gone", model={"name_or_path": "models/mine"}, sample=sample), name="run")
+        file = write_lora(here / "output" / "run" / "run.safetensors")
+        job.rename(file.with_name("config.yaml"))
+        file.with_name("run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+        assert decoder_note(file) == note
+    assert decoder_note(write_lora(here / "models" / "a.safetensors")) == ""
 
 
 @pytest.mark.parametrize(("written", "found"), [

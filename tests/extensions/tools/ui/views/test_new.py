@@ -19,7 +19,7 @@ from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from tests.html_browser import Browser
-from toolkit.files.run_files import duration
+from toolkit.memory.estimate import GB
 
 EXAMPLES = ROOT / "config" / "examples"
 PHOTOS = EXAMPLES / "photos" / "40_photo"
@@ -198,13 +198,13 @@ def test_another_model_or_card_writes_what_it_needs_and_keeps_what_is_ones_own(c
 def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({MODEL: EDIT, "card": "24"})
     cards = re.findall(r'<li class="(fits|small)"><span>(\d+) GB', page.answer.text)
-    small, fits = ("8", "12"), ("16", "24", "32", "48", "80")
+    small, fits = ("8",), ("12", "16", "24", "32", "48", "80")
     assert cards == [*(("small", size) for size in small), *(("fits", size) for size in fits)]
     text = " ".join(page.form.text.split())
     for part in (
         "This will not start here",
         "no such device",
-        "for a 12 GB GPU; in this order until it fits: ",
+        "for an 8 GB GPU; in this order until it fits: ",
         "3 × 40",
         "224×224 1",
     ):
@@ -220,10 +220,35 @@ def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: py
         and checked.plan["processes"][0]["time"] is None
         and "known after the first steps" in page.form.text
     )
-    checked.plan["processes"][0]["time"] = {"steps": 240, "step_s": 30.0, "seconds": 7200.0, "calculated_for": "a GPU"}
+    time = {"steps": 240, "step_s": 30.0, "seconds": 7200.0, "card": "an RTX 4070", "measured": False, "parts": {}}
+    process = checked.plan["processes"][0]
     monkeypatch.setattr("extensions.tools.ui.views.new.check_job", lambda *_: checked)
-    text = " ".join(page.press("check").form.text.split())
-    assert f"about {duration(7200)}" in text and "about 4.00" in text
+    for given, said in (
+        ({"time": time}, "about 2 h on an RTX 4070, calculated"),
+        ({"time": time | {"measured": True}}, "about 2 h on an RTX 4070, as measured here"),
+        ({"time": None, "no_time": "GTX 1 is not there"}, "known after the first steps; GTX 1 is not there"),
+    ):
+        process.update(given)
+        text = " ".join(page.press("check").form.text.split())
+        assert said in text and ("about 4.00" in text) == bool(given["time"])
+
+
+def test_the_time_is_that_of_the_chosen_card(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Page(client, "/new?dataset=40_photo")
+    for card, name in (("24", "RTX 4090"), ("48", "L40S")):
+        text = " ".join(page.fill({MODEL: EDIT, "card": card}).form.text.split())
+        assert f"on an {name}, calculated" in text
+    asked: list[str] = []
+
+    def check(ui: object, text: str, name: str, tab: str, card: str) -> commands.Checked:
+        asked.append(card)
+        return commands.Checked()
+
+    monkeypatch.setattr("extensions.tools.ui.views.new.check_job", check)
+    monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 24 * GB)
+    for card in ("24", "48"):
+        page.fill({"card": card}).press("check")
+    assert {"24", "48"} & set(asked) == {"48"} and "" in asked, "the card here is looked up by its name"
 
 
 @pytest.mark.slow

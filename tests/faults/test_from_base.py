@@ -1,0 +1,213 @@
+"""Images that the base model makes before the training (`datasets[].from_base`): killed while they are made, changed
+prompts, another place, another model. The rules without a run are in tests/toolkit/data/test_from_base.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.faults.conftest import KILL, TERM, Job, run_together
+from tests.faults.nursery import Nursery
+from toolkit.config.model import ModelConfig
+from toolkit.data.cache import TensorCache
+from toolkit.data.latent_cache import CachePair, ItemEncoder
+from toolkit.data.types import Size
+from toolkit.files.run_files import DATASET_PREFIX
+from toolkit.models.tiny import TinySpec, write_tiny_model
+from toolkit.system import seeding
+from toolkit.train.base_model import load_base_model
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+PROMPTS = ["a red house", "a grey cat"]
+COUNT = 5
+
+
+def prepare(job: Job) -> None:
+    job.section["datasets"].append(
+        {
+            "from_base": {"prompts": "prompts.txt", "count": COUNT, "sample_steps": 2, "neg": "blurred"},
+            "resolution": 64,
+        }
+    )
+    (job.cwd / "prompts.txt").write_text("# kept\n\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8")
+
+
+def made(job: Job) -> dict[str, bytes]:
+    """The images and captions that there are, by their names below the cache."""
+    folder = job.cwd / "output" / "_cache" / "from_base"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def images(job: Job) -> list[str]:
+    return [name for name in made(job) if name.endswith(".png")]
+
+
+@pytest.fixture(scope="module")
+def unbroken(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict) -> Job:
+    """Six steps without an interruption. Read only."""
+    job = Job(nursery, tmp_path_factory.mktemp("unbroken"), copy.deepcopy(small_section))
+    prepare(job)
+    said = job.run()
+    assert f"{COUNT} of {COUNT} are generated before step 1, in 2 steps at guidance 4 each" in said
+    assert f"{COUNT} images of the base model are in output/_cache/from_base/" in said
+    return job
+
+
+def test_each_image_has_its_caption_and_is_trained(unbroken: Job) -> None:
+    files = made(unbroken)
+    captions = [text.decode() for name, text in files.items() if name.endswith(".txt")]
+    assert sorted(captions) == sorted(f"{PROMPTS[index % 2]}\n" for index in range(COUNT))
+    assert sorted(name[:-4] for name in files if name.endswith(".txt")) == [name[:-4] for name in images(unbroken)]
+    assert len({files[name] for name in images(unbroken)}) == COUNT  # a prompt that is used again has another seed
+    (record,) = unbroken.folder.glob(f"{DATASET_PREFIX}*.json")
+    assert sum(name.startswith("prompts.txt/") for name in json.loads(record.read_text())) == COUNT
+
+
+def test_the_images_are_those_of_the_base_model_alone(unbroken: Job, small_section: dict) -> None:
+    model = load_base_model(ModelConfig(**small_section["model"]), torch.device("cpu"), torch.float32)
+    seeds = [seeding.key(0, "from_base", PROMPTS[index % 2], index // 2) % 2**32 for index in range(COUNT)]
+    asked = [
+        SamplePrompt(PROMPTS[index % 2], "blurred", Size(64, 64), seed, 4.0, 2) for index, seed in enumerate(seeds)
+    ]
+    sampler = Sampler(model, asked, ItemEncoder(model, torch.float32), CachePair(TensorCache(None), TensorCache(None)))
+    expected = sorted(sampler.generate(index).tobytes() for index in range(COUNT))
+    folder = unbroken.cwd / "output" / "_cache" / "from_base"
+    assert sorted(Image.open(folder / name).tobytes() for name in images(unbroken)) == expected
+
+
+def test_no_trace_of_a_lora_is_in_them(job: Job, unbroken: Job) -> None:
+    """Neither of the one that the training starts from nor of the assistant."""
+    prepare(job)
+    lora = str(unbroken.folder / "job.safetensors")
+    job.change(network__pretrained_lora_path=lora, train__assistant=lora, train__steps=1)
+    job.run()
+    assert made(job) == made(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "left"),
+    [
+        ("jobs.process.image_trainer:write_base_image", 3, 2),
+        ("PIL.Image:Image.save", 3, 2),  # its caption is there
+        ("toolkit.train.sampling:euler_sample", 1, 0),
+    ],
+)
+def test_killed_while_they_are_made_it_goes_on_to_the_same_bytes(
+    job: Job, unbroken: Job, place: str, call: int, left: int
+) -> None:
+    prepare(job)
+    job.run(faults=[("kill_self", place, call, KILL)], code=-KILL)
+    first = images(job)
+    assert len(first) == left
+    folder = job.cwd / "output" / "_cache" / "from_base"
+    times = {name: (folder / name).stat().st_mtime_ns for name in first}
+    said = job.run()
+    assert f"{COUNT - left} of {COUNT} are generated before step 1" in said
+    assert {name: (folder / name).stat().st_mtime_ns for name in first} == times
+    assert made(job) == made(unbroken)
+    assert job.result() == unbroken.result()
+
+
+def test_a_stop_while_they_are_made_ends_the_run_and_keeps_what_there_is(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.run(faults=[("kill_self", "jobs.process.image_trainer:write_base_image", 2, TERM)], code=75)
+    assert len(images(job)) == 2
+    job.run()
+    assert made(job) == made(unbroken)
+    assert job.result() == unbroken.result()
+
+
+def test_a_resume_has_the_same_bits_and_makes_lost_images_again(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.run(faults=[("leave_at", "toolkit.train.flow_step:FlowMatchingStep.__call__", 8)], code=99)
+    assert job.status() == "running"
+    shutil.rmtree(job.cwd / "output" / "_cache")
+    said = job.run()
+    assert "resuming from" in said and "dataset has changed" not in said
+    assert made(job) == made(unbroken)
+    assert job.result() == unbroken.result()
+
+
+def test_another_job_of_the_same_base_uses_them_again(job: Job, unbroken: Job) -> None:
+    shutil.copytree(unbroken.cwd / "output" / "_cache", job.cwd / "output" / "_cache")
+    before = made(job)
+    prepare(job)
+    job.name = "other"
+    job.change(network__linear=2, train__steps=1)
+    plan = job.run("--dry-run")
+    assert f"images of the base model (from_base): all {COUNT} are there; in output/_cache/from_base/" in plan
+    said = job.run(faults=[("fail", "jobs.process.image_trainer:write_base_image", 1, 5)])
+    assert "images of the base model are in" not in said
+    assert made(job) == before
+
+
+def test_another_base_has_images_of_its_own(job: Job, unbroken: Job, tmp_path: Path) -> None:
+    shutil.copytree(unbroken.cwd / "output" / "_cache", job.cwd / "output" / "_cache")
+    before = made(job)
+    prepare(job)
+    write_tiny_model(tmp_path / "model", TinySpec(seed=5))
+    job.change(model__name_or_path=str(tmp_path / "model"), train__steps=1)
+    job.run()
+    after = made(job)
+    assert before.items() <= after.items() and len(after) == 2 * len(before)
+
+
+def test_changed_prompts_are_a_changed_dataset(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.change(train__steps=2)
+    job.run()
+    before = made(job)
+    (job.cwd / "prompts.txt").write_text("a green tree\n" + "\n".join(PROMPTS) + "\n", encoding="utf-8")
+    job.change(train__steps=4)
+    said = job.run("--allow-change")
+    # Five of three prompts: the second one is not used a third time, nor the first one.
+    assert "the dataset has changed: 2 added (prompts.txt/" in said and "; 2 removed (prompts.txt/" in said
+    assert "The next epoch begins with it." in said
+    assert before.items() <= made(job).items()
+
+
+def test_another_count_changes_the_result(job: Job) -> None:
+    prepare(job)
+    job.change(train__steps=2)
+    job.run()
+    job.section["datasets"][1]["from_base"]["count"] = 2
+    job.change(train__steps=4)
+    said = job.run(code=2)
+    assert "datasets[1].from_base.count: 5 -> 2" in said and "this changes the result" in said
+
+
+def test_prompts_that_have_moved_are_the_same_dataset(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.change(train__steps=3)
+    job.run()
+    (job.cwd / "prompts.txt").rename(job.cwd / "kept.txt")
+    job.section["datasets"][1]["from_base"]["prompts"] = "kept.txt"
+    job.change(train__steps=6)
+    said = job.run()
+    assert "the dataset has moved: its 8 images are those of the run" in said
+    assert job.metrics() == unbroken.metrics()
+
+
+def test_the_cache_process_leaves_them_to_the_training(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.change(type="cache")
+    assert f"{COUNT} images of 'from_base' are not there yet: the training makes and encodes them" in job.run()
+    assert not made(job)
+    job.change(type="sd_trainer")
+    job.run()
+    assert job.result() == unbroken.result()
+
+
+@pytest.mark.slow
+def test_two_processes_share_them_out(job: Job, unbroken: Job) -> None:
+    prepare(job)
+    job.change(train__steps=1)
+    run_together(job)
+    assert made(job) == made(unbroken)

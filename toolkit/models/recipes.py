@@ -1,0 +1,116 @@
+"""What a new job writes for each published model, and why: `run.py new`, the page, the examples and docs/models.md read
+this table. Imports no torch.
+
+What other programs write was read from their packages and guides of October and November 2026: SimpleTuner 4.10.1,
+musubi-tuner's docs/qwen_image.md and docs/qwen_image_21.md, ai-toolkit's page for new jobs, Unsloth 2026.10.9,
+DiffSynth 2.1.12, Fizgig 7.2.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class OnHub(NamedTuple):
+    """What others publish for use with a model."""
+
+    name: str
+    """As the key takes it."""
+
+    licence: str
+    note: str
+
+
+class Recipe(NamedTuple):
+    """Values of a job by the keys that have them, and where they come from, for docs/models.md."""
+
+    lr: float
+    """`train.lr`, with AdamW."""
+
+    lr_why: str
+    resolution: int
+    """`datasets[].resolution`."""
+
+    resolution_why: str
+    timestep_type: str
+    """`train.timestep_type`."""
+
+    levels_why: str
+    rank: int = 16
+    """`network.linear` and `linear_alpha`."""
+
+    adapters: tuple[OnHub, ...] = ()
+    """LoRAs for `train.assistant`, against LoRAs that collapse into texture; a new job has the first."""
+
+    decoders: tuple[OnHub, ...] = ()
+    """VAEs for `sample.vae_path`; a new job has the first as a comment."""
+
+
+ADAPTERS_OF_21 = (
+    OnHub(
+        "ShootTheSound/Fizgig-Qwen-Image-2.1-Training-Adapter/fizgig_qwen_image_2.1_training_adapter.safetensors",
+        "none stated there; what is made from this model is under the Qwen Research License",
+        "rank 16, attention and feed-forward, 80 MB; its author reports a likeness of 77 with it and 56 without",
+    ),
+    OnHub(
+        "SimpleTuner/Qwen-Image-2.1-training-assistant-v3",
+        "Qwen Research License",
+        "rank 64, attention alone, 512 to 2048 pixels, 30,000 updates; its author calls the benefit not yet evaluated",
+    ),
+)
+
+DECODERS_OF_21 = (
+    OnHub(
+        "madebyollin/texture-fix-vae-for-qwen-image-2.1",
+        "Qwen Research License",
+        "a decoder against the pattern of two pixels in images of this model, with the model's own encoder; "
+        "SimpleTuner takes it by itself, ComfyUI as a VAE",
+    ),
+)
+
+_RATE_OF_20B = "musubi-tuner and Unsloth write 5e-5, ai-toolkit and DiffSynth 1e-4"
+_SIZE_OF_20B = (
+    "Unsloth writes 512, ai-toolkit 512, 768 and 1024, DiffSynth up to 1024: no two agree, and samples have 1024"
+)
+_RATE_OF_21 = (
+    "SimpleTuner, musubi-tuner, ai-toolkit and DiffSynth write 1e-4; Fizgig adapts between 1e-4 and 2e-4 at rank 16, "
+    "and reports overtraining above"
+)
+_SIZE_OF_21 = (
+    "Fizgig finds 704 better than 512 and 1024; SimpleTuner writes 512, from 48 GB on 512 and 1024. 768 is near the "
+    "first, takes about half the time of 1024, and less memory than `[512, 1024]`, which needs that of 1024"
+)
+
+_LEVELS_OF_20B = (
+    "Unsloth and DiffSynth shift the levels by the size, as sampling does, musubi-tuner by 2.2; ai-toolkit writes "
+    "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
+)
+_LEVELS_OF_21 = (
+    "SimpleTuner and DiffSynth shift the levels by the size, as sampling does, musubi-tuner by 3.0; ai-toolkit writes "
+    "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
+)
+
+_OF_20B = Recipe(1e-4, _RATE_OF_20B, 1024, _SIZE_OF_20B, "qwen_shift", _LEVELS_OF_20B)
+_OF_21 = Recipe(1e-4, _RATE_OF_21, 768, _SIZE_OF_21, "qwen_shift", _LEVELS_OF_21, decoders=DECODERS_OF_21)
+_AS_21 = "as Qwen-Image-2.1"
+_OF_2509 = (
+    "a guide to characters for this model, of November 2025, after 300 LoRAs by its own count; "
+    "musubi-tuner, ai-toolkit and DiffSynth write less"
+)
+
+RECIPES: Mapping[str, Recipe] = {
+    "Qwen-Image-2.1": _OF_21._replace(adapters=ADAPTERS_OF_21),
+    "Qwen-Image-2.1-Turbo": _OF_21._replace(lr_why=_AS_21, resolution_why=_AS_21, levels_why=_AS_21),
+    "Qwen-Image-Edit-2509": _OF_20B._replace(
+        lr=2e-4,
+        lr_why=_OF_2509,
+        timestep_type="weighted",
+        levels_why="that guide's program, ai-toolkit, writes it; the others shift the levels",
+    ),
+    "Qwen-Image-Edit-2511": _OF_20B,
+    "Qwen-Image-Edit": _OF_20B,
+    "Qwen-Image-2512": _OF_20B,
+    "Qwen-Image": _OF_20B,
+}
+"""By the names in `ModelFacts.published`."""

@@ -1,0 +1,239 @@
+"""What a run takes, from its settings and the sizes of the model: the input of `toolkit.plan.step_time`. Imports no
+torch.
+
+Not counted: the passes of `train.few_step_loss` and of a survival score, network disks, what several GPUs say to each
+other. 8-bit products count like those of bf16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+
+from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.config.sections import DiffusionSection
+from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
+from toolkit.models.families import ModelFamily, ModelSizeInfo, deployed_grid, family_for, model_bytes
+from toolkit.number_types import DTYPE_BYTES
+from toolkit.plan.memory import MemoryEstimate
+from toolkit.plan.memory_inputs import (
+    BatchSizes,
+    ItemGroup,
+    LargestBatch,
+    TrainableParams,
+    count_trainable_params,
+    share_of_rank,
+)
+from toolkit.plan.run_plan import SaveSize
+from toolkit.plan.step_time import DECODE_FLOP, ENCODE_FLOP, Blocks, PassWork, RunWork, StepWork, total
+
+STEP_ACCESSES = 16
+"""Bytes of a trained weight that a step moves besides the optimizer's state: weight twice, gradient, clipping."""
+
+AVERAGE_ACCESSES = 12
+"""The same of its average."""
+
+Often = Callable[[tuple[int, float]], int]
+"""From an interval in (steps, epochs) to how often it comes in a run, the end included."""
+
+
+def run_work(
+    section: DiffusionSection,
+    groups: Sequence[ItemGroup],
+    steps: int,
+    often: Often,
+    memory: MemoryEstimate,
+    save: SaveSize,
+) -> RunWork | None:
+    """The work of a run; None where nothing is trained on.
+
+    steps: optimizer steps. often: see `Often`. memory: the estimate at the level of checkpointing that is used.
+    """
+    if not sum(group.uses for group in groups if not group.held_out):
+        return None
+    return _RunWork(section, groups, memory).whole(steps, often, save)
+
+
+class _RunWork:
+    def __init__(self, section: DiffusionSection, groups: Sequence[ItemGroup], memory: MemoryEstimate) -> None:
+        self.section, self.groups, self.memory = section, groups, memory
+        self.family, folder = family_for(section.model), section.model.files_folder()
+        self.facts = self.family.footprint(folder)
+        self.trained = count_trainable_params(section)
+        self.sizes = BatchSizes(section, self.facts, groups)
+        self.blocks = blocks_of(section, self.family, self.facts, self.trained, memory.modulation_table)
+
+    def whole(self, steps: int, often: Often, save: SaveSize) -> RunWork:
+        section, train = self.section, self.section.train
+        step = self.step()
+        if steps == UNTIL_THE_DATA_ENDS:
+            return RunWork(step, 0, self.memory.level)
+        validations = 0
+        if section.validation:
+            every = section.validation
+            validations = 1 + max(often((every.every, 0)), often((0, every.every_n_epochs)))
+        saves = often(section.save.interval())
+        samples, pictures = (PassWork(), 0) if train.disable_sampling else self.samples(often)
+        return RunWork(
+            step,
+            steps,
+            self.memory.level,
+            samples=samples,
+            pictures=pictures,
+            validation=self.validation().times(validations),
+            encoding=self.encoding(),
+            read_bytes=model_bytes(section.model),
+            copied_bytes=saves * (save.file + save.state),
+            written_bytes=save.file + save.state,
+        )
+
+    # ------------------------------------------------------------ a step
+
+    def step(self) -> StepWork:
+        """The mean of the images, each in a batch of its own size."""
+        train = self.section.train
+        images, micro_batches = share_of_rank(train)
+        kept = len(train.preservations())  # each makes a pass without gradients and a whole one
+        trained = [group for group in self.groups if not group.held_out]
+        uses = sum(group.uses for group in trained)
+        forward, backward = PassWork(), PassWork()
+        for group in trained:
+            batch = self.sizes.of_group(group, images)
+            one = self.blocks.forward(batch.tokens, pairs_of(batch))
+            is_pair = group.compared and train.preference is not None
+            share = micro_batches * group.uses / uses
+            forward += one.times(share * (1 + 2 * kept + is_pair))
+            forward += self._encoded_again(group, batch).times(share)
+            again = self.blocks.backward(batch.tokens, pairs_of(batch), self.memory.level)
+            backward += again.times(share * (1 + kept))
+        optimizer = STEP_ACCESSES * self.trained.weights + 2 * self.trained.optimizer_bytes(train)
+        optimizer += AVERAGE_ACCESSES * self.trained.weights * train.ema_config.use_ema
+        return StepWork(forward, backward, optimizer)
+
+    def _encoded_again(self, group: ItemGroup, batch: LargestBatch) -> PassWork:
+        """What is encoded at each use."""
+        if group.streamed:
+            return self._encoded(batch)
+        return self._encoded(batch, pictures=False) if group.shuffled else PassWork()
+
+    # ------------------------------------------------------------ the rest
+
+    def samples(self, often: Often) -> tuple[PassWork, int]:
+        """All sets of a run, and their pictures. The set before step 1 may have pictures of its own."""
+        section = self.section
+        if section.sample is None:
+            return PassWork(), 0
+        later, first = section.sample.all_items(), section.sample.all_items()
+        if section.first_sample:
+            first = section.first_sample.sample_items()
+        sets, has_first = often(section.sample.interval()), section.draws_first()
+        work = total(map(self.picture, later)).times(sets) + total(map(self.picture, first)).times(has_first)
+        return work, sets * len(later) + has_first * len(first)
+
+    def picture(self, item: SamplePicture) -> PassWork:
+        """One sample image: its steps, twice with guidance, and the decoder."""
+        steps = item.sample_steps or self.family.sample_steps
+        guidance = self.family.guidance if item.guidance_scale is None else item.guidance_scale
+        if item.also:
+            steps, guidance = deployed_grid(item.also[1])[0], item.also[1].cfg
+        return self._generated(self.sizes.of_picture(item), steps, guidance)
+
+    def validation(self) -> PassWork:
+        """One validation: the losses, and the edits."""
+        section, settings = self.section, self.section.validation
+        if settings is None:
+            return PassWork()
+        held_out = [group for group in self.groups if group.held_out]
+        losses = total(self._forward(self.sizes.of_group(group)).times(group.items) for group in held_out)
+        edits = [group for group in held_out if group.references and settings.edits]
+        count = min(settings.edits, sum(group.items for group in edits))
+        sample = section.sample or SampleConfig()
+        guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
+        steps = sample.sample_steps or self.family.sample_steps
+        drawn = [self._generated(self.sizes.of_group(group), steps, guidance) for group in edits]
+        mean = total(drawn).times(count / len(drawn)) if drawn else PassWork()
+        return losses.times(settings.timesteps) + mean
+
+    def encoding(self) -> PassWork:
+        """All images and captions, where nothing is cached yet."""
+        kept = [group for group in self.groups if not group.streamed]
+        return total(self._encoded(self.sizes.of_group(group)).times(group.items) for group in kept)
+
+    def _encoded(self, batch: LargestBatch, pictures: bool = True) -> PassWork:
+        """The encoders' work for a batch. pictures: images too, not only captions."""
+        tokens = batch.images * (batch.text_tokens + batch.encoder_tokens)
+        pixels = batch.images * (batch.pixels + batch.references * batch.reference_pixels)
+        return PassWork(
+            products=2.0 * self.facts.text.linear_params * tokens,
+            convolutions=ENCODE_FLOP * pixels * pictures,
+        )
+
+    def _forward(self, batch: LargestBatch) -> PassWork:
+        return self.blocks.forward(batch.tokens, pairs_of(batch))
+
+    def _generated(self, batch: LargestBatch, steps: int, guidance: float) -> PassWork:
+        passes = 2 if guidance > 1 else 1
+        return self._forward(batch).times(passes * steps) + PassWork(convolutions=DECODE_FLOP * batch.pixels)
+
+
+def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:
+    """What the time of a step depends on, as text: the device, and settings by which it is another. Sizes are rounded:
+    an image more or less changes nothing. gpu: the driver's name of it; empty: the CPU."""
+    model, train, network = section.model, section.train, section.network
+    trained = [group for group in groups if not group.held_out]
+    uses = max(1, sum(group.uses for group in trained))
+    pixels = sum(group.uses * prod(group.bucket) for group in trained) / uses
+    references = sum(group.uses * group.references for group in trained) / uses
+    parts = [
+        gpu or "CPU",
+        model.name_or_path,
+        model.qtype if model.quantize else train.dtype,
+        f"{network.type} of {count_trainable_params(section).weights:,}",
+        train.checkpointing_level(),
+        f"swap {model.blocks_to_swap}",
+        f"{train.batch_size} x {train.gradient_accumulation}",
+        f"{pixels / 1e6:.2g} MP",
+        f"{references:.1g} control images",
+    ]
+    return ", ".join(parts)
+
+
+def pairs_of(batch: LargestBatch) -> float:
+    """Pairs of tokens that attention compares in a batch. Noise levels that share text and references do not see each
+    other."""
+    prefix, target = batch.prefix_and_target
+    if batch.levels == 1:
+        return float(batch.images * (prefix + target) ** 2)
+    return float(batch.images * (prefix**2 + batch.levels * target * (prefix + target)))
+
+
+def blocks_of(
+    section: DiffusionSection, family: ModelFamily, facts: ModelSizeInfo, trained: TrainableParams, table: bool
+) -> Blocks:
+    """The blocks of a section's model. table: whether the modulation cache is used."""
+    model, number = section.model, DTYPE_BYTES[section.train.dtype]
+    qtype = model.qtype if model.quantize else None
+    used = facts.linear_params - facts.tabulated_weights
+    # The two streams of a block have weights of their own, and a token goes through those of one.
+    streams = max(1, round(used / facts.blocks / (WEIGHTS_PER_TOKEN * facts.width**2)))
+    blocks = Blocks(
+        width=facts.width,
+        blocks=facts.blocks,
+        token_weights=used / streams,
+        number_bytes=number,
+        trains_model=section.network.trains_model,
+        kernels_per_block=KERNELS_PER_BLOCK,
+    )
+    extra = 0.0 if table else float(number * facts.tabulated_weights)
+    at_rest = facts.stored(used if table else facts.linear_params, qtype, number)
+    if qtype:  # its codes are read, and a copy in the compute dtype is written
+        extra += facts.stored(used, qtype, number) + number * used
+    swapped = min(model.blocks_to_swap, facts.blocks) / facts.blocks
+    blocks = replace(blocks, extra_bytes=extra, swapped_bytes=swapped * at_rest)
+    if section.network.trains_model:
+        return blocks
+    layers = family.linear_layers(model.files_folder())
+    of_tokens = [sum(layers[name]) for name in trained.layers if name not in facts.modulation_layers]
+    return replace(blocks, adapter_numbers=sum(of_tokens) / streams, adapter_weights=trained.weights / streams)

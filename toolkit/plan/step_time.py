@@ -1,0 +1,264 @@
+"""How long the parts of a run take on a card, by calculation. Imports no torch.
+
+A pass through the blocks is matrix products and attention, which the card's arithmetic limits, and bytes that its
+memory, or the bus to main memory, has to move. What each of them reaches of the published figures was measured on one
+H100 (docs/measured.md, "The 1.03 seconds of the default"), and is taken to be the same on every card. Tests hold the
+sum within 15 % of all step times that were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from functools import reduce
+from operator import add
+
+from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
+from toolkit.plan.cards import Card
+
+PRODUCTS = 0.79
+"""Share of the published operations per second that products reach: 784 of 989 TFLOP/s, over the layers of a block."""
+
+ATTENTION, ATTENTION_BACKWARD = 0.55, 0.53
+"""The same of attention by cuDNN: 52.9 TFLOP in 97 ms, 132 in 252 ms."""
+
+CONVOLUTIONS = 0.3
+"""The same of the VAE; an assumption."""
+
+ADAPTER_ACCESSES = 3.8
+"""Times that a number which a layer with an adapter reads or writes is moved by the adapter, in each of a pass forward,
+its recomputation and twice a backward pass: its small products wait for memory. 190 ms of the default."""
+
+ELEMENTWISE_FORWARD, ELEMENTWISE_BACKWARD = 69, 83
+"""Times that numbers as many as tokens x width are moved in a block by what is neither product nor attention. `cheap`
+computes the forward ones again: 206 ms of the default, copies included."""
+
+EAGER = 1.46
+"""The same, with the adapter, without compiling: the GPU was busy for 1.57 s instead of 1.33."""
+
+HOST_S = 65e-6
+"""Seconds of the host for each kernel of a training step that is not compiled: 2.40 s for 36,800."""
+
+COMPILED_HOST_SHARE = 0.2
+"""Share of it with compiled blocks, which launch fewer: the most that is compatible with 0.42 s for a step without a
+control image."""
+
+FORWARD_KERNELS = 1 / 3
+"""Share of a step's kernels in the forward pass; an assumption."""
+
+BUS = 0.8
+"""Share of the bus that copies of pinned memory reach; an assumption."""
+
+DISK_BYTES_S = 1e9
+"""Bytes per second that a disk reads and writes; an assumption. NVMe disks read 2 to 7, SATA ones 0.5."""
+
+SETUP_S = 2.0
+"""Seconds before the first step that are none of the other parts."""
+
+COMPILE_S = {"none": 43.0, "cheap": 43.0, "keep_attention": 28.0, "full": 28.0, "full_offload": 28.0}
+"""Level of checkpointing -> seconds that compiling the blocks takes, the first time on a machine with 16 cores. The
+levels that were not measured have the figure of their neighbour."""
+
+ENCODE_FLOP, DECODE_FLOP = 6.7e6, 16.2e6
+"""Operations of a VAE per pixel, of the two published ones that which takes more: `FlopCounterMode` of PyTorch 2.13 on
+diffusers 0.42.1 at 512 x 512 and 1024 x 1024 (Qwen-Image 6.66e6 and 1.07e7, Qwen-Image-2.1 2.96e6 and 1.62e7)."""
+
+
+@dataclass(frozen=True)
+class PassWork:
+    """What a pass through the blocks takes, or several: operations, bytes, kernels."""
+
+    products: float = 0.0
+    attention: float = 0.0
+    attention_backward: float = 0.0
+    convolutions: float = 0.0
+    moved: float = 0.0
+    """Bytes that the adapter and elementwise kernels move; more where they are not compiled."""
+
+    weights: float = 0.0
+    """Further bytes in the card's memory: copies of quantized weights, layers that are not compiled with others."""
+
+    bus: float = 0.0
+    """Bytes from main memory to the card. They arrive while blocks compute."""
+
+    kernels: float = 0.0
+    """That the host starts where blocks are not compiled."""
+
+    def __add__(self, other: PassWork) -> PassWork:
+        return PassWork(*map(add, astuple(self), astuple(other)))
+
+    def times(self, count: float) -> PassWork:
+        """So many of these passes."""
+        return PassWork(*(count * each for each in astuple(self)))
+
+    def busy_seconds(self, card: Card, compiled: bool = True) -> float:
+        """Seconds for which the card computes."""
+        flops, memory = 1e12 * card.bf16_tflops, 1e9 * card.memory_gb_s
+        moved = self.moved if compiled else EAGER * self.moved
+        return (
+            self.products / (PRODUCTS * flops)
+            + self.attention / (ATTENTION * flops)
+            + self.attention_backward / (ATTENTION_BACKWARD * flops)
+            + self.convolutions / (CONVOLUTIONS * flops)
+            + (moved + self.weights) / memory
+        )
+
+    def seconds(self, card: Card, compiled: bool = True) -> float:
+        """Seconds that it takes: of the card, the bus or the host, whichever is the slowest."""
+        of_bus = self.bus / (BUS * 1e9 * card.bus_gb_s)
+        of_host = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
+        return max(self.busy_seconds(card, compiled), of_bus, of_host)
+
+
+def total(works: Iterable[PassWork]) -> PassWork:
+    """All of them, one after the other."""
+    return reduce(add, works, PassWork())
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a model with what is trained, as far as their passes take time."""
+
+    width: int
+    blocks: int
+    token_weights: float
+    """Weights of all blocks that one token goes through."""
+
+    number_bytes: int
+    adapter_numbers: float = 0.0
+    """Numbers that the layers with an adapter read and write for one token, in all blocks."""
+
+    adapter_weights: float = 0.0
+    """Weights of the adapter that one token goes through."""
+
+    trains_model: bool = False
+    extra_bytes: float = 0.0
+    """`PassWork.weights` of one pass."""
+
+    swapped_bytes: float = 0.0
+    """Bytes of the blocks that wait in main memory."""
+
+    kernels_per_block: float = 0.0
+
+    def forward(self, tokens: float, pairs: float) -> PassWork:
+        """A forward pass of a batch. tokens: of all its images. pairs: of tokens that attention compares, of all."""
+        adapter = ADAPTER_ACCESSES * self.adapter_numbers * tokens * self.number_bytes
+        elementwise = ELEMENTWISE_FORWARD * self._unit(tokens)
+        return PassWork(
+            products=2.0 * (self.token_weights + self.adapter_weights) * tokens,
+            attention=4.0 * self.width * self.blocks * pairs,
+            moved=adapter + elementwise,
+            weights=self.extra_bytes,
+            bus=self.swapped_bytes,
+            kernels=FORWARD_KERNELS * self.kernels_per_block * self.blocks,
+        )
+
+    def backward(self, tokens: float, pairs: float, level: str) -> PassWork:
+        """The backward pass of the same batch, with what it computes again."""
+        again, attention_again = RECOMPUTED[level]
+        forward = self.forward(tokens, pairs)
+        elementwise = ELEMENTWISE_FORWARD * self._unit(tokens)
+        adapter = forward.moved - elementwise
+        elementwise_again = 0 if level == "none" else elementwise
+        products = (1 + self.trains_model + again) * 2.0 * self.token_weights * tokens
+        products += (2 + again) * 2.0 * self.adapter_weights * tokens
+        offloaded = self._unit(tokens) if level == "full_offload" else 0.0
+        return PassWork(
+            products=products,
+            attention=attention_again * forward.attention,
+            attention_backward=BACKWARD_ATTENTION_EXECUTED * forward.attention,
+            moved=(2 + again) * adapter + elementwise_again + ELEMENTWISE_BACKWARD * self._unit(tokens),
+            weights=(1 + again) * self.extra_bytes,
+            bus=self.swapped_bytes + offloaded,
+            kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
+        )
+
+    def _unit(self, tokens: float) -> float:
+        """Bytes of a number for each token and channel, in all blocks."""
+        return tokens * self.width * self.number_bytes * self.blocks
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What an optimizer step takes of one process."""
+
+    forward: PassWork
+    backward: PassWork
+    optimizer_bytes: float = 0.0
+    """Bytes that the optimizer, clipping and the average read and write."""
+
+    def seconds(self, card: Card, compiled: bool = True) -> float:
+        """On a card. Forward and backward pass each wait for what is slowest in them."""
+        passes = self.forward.seconds(card, compiled) + self.backward.seconds(card, compiled)
+        return passes + self.optimizer_bytes / (1e9 * card.memory_gb_s)
+
+    def against_compiling(self, card: Card, steps: int, compile_s: float) -> str:
+        """Why compiling the blocks does not pay in a run of so many optimizer steps; empty where it does. compile_s:
+        seconds that compiling takes here."""
+        compiled, eager = self.seconds(card), self.seconds(card, compiled=False)
+        saved = steps * (eager - compiled)
+        if saved >= compile_s:
+            return ""
+        return (
+            f"it takes about {compile_s:.0f} s, and {steps:,} steps of {compiled:.2g} instead of {eager:.2g} s "
+            f"(calculated for {card.called}) save {saved:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class RunWork:
+    """What a whole run takes of one process."""
+
+    step: StepWork
+    steps: int
+    level: str
+    """The level of checkpointing."""
+
+    samples: PassWork = PassWork()
+    pictures: float = 0.0
+    """Sample images, of all sets."""
+
+    validation: PassWork = PassWork()
+    encoding: PassWork = PassWork()
+    read_bytes: float = 0.0
+    """Bytes of the model's files."""
+
+    copied_bytes: float = 0.0
+    """Bytes of all saves, copied from the card; they are written while training continues."""
+
+    written_bytes: float = 0.0
+    """Bytes of the last save, which the end waits for."""
+
+    def parts(self, card: Card, compiled: bool, compile_s: float | None = None) -> dict[str, float]:
+        """Part of the run -> seconds. compile_s: what compiling took here the last time."""
+        compiling = (compile_s or COMPILE_S[self.level]) if compiled else 0.0
+        return {
+            "steps": self.steps * self.step.seconds(card, compiled),
+            "samples": self.samples.seconds(card, compiled),
+            "validation": self.validation.seconds(card, compiled),
+            "encoding": self.encoding.seconds(card),
+            "saving": self.copied_bytes / (BUS * 1e9 * card.bus_gb_s) + self.written_bytes / DISK_BYTES_S,
+            "loading": SETUP_S + self.read_bytes / DISK_BYTES_S,
+            "compiling": compiling,
+        }
+
+
+@dataclass(frozen=True)
+class RunTime:
+    """What says how long a run takes: its work, and the device that does it."""
+
+    work: RunWork
+    card: Card | None
+    """None: there is none, or no figure of it suits the job."""
+
+    gpu: str
+    """The name that the driver gives the device of the job; empty: there is none."""
+
+    key: str
+    """By which the times of an earlier run here are known (`toolkit.memory.kept_times`)."""
+
+    is_asked: bool = False
+    """The card is that of `--card`: nothing was measured on it here."""
+
+    no_card: str = ""
+    """Why `card` is None, where there is something to say."""
