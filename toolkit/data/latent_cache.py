@@ -390,7 +390,10 @@ def fill_texts(
         done += 1
         progress(f"{what} in the cache", done, len(groups))
     makes = [entry.make for entries in missing for entry in entries]
-    together = model.encode_together(makes, lambda layer, layers: progress("text encoder layers", layer, layers))
+    folder = next((entry.store.folder for entries in missing for entry in entries if entry.store.folder), None)
+    together = model.encode_together(
+        makes, lambda layer, layers: progress("text encoder layers", layer, layers), folder
+    )
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:

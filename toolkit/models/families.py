@@ -82,6 +82,37 @@ BAND_PIXELS = 2**16
 
 
 @dataclass(frozen=True)
+class TextLayers:
+    """Sizes of a text encoder that is read layer by layer (`layerwise`)."""
+
+    largest: EncoderSize
+    """Its largest layer."""
+
+    largest_linear: int
+    """Parameters of the largest linear layer."""
+
+    vision: int
+    """Parameters of the largest part of its vision tower."""
+
+    patch_numbers: float
+    """Largest number of elements per patch of an image in the vision tower."""
+
+    patch_waits: int
+    """Elements per patch that wait, of the image or of the vision tower."""
+
+    image_token_numbers: int
+    """Elements per token of an image that the vision tower gives to later layers."""
+
+
+PATCHES_PER_TOKEN = 4
+"""Patches of an image in the vision tower for one token of the text encoder."""
+
+TEXTS_IN_MEMORY = 2 * 10**9
+"""Bytes of pixels and hidden states that wait in main memory while prompts are encoded (`layerwise`); more are on
+disk."""
+
+
+@dataclass(frozen=True)
 class ModelSizeInfo:
     """The sizes of one model folder."""
 
@@ -141,6 +172,9 @@ class ModelSizeInfo:
 
     shares_prefix: bool = False
     """As `ModelFacts.shares_prefix`."""
+
+    text_layers: TextLayers | None = None
+    """None where the text encoder is always loaded whole."""
 
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
         """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""

@@ -21,7 +21,7 @@ from toolkit.config.model_files import local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
+from toolkit.models.families import PATCHES_PER_TOKEN, EncoderSize, ModelFamily, ModelSizeInfo, TextLayers
 from toolkit.models.interface import DynamicShift, ModelSection
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
@@ -75,6 +75,9 @@ class FolderFamily(ModelFamily):
     """`hidden_size` and `intermediate_size` of the published text encoder."""
 
     published_text_layers: int
+    published_vision: Mapping[str, Any]
+    """Keys of `vision_config` of the published text encoder that are sizes."""
+
     published_vae: EncoderSize
     published_vae_width: int
     """Channels of the published VAE at full resolution (`base_dim`)."""
@@ -230,6 +233,17 @@ class FolderFamily(ModelFamily):
                     vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
                 else:
                     text = text_size(stored)
+        vision = self.published_vision | (of_text.get("vision_config") or {})
+        patch_width, patch_inner = vision["hidden_size"], vision["intermediate_size"]
+        merged = PATCHES_PER_TOKEN * patch_width
+        text_layers = TextLayers(
+            largest=EncoderSize(text.linear_params // of_text.get("num_hidden_layers", self.published_text_layers), 0),
+            largest_linear=text_width * text_inner,
+            vision=merged * (merged + text_width),
+            patch_numbers=1.15 * (3 * patch_inner + 8 * patch_width),
+            patch_waits=max(patch_width, 6 * vision["patch_size"] ** 2),
+            image_token_numbers=len(vision["deepstack_visual_indexes"]) * text_width,
+        )
         vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
         return ModelSizeInfo(
             width=next(iter(layers.values()))[0],
@@ -258,6 +272,7 @@ class FolderFamily(ModelFamily):
             activation_units=self.activation_units,
             bytes_per_weight=BYTES_PER_WEIGHT,
             shares_prefix=self.shares_prefix,
+            text_layers=text_layers,
         )
 
 

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,13 +79,9 @@ class FolderModel(DiffusionModel):
         if name == "text_encoder" and self._recorder:
             return self._recorder
         self._clear_device(keep=name)
-        return self.part(name).to(self._device_of(name))
+        return self.part(name).to(self.options.device)
 
-    def _device_of(self, name: str) -> torch.device:
-        stays = name == "text_encoder" and self.options.text_encoder_cpu and name not in self.trained_parts()
-        return torch.device("cpu") if stays else self.options.device
-
-    def layerwise_encoder(self, device: torch.device) -> LayerwiseEncoder | None:
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
         """The text encoder read layer by layer; None: it is used whole."""
         return None
 
@@ -92,31 +89,33 @@ class FolderModel(DiffusionModel):
         self,
         encodings: Sequence[Callable[[], EncodedPrompt]],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        folder: Path | None = None,
     ) -> Iterator[Callable[[], EncodedPrompt]]:
         """See `DiffusionModel`. A text encoder that is not loaded already is read layer by layer."""
         loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
-        encoder = None
-        if encodings and not loaded:
-            self._clear_device(keep="text_encoder")
-            encoder = self.layerwise_encoder(self._device_of("text_encoder"))
+        encoder = None if loaded or not encodings else self.layerwise_encoder()
         if encoder is None:
             yield from encodings
             return
-        recorder = PromptRecorder(encoder.device)
-        self._recorder = recorder
-        noted: list[dict[str, Tensor]] = []
-        done = 0
+        for name in self.family.encoder_parts.keys() & self._parts.keys():
+            self._parts[name].to("cpu")
+        recorder = self._recorder = PromptRecorder(encoder.device)
         try:
-            for number, encode in enumerate(encodings, start=1):
-                noted.append(recorder.record(encode))
-                if number < len(encodings) and not encoder.is_full(noted):
-                    continue
-                hidden = encoder.encode([inputs for inputs in noted if inputs], progress)
-                for ready, inputs in zip(encodings[done:number], noted, strict=True):
-                    recorder.answer = next(hidden) if inputs else None
+            begin = 0
+            while begin < len(encodings):
+                encoder.wait_in(folder)
+                recorded = list[bool]()
+                for encode in encodings[begin:]:
+                    inputs = recorder.record(encode)
+                    recorded.append(bool(inputs))
+                    if inputs and not encoder.note(inputs):
+                        break
+                hidden = encoder.encode(progress)
+                for ready, has_inputs in zip(encodings[begin:], recorded, strict=False):
+                    recorder.answer = next(hidden) if has_inputs else None
                     yield ready
                 hidden.close()
-                done, noted = number, []
+                begin += len(recorded)
         finally:
             self._recorder = None
 

@@ -325,10 +325,11 @@ class DiffusionModel(ABC):
         self,
         encodings: Sequence[Callable[[], EncodedPrompt]],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        folder: Path | None = None,
     ) -> Iterator[Callable[[], EncodedPrompt]]:
         """For each of these functions, which call `encode_prompt` once each, one that gives its result when it is
         called before the next is taken. A model may read its text encoder layer by layer for all of them, and then
-        calls `progress` with (layers done, layers)."""
+        calls `progress` with (layers done, layers). folder: for files while it works; None: the system's."""
         yield from encodings
 
     @abstractmethod

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,24 +21,22 @@ from typing import Any
 import torch
 import transformers
 from accelerate import init_empty_weights
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.errors import RunError
-from toolkit.models.families import ModelLoadOptions
+from toolkit.files.writing import free_space
+from toolkit.models.families import TEXTS_IN_MEMORY, ModelLoadOptions
 from toolkit.models.loading import ShardReader, check_finite, fill, reading, some
 from toolkit.models.single_file import HEAD, text_encoder_name
 
-MEMORY_LIMIT = 4 * 10**9
-"""Bytes of hidden states in main memory; what is above waits in files of the folder for temporary files."""
-
-MOST_PIXELS = 2 * 10**9
-MOST_HIDDEN = 32 * 10**9
-"""Bytes of pixels in main memory and of hidden states, in all, of prompts that are encoded together. Where there is
-more, the layers are read again for the rest: a bound on memory and disk, and what was encoded before is kept."""
+MOST_WAITING = 64 * 10**9
+"""Bytes of pixels and hidden states that wait at once, in memory and on disk; at most half of the free disk. Where
+prompts need more, the layers are read again for the rest of them."""
 
 TABLE = "language_model.embed_tokens"
 LAYERS = "language_model.layers."
+PIXELS = "pixel_values"
+PATCHES = "visual.patch_embed"
 VISION_BLOCKS = "visual.blocks."
 DEEPSTACK = "visual.deepstack_merger_list."
 MERGER = "visual.merger"
@@ -53,36 +51,65 @@ class _Recorded(Exception):
 
 
 class WaitingTensors:
-    """Tensors by key, in main memory up to a number of bytes, in files above it."""
+    """Tensors by key, in main memory up to a number of bytes, above it in a file that has no name.
 
-    def __init__(self, folder: Path, limit: int = MEMORY_LIMIT) -> None:
-        self.folder, self.limit = folder, limit
+    Such a file is gone with the process, however that ends. Places in it are used again.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY) -> None:
+        """folder: of the file; None: the system's for temporary files."""
+        self.folder, self.limit = folder or Path(tempfile.gettempdir()), limit
         self.held = 0
+        self.on_disk = 0
+        """Bytes of the file."""
         self._tensors: dict[tuple[int, str], Tensor] = {}
-        self._files: dict[tuple[int, str], Path] = {}
-        self._written = 0
+        self._places: dict[tuple[int, str], tuple[int, torch.Size, torch.dtype]] = {}
+        self._free: dict[int, list[int]] = {}
+        self._file: Any = None
 
     def put(self, key: tuple[int, str], tensor: Tensor) -> None:
+        """Raises RunError where the disk has no room."""
         tensor = tensor.detach().to("cpu")
         if self.held + tensor.nbytes <= self.limit:
             self._tensors[key] = tensor
             self.held += tensor.nbytes
             return
-        path = self.folder / f"{self._written}.safetensors"
-        self._written += 1
-        save_file({"tensor": tensor.contiguous()}, path)
-        self._files[key] = path
+        free = self._free.get(tensor.nbytes)
+        place = free.pop() if free else self.on_disk
+        try:
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as this
+            self._file.seek(place)
+            self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(
+                f"{self.folder}: what the text encoder has of the prompts cannot be written: {reason}."
+            ) from error
+        self.on_disk = max(self.on_disk, place + tensor.nbytes)
+        self._places[key] = place, tensor.shape, tensor.dtype
 
     def get(self, key: tuple[int, str]) -> Tensor | None:
-        if key in self._files:
-            return load_file(self._files[key])["tensor"]
-        return self._tensors.get(key)
+        if key not in self._places:
+            return self._tensors.get(key)
+        place, shape, dtype = self._places[key]
+        self._file.seek(place)
+        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+        return torch.frombuffer(data, dtype=dtype).view(shape)
 
     def drop(self, key: tuple[int, str]) -> None:
         if key in self._tensors:
             self.held -= self._tensors.pop(key).nbytes
-        if key in self._files:
-            self._files.pop(key).unlink()
+        if key in self._places:
+            place, shape, dtype = self._places.pop(key)
+            self._free.setdefault(shape.numel() * dtype.itemsize, []).append(place)
+
+    def close(self) -> None:
+        """Deletes the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 class _Weights(ShardReader):
@@ -102,20 +129,15 @@ class _Weights(ShardReader):
 
 
 class LayerwiseEncoder:
-    """A text encoder whose layers are read one after the other, each once for all prompts.
+    """A text encoder whose layers are read one after the other, each once for all prompts that were noted.
 
-    kind: its class in transformers. final_norm: whether the features are those behind the final norm.
+    A layer is copied out of the mapped file, in the CPU memory, and then to the device, which waits for it meanwhile:
+    at 3 GB/s about 5 s for all layers of the published models. That was not measured on a GPU.
     """
 
-    def __init__(
-        self,
-        options: ModelLoadOptions,
-        kind: str,
-        device: torch.device,
-        final_norm: bool = True,
-        limit: int = MEMORY_LIMIT,
-    ) -> None:
-        self.options, self.device, self.limit = options, device, limit
+    def __init__(self, options: ModelLoadOptions, kind: str, final_norm: bool = True) -> None:
+        """kind: its class in transformers. final_norm: whether the features are those behind the final norm."""
+        self.options, self.device = options, options.device
         self.part = options.folder / "text_encoder"
         of_kind = getattr(transformers, kind)
         with reading(self.part), init_empty_weights(include_buffers=False):
@@ -133,7 +155,7 @@ class LayerwiseEncoder:
         self._place_buffers()
         self._turn, self._prompt = "", 0
         self._layer: Callable[..., Tensor] | None = None
-        self._shapes: dict[tuple[int, str], torch.Size] = {}
+        self.wait_in(None)
 
     def _place_buffers(self) -> None:
         """The tables of rotary positions on the device: buffers, which the file does not hold."""
@@ -143,7 +165,7 @@ class LayerwiseEncoder:
 
     def _layer_names(self) -> list[str]:
         """The parts with weights, in the order in which the forward pass calls them."""
-        names, visual = [TABLE, "visual.patch_embed"], self.model.visual
+        names, visual = [TABLE, PATCHES], self.model.visual
         if hasattr(visual, "pos_embed"):
             names.append("visual.pos_embed")
         deepstack = list(getattr(visual, "deepstack_visual_indexes", ()))
@@ -163,7 +185,7 @@ class LayerwiseEncoder:
             if (kept := self._waiting.get(key)) is not None:
                 return kept.to(self.device)
             if key in self._shapes:  # nothing that is still to come depends on its values
-                return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(self._shapes[key])
+                return self._placeholder(self._shapes[key])
             if name == self._turn and self._layer is not None:
                 output = self._layer(*args, **named)
                 self._shapes[key] = output.shape
@@ -175,6 +197,8 @@ class LayerwiseEncoder:
 
     def _drop_needless(self, name: str) -> None:
         """Drops what no later layer of this prompt reads, once `name` has run."""
+        if name == PATCHES:
+            self._waiting.drop((self._prompt, PIXELS))
         for earlier in self.names[: self._order[name]]:
             if self._is_needless(earlier, name):
                 self._waiting.drop((self._prompt, earlier))
@@ -185,41 +209,67 @@ class LayerwiseEncoder:
             coming = earlier.startswith(DEEPSTACK) and _number(earlier) >= _number(name)
             return not coming
         if name.startswith(VISION_BLOCKS):
-            return earlier.startswith((VISION_BLOCKS, "visual.patch_embed", "visual.pos_embed"))
+            return earlier.startswith((VISION_BLOCKS, PATCHES, "visual.pos_embed"))
         if name == MERGER:
             return earlier.startswith(VISION_BLOCKS)
         return name == "language_model.norm"
 
-    def is_full(self, inputs: Sequence[Mapping[str, Tensor]]) -> bool:
-        """Whether so many prompts are to be encoded before more are noted."""
-        pixels = sum(one["pixel_values"].nbytes for one in inputs if "pixel_values" in one)
-        width = self.model.config.text_config.hidden_size * self.options.dtype.itemsize
-        hidden = sum(one["input_ids"].numel() * width for one in inputs if one)
-        return pixels > MOST_PIXELS or hidden > MOST_HIDDEN
+    def wait_in(self, folder: Path | None) -> None:
+        """Forgets the prompts. What waits of the next ones does so in memory, and in this folder where that is full."""
+        self._waiting = WaitingTensors(folder)
+        self._room = min(MOST_WAITING, self._waiting.limit + free_space(self._waiting.folder) // 2)
+        self._inputs: list[dict[str, Tensor]] = []
+        self._shapes: dict[tuple[int, str], torch.Size] = {}
+
+    def note(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Takes the inputs of the encoder's forward pass, of one prompt. Returns False where no further prompt has room
+        until these are encoded."""
+        noted = dict(inputs)
+        if PIXELS in noted:  # which only the first layer reads, in the dtype of its weights
+            pixels_NV = noted[PIXELS].to(self.options.dtype)
+            self._waiting.put((len(self._inputs), PIXELS), pixels_NV)
+            noted[PIXELS] = pixels_NV.new_zeros(()).expand(pixels_NV.shape)
+        self._inputs.append(noted)
+        self._room -= self._numbers_of(noted) * self.options.dtype.itemsize
+        return self._room > 0
+
+    def _numbers_of(self, inputs: Mapping[str, Tensor]) -> int:
+        """The most elements that wait of a prompt at a time."""
+        config = self.model.config
+        hidden = inputs["input_ids"].numel() * config.text_config.hidden_size
+        if PIXELS not in inputs:
+            return hidden
+        patches, width = inputs[PIXELS].shape
+        hidden += patches * max(width, config.vision_config.hidden_size)
+        deepstack = len(getattr(self.model.visual, "deepstack_visual_indexes", ()))
+        return hidden + deepstack * int(inputs["mm_token_type_ids"].sum()) * config.text_config.hidden_size
 
     @torch.no_grad()
-    def encode(
-        self, inputs: Sequence[Mapping[str, Tensor]], progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> Generator[Tensor, None, None]:
-        """The last hidden states [B, L, D] of each prompt, on the device, in order.
+    def encode(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Generator[Tensor, None, None]:
+        """The last hidden states [B, L, D] of each prompt that was noted, on the device, in order.
 
-        inputs: of the encoder's forward pass, one prompt each. progress: called with (layers done, layers).
-        Raises RunError when weights are missing, not finite, or of another shape than config.json says.
+        progress: called with (layers done, layers). Raises RunError when weights are missing, not finite, or of another
+        shape than config.json says.
         """
-        with tempfile.TemporaryDirectory(prefix="hidden-states-") as folder, ExitStack() as stack:
-            self._waiting = WaitingTensors(Path(folder), self.limit)
-            self._shapes = {}
-            file = self.options.files.get("text_encoder")
-            weights = _Weights(self.part, stack, file)
-            self._check_names(weights)
-            with_images = any("pixel_values" in one for one in inputs)
+        try:
+            with self._reader() as weights:
+                self._check_names(weights)
+            with_images = any(PIXELS in one for one in self._inputs)
             for done, name in enumerate(self.names, start=1):
                 if with_images or not name.startswith("visual."):
-                    self._run_layer(name, inputs, weights)
+                    self._run_layer(name)
                 progress(done, len(self.names))
             self._turn = ""
-            for self._prompt, one in enumerate(inputs):
-                yield self._forward(one)
+            for prompt in range(len(self._inputs)):
+                yield self._forward(prompt)
+        finally:
+            self._waiting.close()
+
+    @contextmanager
+    def _reader(self) -> Iterator[_Weights]:
+        """The files, which are mapped no longer than this: what was read of them would count as memory in use."""
+        with ExitStack() as stack:
+            yield _Weights(self.part, stack, self.options.files.get("text_encoder"))
 
     def _check_names(self, weights: _Weights) -> None:
         expected = {f"{name}.{key}" for name in self.names for key in self._empty[name].state_dict()}
@@ -230,28 +280,38 @@ class LayerwiseEncoder:
         if more:
             raise RunError(f"{weights.folder}: weights that config.json does not account for: {some(more)}.")
 
-    def _run_layer(self, name: str, inputs: Sequence[Mapping[str, Tensor]], weights: _Weights) -> None:
-        self._turn, self._layer = name, self._read(name, weights)
-        for self._prompt, one in enumerate(inputs):
-            if "pixel_values" in one or not name.startswith("visual."):
-                try:
-                    self._forward(one)
-                except _Reached:
-                    continue
+    def _run_layer(self, name: str) -> None:
+        self._turn, self._layer = name, self._read(name)
+        for prompt, inputs in enumerate(self._inputs):
+            if PIXELS in inputs or not name.startswith("visual."):
+                with suppress(_Reached):
+                    self._forward(prompt)
         self._layer = None
 
-    def _forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        on_device = {name: value.to(self.device) for name, value in inputs.items()}
+    def _forward(self, prompt: int) -> Tensor:
+        self._prompt, inputs = prompt, self._inputs[prompt]
+        on_device = {name: value.to(self.device) for name, value in inputs.items() if name != PIXELS}
+        if PIXELS in inputs:
+            pixels_NV = self._waiting.get((prompt, PIXELS)) if self._turn == PATCHES else None
+            on_device[PIXELS] = (
+                self._placeholder(inputs[PIXELS].shape) if pixels_NV is None else pixels_NV.to(self.device)
+            )
         return self.model(**on_device, use_cache=False).last_hidden_state
 
-    def _read(self, name: str, weights: _Weights) -> Callable[..., Tensor]:
+    def _placeholder(self, shape: torch.Size) -> Tensor:
+        """A tensor whose values nobody reads any more."""
+        return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(shape)
+
+    def _read(self, name: str) -> Callable[..., Tensor]:
         """A layer on the device; of the token table the rows that are asked for, straight from the mapped file."""
-        if name == TABLE and f"{TABLE}.weight" in weights.names:
-            table_VD = weights.take(f"{TABLE}.weight")
-            return lambda ids_BL: table_VD[ids_BL.to("cpu")].to(self.device, self.options.dtype)
-        layer = copy.deepcopy(self._empty[name])
-        is_layer = name.startswith(LAYERS)
-        fill(layer, weights, f"{name}.", self.options.dtype, codes=self.options.keeps_text_codes if is_layer else "")
+        with self._reader() as weights:
+            if name == TABLE and f"{TABLE}.weight" in weights.names:
+                table_VD = weights.take(f"{TABLE}.weight")
+                return lambda ids_BL: table_VD[ids_BL.to("cpu")].to(self.device, self.options.dtype)
+            layer = copy.deepcopy(self._empty[name])
+            is_layer = name.startswith(LAYERS)
+            codes = self.options.keeps_text_codes if is_layer else ""
+            fill(layer, weights, f"{name}.", self.options.dtype, codes=codes)
         check_finite(self.part, layer, f"{name}.")
         if is_layer and self.options.transform_text_block:
             self.options.transform_text_block(layer, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import weakref
 from collections import Counter
@@ -39,9 +41,9 @@ def prompts_of(model) -> list[tuple[str, list[Image.Image]]]:
     return found
 
 
-def together(model) -> list[dict[str, torch.Tensor]]:
+def together(model, folder: Path | None = None) -> list[dict[str, torch.Tensor]]:
     encodings = [lambda one=one: model.encode_prompt(*one) for one in prompts_of(model)]
-    return [encoded_by_name(encode()) for encode in model.encode_together(encodings)]
+    return [encoded_by_name(encode()) for encode in model.encode_together(encodings, folder=folder)]
 
 
 def assert_same_bits(model, found: list[dict[str, torch.Tensor]]) -> None:
@@ -70,34 +72,27 @@ def test_a_quantized_encoder_gives_the_same_bits(folders, arch: str, qtype: str)
 
 
 @pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
-def test_hidden_states_above_the_limit_wait_in_files(folders, arch: str, monkeypatch) -> None:
-    model, written = open_model(folders[arch]), list[Path]()
-    save = layerwise.save_file
-    monkeypatch.setattr(layerwise, "save_file", lambda one, path: (written.append(path), save(one, path)))
-    make = model.layerwise_encoder
-
-    def without_memory(device: torch.device) -> LayerwiseEncoder:
-        encoder = make(device)
-        encoder.limit = 0
-        return encoder
-
-    monkeypatch.setattr(model, "layerwise_encoder", without_memory)
-    found = together(model)
-    assert written
-    assert not any(path.exists() for path in written)
+def test_hidden_states_above_the_limit_wait_on_disk(folders, arch: str, tmp_path: Path, monkeypatch) -> None:
+    model, waiting = open_model(folders[arch]), list[WaitingTensors]()
+    monkeypatch.setattr(
+        layerwise, "WaitingTensors", lambda folder: waiting.append(one := WaitingTensors(folder, 0)) or one
+    )
+    found = together(model, tmp_path / "not made yet")
+    assert max(one.on_disk for one in waiting) > 1000
+    assert list((tmp_path / "not made yet").iterdir()) == []
     assert_same_bits(model, found)
 
 
-@pytest.mark.parametrize("limit", ["MOST_PIXELS", "MOST_HIDDEN"])
-def test_many_prompts_are_encoded_in_parts(folders, limit: str, monkeypatch) -> None:
+@pytest.mark.parametrize(("room", "passes"), [(1, [1, 1, 1, 1, 1]), (50_000, [3, 1, 1])])
+def test_many_prompts_are_encoded_in_parts(folders, room: int, passes: list[int], monkeypatch) -> None:
     model, parts = open_model(folders["qwen_image_edit_plus"]), list[int]()
     encode = LayerwiseEncoder.encode
     monkeypatch.setattr(
-        LayerwiseEncoder, "encode", lambda self, one, told: (parts.append(len(one)), encode(self, one, told))[1]
+        LayerwiseEncoder, "encode", lambda self, told: (parts.append(len(self._inputs)), encode(self, told))[1]
     )
-    monkeypatch.setattr(layerwise, limit, 1)
+    monkeypatch.setattr(layerwise, "MOST_WAITING", room)
     found = together(model)
-    assert parts == {"MOST_PIXELS": [4, 1], "MOST_HIDDEN": [1, 1, 1, 1, 1]}[limit]
+    assert parts == passes
     assert_same_bits(model, found)
 
 
@@ -140,7 +135,7 @@ def test_one_layer_is_held_at_a_time(folders, monkeypatch) -> None:
     together(model)
     assert len(layers) > 4
     assert max(most) <= 1  # at most the one before, until the new one is complete
-    encoder = model.layerwise_encoder(CPU)
+    encoder = model.layerwise_encoder()
     assert all(parameter.is_meta for parameter in encoder.model.parameters())
 
 
@@ -156,13 +151,31 @@ def test_a_damaged_shard_is_named(folders, tmp_path: Path) -> None:
     assert str(error.value).endswith("Copy or download the model again.")
 
 
-def test_waiting_tensors_know_what_they_hold(tmp_path: Path) -> None:
+def test_waiting_tensors_know_what_they_hold_and_use_a_place_again(tmp_path: Path) -> None:
     waiting, tensor = WaitingTensors(tmp_path, limit=16), torch.arange(3.0)
     waiting.put((0, "a"), tensor)
     waiting.put((0, "b"), tensor + 1)
-    assert waiting.held == 12
-    assert len(list(tmp_path.iterdir())) == 1
+    waiting.put((0, "c"), tensor.bfloat16())
+    assert (waiting.held, waiting.on_disk) == (12, 18)
     assert torch.equal(waiting.get((0, "b")), tensor + 1)
+    assert torch.equal(waiting.get((0, "c")), tensor.bfloat16())
     waiting.drop((0, "a"))
     waiting.drop((0, "b"))
-    assert (waiting.held, list(tmp_path.iterdir())) == (0, [])
+    waiting.limit = 0
+    waiting.put((0, "d"), tensor + 2)
+    assert (waiting.held, waiting.on_disk) == (0, 18)
+    assert torch.equal(waiting.get((0, "d")), tensor + 2)
+    assert waiting.get((0, "a")) is None
+    waiting.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_is_named(tmp_path: Path, monkeypatch) -> None:
+    def full(**_: object) -> object:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(layerwise.tempfile, "TemporaryFile", full)
+    with pytest.raises(RunError) as error:
+        WaitingTensors(tmp_path, limit=0).put((0, "a"), torch.arange(3.0))
+    reason = "what the text encoder has of the prompts cannot be written: No space left on device."
+    assert str(error.value) == f"{tmp_path}: {reason}"

@@ -53,9 +53,9 @@ class QwenImage21Model(QwenModel):
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
 
-    def layerwise_encoder(self, device: torch.device) -> LayerwiseEncoder:
+    def layerwise_encoder(self) -> LayerwiseEncoder:
         # The transformer was trained on the features in front of the final norm.
-        return LayerwiseEncoder(self.options, "Qwen3VLForConditionalGeneration", device, final_norm=False)
+        return LayerwiseEncoder(self.options, "Qwen3VLForConditionalGeneration", final_norm=False)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")
