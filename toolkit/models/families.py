@@ -259,9 +259,6 @@ class ModelLoadOptions:
     low_vram: bool = False
     """Quantize on the CPU and move only the finished blocks to the device."""
 
-    text_encoder_cpu: bool = False
-    """Run the text encoder on the CPU."""
-
 
 class ModelFamily(ModelFacts, ABC):
     """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
