@@ -1,8 +1,8 @@
 """Caches latents, loss weights of masks and text embeddings, which are encoded once before training: on disk beside the
 runs, shared by jobs, or in memory.
 
-Each entry is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. When nothing is missing
-no encoder is called, and so none is loaded.
+Each image is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. Texts are encoded
+together, layer by layer, and stored at the end. When nothing is missing no encoder is called, and so none is loaded.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
 
@@ -311,6 +311,7 @@ def encode_items(
     latents: bool = True,
     workers: int = 1,
     verify: bool = True,
+    later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedDataset:
     """Makes sure that every tensor of every item is stored, each distinct one encoded once.
 
@@ -320,6 +321,8 @@ def encode_items(
     latents: False: masks and texts alone, where the encoder of images is trained.
     workers: threads that read images and cached entries; the encoders work in one at a time. verify: read what is
     cached and make damaged entries again.
+    later: takes the texts, which the caller encodes by `fill_texts` with those of other calls; None: they are encoded
+    now.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
     extra = [{text: extra_prompts(item.sample._replace(caption=text)) for text in item.sample.texts} for item in items]
@@ -338,7 +341,10 @@ def encode_items(
     of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
     _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
     texts = [texts for entry in entries if (texts := entry.texts())]
-    fill_texts(texts, model, progress, workers, verify)
+    if later is None:
+        fill_texts(texts, model, progress, workers, verify)
+    else:
+        later += texts
     return EncodedDataset(tuple(items), entries, encoder)
 
 

@@ -81,6 +81,13 @@ BAND_PIXELS = 2**16
 """Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows of 1024."""
 
 
+PATCHES_PER_TOKEN = 4
+"""Patches of an image in the vision tower for one token of the text encoder."""
+
+DEQUANTIZED = 3.5
+"""Copies of a quantized weight, in the compute dtype, while a prompt is multiplied with it; measured on a CPU."""
+
+
 @dataclass(frozen=True)
 class TextLayers:
     """Sizes of a text encoder that is read layer by layer (`layerwise`)."""
@@ -90,6 +97,9 @@ class TextLayers:
 
     largest_linear: int
     """Parameters of the largest linear layer."""
+
+    token_numbers: int
+    """Largest number of elements per token in a layer."""
 
     vision: int
     """Parameters of the largest part of its vision tower."""
@@ -103,9 +113,25 @@ class TextLayers:
     image_token_numbers: int
     """Elements per token of an image that the vision tower gives to later layers."""
 
+    def taken(self, tokens: int, image_tokens: int, per_linear: float, number: int) -> tuple[float, float]:
+        """Bytes on the device of a layer, and of what it computes for one prompt: of the part that takes most.
 
-PATCHES_PER_TOKEN = 4
-"""Patches of an image in the vision tower for one token of the text encoder."""
+        image_tokens: how many of the tokens are of images. per_linear: bytes of a weight of a linear layer; number: of
+        any other, and of an activation.
+        """
+        layer = float(self.largest.stored(per_linear, number))
+        if per_linear != number:
+            layer += DEQUANTIZED * self.largest_linear * number
+        in_text = layer, (tokens * self.token_numbers + image_tokens * self.image_token_numbers) * float(number)
+        if not image_tokens:
+            return in_text
+        in_vision = self.vision * float(number), image_tokens * PATCHES_PER_TOKEN * self.patch_numbers * number
+        return max(in_text, in_vision, key=sum)
+
+    def waiting(self, tokens: int, image_tokens: int, width: int) -> int:
+        """Elements that wait of one prompt, outside of the device. width: of the text features."""
+        return tokens * width + image_tokens * (PATCHES_PER_TOKEN * self.patch_waits + self.image_token_numbers)
+
 
 TEXTS_IN_MEMORY = 2 * 10**9
 """Bytes of pixels and hidden states that wait in main memory while prompts are encoded (`layerwise`); more are on

@@ -233,12 +233,13 @@ class FolderFamily(ModelFamily):
                     vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
                 else:
                     text = text_size(stored)
-        vision = self.published_vision | (of_text.get("vision_config") or {})
+        vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
         patch_width, patch_inner = vision["hidden_size"], vision["intermediate_size"]
         merged = PATCHES_PER_TOKEN * patch_width
         text_layers = TextLayers(
             largest=EncoderSize(text.linear_params // of_text.get("num_hidden_layers", self.published_text_layers), 0),
             largest_linear=text_width * text_inner,
+            token_numbers=3 * text_inner + 8 * text_width,
             vision=merged * (merged + text_width),
             patch_numbers=1.15 * (3 * patch_inner + 8 * patch_width),
             patch_waits=max(patch_width, 6 * vision["patch_size"] ** 2),
@@ -261,7 +262,7 @@ class FolderFamily(ModelFamily):
             decode_numbers=self.vae_tensors.decode * vae_width,
             encode_band_numbers=self.vae_tensors.encode_band * vae_width,
             decode_band_numbers=self.vae_tensors.decode_band * vae_width,
-            text_token_numbers=3 * text_inner + 8 * text_width,
+            text_token_numbers=text_layers.token_numbers,
             text_width=text_width,
             latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,

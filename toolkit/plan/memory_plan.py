@@ -21,7 +21,6 @@ from toolkit.memory.estimate import StepShape, gaps_on_gpu, gigabytes, step_peak
 from toolkit.models.families import (
     LOOKAHEAD_BATCHES,
     MOST_ROWS,
-    PATCHES_PER_TOKEN,
     TEXTS_IN_MEMORY,
     TextLayers,
     family_for,
@@ -74,9 +73,6 @@ STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 
 SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
-
-DEQUANTIZED = 2
-"""Copies of a quantized weight of the text encoder, in the compute dtype, while a prompt is multiplied with it."""
 
 LAYER_COPIES = 2
 """Layers of the text encoder in main memory while one is copied out of its file."""
@@ -262,17 +258,9 @@ class _Estimator:
         return [self.largest, *self.samples, *self.base_images, *held_out]
 
     def _largest_layer(self, layers: TextLayers) -> tuple[float, float]:
-        """Bytes of a layer of the text encoder and of what it computes for one prompt, of its vision tower or not."""
-        layer = float(layers.largest.stored(self.per_linear, self.number))
-        if self.model.quantize_te:
-            layer += DEQUANTIZED * layers.largest_linear * self.number
-        found = [(0.0, 0.0)]
-        for one in self._encoded():
-            of_images = self._image_tokens(one)
-            numbers = tokens_of(one) * self.facts.text_token_numbers + of_images * layers.image_token_numbers
-            found.append((layer, numbers * self.number))
-            patches = of_images * PATCHES_PER_TOKEN
-            found.append((layers.vision * self.number, patches * layers.patch_numbers * self.number))
+        """`TextLayers.taken` of the prompt that takes most."""
+        numbers = self.per_linear, self.number
+        found = (layers.taken(tokens_of(one), self._image_tokens(one), *numbers) for one in self._encoded())
         return max(found, key=sum)
 
     def _image_tokens(self, one: LargestBatch) -> int:
@@ -287,8 +275,7 @@ class _Estimator:
         prompts += [(self.sizes.of_group(group), group.items) for group in self.groups]
         waiting = 0
         for one, count in prompts:
-            per_image_token = PATCHES_PER_TOKEN * layers.patch_waits + layers.image_token_numbers
-            numbers = tokens_of(one) * self.facts.text_width + self._image_tokens(one) * per_image_token
+            numbers = layers.waiting(tokens_of(one), self._image_tokens(one), self.facts.text_width)
             waiting += count * numbers * self.number
         return LAYER_COPIES * layers.largest.stored(self.number, self.number) + min(waiting, TEXTS_IN_MEMORY)
 

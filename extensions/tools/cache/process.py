@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.data.directory import ScanCache
 from toolkit.data.from_base import not_made_yet
-from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
+from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
 from toolkit.data.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import CACHE_FOLDER, readable_size
@@ -66,6 +66,7 @@ class CacheProcess(BaseExtensionProcess):
         def progress(what: str, done: int, total: int) -> None:
             status.update(f"{what} {done}/{total}")
 
+        texts: list[Sequence[CacheEntry]] = []
         dataset = encode_items(
             items,
             model,
@@ -75,11 +76,13 @@ class CacheProcess(BaseExtensionProcess):
             lambda sample: section.train.preserved_prompts(sample.caption, section.trigger_words()),
             workers=self.section.workers,
             verify=not self.section.skip_existing,
+            later=texts,
         )
         pictures = () if section.train.disable_sampling else section.sample_pictures()
         prompts = sample_prompts(pictures, section.trigger_word, family)
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
-        sampler.encode(progress)
+        sampler.encode(progress, texts)
+        fill_texts(texts, model, progress, self.section.workers, verify=not self.section.skip_existing)
         scan_cache.save()  # now with the file hashes
         more = " and the sample prompts" if prompts else ""
         if unmade:

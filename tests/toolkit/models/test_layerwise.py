@@ -12,16 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+from benchmarks import simulation
+from benchmarks.live_bytes import LiveBytes
+from tests.measured import at_least, at_most
 from tests.model_folders import ARCHS
 from toolkit.config.model import ModelConfig
 from toolkit.data.latent_cache import encoded_by_name
 from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
 from toolkit.models import layerwise
+from toolkit.models.families import PATCHES_PER_TOKEN, ModelLoadOptions
+from toolkit.models.folder_family import FolderFamily
 from toolkit.models.layerwise import LayerwiseEncoder, WaitingTensors
 from toolkit.models.loading import ShardReader, load_model
+from toolkit.models.qwen_image.family import FAMILY
+from toolkit.models.qwen_image21.family import FAMILY as FAMILY_21
 
 CPU = torch.device("cpu")
 
@@ -120,6 +128,92 @@ def test_each_weight_is_read_once(folders, arch: str, monkeypatch) -> None:
     together(model)
     assert len(read) > 10
     assert set(read.values()) == {1}
+
+
+VISION_21 = {"hidden_size": 288, "intermediate_size": 1076, "num_heads": 4, "out_hidden_size": 512, "depth": 2}
+VISION = {"hidden_size": 320, "intermediate_size": 855, "num_heads": 4, "out_hidden_size": 512, "depth": 2}
+TEXT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "vocab_size": 1000,
+    "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "mrope_section": [16, 24, 24]},
+}
+EIGHTHS: dict[str, tuple[FolderFamily, str, dict[str, Any], dict[str, Any], int]] = {
+    "2.1": (
+        FAMILY_21,
+        "Qwen3VLForConditionalGeneration",
+        TEXT | {"intermediate_size": 1536, "head_dim": 128},
+        VISION_21 | {"deepstack_visual_indexes": [0], "patch_size": 16},
+        48,
+    ),
+    "2509": (
+        FAMILY,
+        "Qwen2_5_VLForConditionalGeneration",
+        TEXT | {"intermediate_size": 2700, "layer_types": ["full_attention"] * 2},
+        VISION | {"fullatt_block_indexes": [1], "patch_size": 14},
+        28,
+    ),
+}
+"""Family, class in transformers, text_config and vision_config, patches along one side of a control image: the
+proportions of the published encoders at about an eighth of their width."""
+
+
+@pytest.mark.parametrize(("images", "qtype"), [(0, ""), (1, ""), (2, ""), (0, "int8"), (0, "int4")])
+@pytest.mark.parametrize("name", EIGHTHS)
+def test_the_plan_counts_what_is_on_the_device(name: str, images: int, qtype: str, tmp_path: Path, monkeypatch) -> None:
+    """Bytes that are alive in bfloat16, operation by operation; a GPU's kernels may take more for themselves."""
+    dtype = torch.bfloat16
+    family, kind, text, vision, side = EIGHTHS[name]
+    live = LiveBytes(simulation.FOLLOWED)
+    of_kind = getattr(transformers, kind)
+    config = of_kind.config_class(text_config=text, vision_config=vision, image_token_id=999)
+    of_kind(config).to(dtype).save_pretrained(tmp_path / "text_encoder")
+    transform = quantizer(qtype) if qtype else None
+    encoder = LayerwiseEncoder(ModelLoadOptions(tmp_path, CPU, dtype, transform_text_block=transform), kind)
+
+    class OnHost(WaitingTensors):
+        def put(self, key: tuple[int, str], tensor: torch.Tensor) -> None:
+            with live.on_host():
+                super().put(key, tensor.clone())
+
+        def get(self, key: tuple[int, str]) -> torch.Tensor | None:
+            found = super().get(key)
+            return None if found is None else found.clone()
+
+    def read(self: LayerwiseEncoder, layer: str):
+        found = read_layer(self, layer)
+        live.phase(layer)  # what reading takes is in the CPU memory
+        return found
+
+    read_layer = LayerwiseEncoder._read
+    monkeypatch.setattr(LayerwiseEncoder, "_read", read)
+    monkeypatch.setattr(layerwise, "WaitingTensors", OnHost)
+    encoder.wait_in(None)
+    image_tokens = images * side**2 // PATCHES_PER_TOKEN
+    tokens = 180 + image_tokens
+    ids_BL = torch.zeros(1, tokens, dtype=torch.int64)
+    for index in range(images):
+        begin = 20 + index * (side**2 // PATCHES_PER_TOKEN + 1)
+        ids_BL[0, begin : begin + side**2 // PATCHES_PER_TOKEN] = 999
+    inputs = {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+    if images:
+        patch = 6 * vision["patch_size"] ** 2
+        inputs["pixel_values"] = torch.zeros(images * side**2, patch)
+        inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * images)
+        inputs["mm_token_type_ids"] = (ids_BL == 999).int()
+    encoder.note(inputs)
+    with live:
+        (hidden_BLD,) = encoder.encode()
+    assert hidden_BLD.shape == (1, tokens, 512)
+    facts, number = family.footprint(tmp_path), dtype.itemsize
+    per_linear = facts.bytes_per_weight[qtype] if qtype else number
+    assert facts.text_layers
+    planned = sum(facts.text_layers.taken(tokens, image_tokens, per_linear, number))
+    taken = max(peak.device for peak in live.phases.values())
+    at_most(f"{name}, {images} images, {qtype}, taken / planned", taken / planned, 1.0)
+    at_least(f"{name}, {images} images, {qtype}, taken / planned", taken / planned, 0.6)
 
 
 def test_one_layer_is_held_at_a_time(folders, monkeypatch) -> None:
