@@ -226,18 +226,19 @@ class FolderFamily(ModelFamily):
         keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
         text_width, text_inner = (of_text.get(key, published) for key, published in keys)
         text, vae = self.published_text, self.published_vae
+        text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
             files = sorted((folder / part).glob("*.safetensors"))
             if stored := {name: count for path in files for name, count in tensor_sizes(path).items()}:
                 if part == "vae":
                     vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
                 else:
-                    text = text_size(stored)
+                    text, text_layer = text_size(stored), text_layer_size(stored)
         vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
         patch_width, patch_inner = vision["hidden_size"], vision["intermediate_size"]
         merged = PATCHES_PER_TOKEN * patch_width
         text_layers = TextLayers(
-            largest=EncoderSize(text.linear_params // of_text.get("num_hidden_layers", self.published_text_layers), 0),
+            largest=text_layer,
             largest_linear=text_width * text_inner,
             token_numbers=3 * text_inner + 8 * text_width,
             vision=merged * (merged + text_width),
@@ -301,6 +302,12 @@ def text_size(stored: Mapping[str, int]) -> EncoderSize:
     return EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
 
 
+def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
+    """Size of one layer of it; norms and biases, which are little, do not count."""
+    numbers = {name.partition("layers.")[2].partition(".")[0] for name in stored if OF_TEXT_LAYERS.fullmatch(name)}
+    return EncoderSize(text_size(stored).linear_params // max(1, len(numbers)), 0)
+
+
 def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelSizeInfo:
     """The sizes of a model folder with those of the encoders that single files give (part -> file).
 
@@ -313,7 +320,8 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
             stored = stored_weights(shapes_of(file), text_encoder_name)
             counts = {name: math.prod(one.shape) for name, one in stored.items()}
             if part == "text_encoder":
-                facts = replace(facts, text=text_size(counts))
+                layers = facts.text_layers and replace(facts.text_layers, largest=text_layer_size(counts))
+                facts = replace(facts, text=text_size(counts), text_layers=layers)
             elif part == "vae":
                 facts = replace(facts, vae=EncoderSize(linear_params=0, other_params=sum(counts.values())))
     return facts
