@@ -140,6 +140,7 @@ ELSEWHERE: dict[str, str] = {
     "not the dotted path of a": "toolkit/optim/test_optimizer_args.py",
     "holds no 'caption' of": f"{DATA}/test_captions.py",
     ". Write 1, 0 or": f"{DATA}/test_columns.py",
+    "Write what it is an example of instead": f"{DATA}/test_from_base.py",
     "It has ": f"{DATA}/test_folder_captions_file.py",
     "write suffix and letters as that file has them": f"{DATA}/test_folder_captions_file.py",
     "write paths from that folder": f"{DATA}/test_folder_captions_file.py",

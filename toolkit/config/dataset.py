@@ -207,13 +207,13 @@ class FromBaseConfig(StrictModel):
     used. Not given: one image of each prompt."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """With it, its prompt and how often that was used before, an image has a seed of its own."""
+    """With it, its prompt and how often that was used before, an image has a seed of its own; 0 is a valid seed."""
 
     sample_steps: int | None = Field(default=None, ge=1, le=1000)
     """Steps of an image. Not given: as of samples."""
 
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
-    """Guidance of an image. Not given: as of samples."""
+    """Guidance of an image; 0 to 1: off. Not given: as of samples."""
 
     neg: str = ""
     """Negative prompt of all images, used only with guidance."""

@@ -277,8 +277,8 @@ def read_names(rows: Mapping[str, ForeignName]) -> list[str]:
 
 
 def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[str, list[str]]:
-    """Key -> the sections in `model` that have it as a field: `train`, `datasets[]`, and "" for `model` itself; where
-    none has, those that take it as a name of other programs.
+    """Key -> the sections in `model` that have it as a field or another shape of one: `train`, `datasets[]`, and "" for
+    `model` itself; where none has, those that take it as a name of other programs.
 
     Of several sections with one model (`sample` and `first_sample`) the first is named.
     """
@@ -293,6 +293,8 @@ def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[st
         found.add(section)
         for key in read_names(other_names(section, foreign_keys)):
             foreign.setdefault(key, []).append(at)
+        for key in section.other_shapes if issubclass(section, StrictModel) else ():
+            places.setdefault(key, []).append(at)
         for key, name in field_names(section).items():
             places.setdefault(key, []).append(at)
             annotation = section.model_fields[name].annotation

@@ -139,7 +139,7 @@ class ItemEncoder:
     def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
-        source = sample_digest(sample) if data is None else _digest_of(sample.image, data)
+        source = sample_digest(sample, image_digest) if data is None else _digest_of(sample.image, data)
         key = self._key("vae", "latents", sample, source, stores.latents, crop=item.crop)
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))

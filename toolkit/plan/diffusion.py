@@ -144,7 +144,9 @@ class SdPlanner(Planner[DiffusionSection]):
         if card and (self.job.card or machine.limit is None):
             machine = replace(machine, limit=card.memory_gb * GB)
         often = times_in_run(section.train, data, steps)
-        work = run_work(section, groups, steps, often, plan_memory(section, groups, machine), self.save_size())
+        memory = plan_memory(section, groups, machine)
+        unmade = [sample.made for sample in not_made_yet(data.items).values() if sample.made]
+        work = run_work(section, groups, steps, often, memory, self.save_size(), unmade)
         if work is None:
             return None
         no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""

@@ -15,7 +15,7 @@ from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import OptimizationConfig, TrainConfig
 from toolkit.data.image_data import ImageData
-from toolkit.data.types import BucketedSample, Size
+from toolkit.data.types import BaseImage, BucketedSample, Size
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
@@ -295,6 +295,10 @@ class BatchSizes:
         longest = max((group.longest for group in self._groups), default=0)
         sizes = [max(map(area_of, each.resolution)) for each in self._section.datasets if each.from_base]
         return [self._image(1, pixels, 0, longest) for pixels in sizes]
+
+    def of_base_image(self, image: BaseImage) -> LargestBatch:
+        """One of those images."""
+        return self._image(1, prod(image.size), 0, len(image.prompt))
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
         """A batch of so many images of a group."""

@@ -14,6 +14,7 @@ from math import prod
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.data.types import BaseImage
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import ModelFamily, ModelSizeInfo, deployed_grid, family_for, model_bytes
 from toolkit.number_types import DTYPE_BYTES
@@ -46,14 +47,16 @@ def run_work(
     often: Often,
     memory: MemoryEstimate,
     save: SaveSize,
+    base_images: Sequence[BaseImage] = (),
 ) -> RunWork | None:
     """The work of a run; None where nothing is trained on.
 
     steps: optimizer steps. often: see `Often`. memory: the estimate at the level of checkpointing that is used.
+    base_images: those that the base model has still to make.
     """
     if not sum(group.uses for group in groups if not group.held_out):
         return None
-    return _RunWork(section, groups, memory).whole(steps, often, save)
+    return _RunWork(section, groups, memory).whole(steps, often, save, base_images)
 
 
 class _RunWork:
@@ -65,7 +68,7 @@ class _RunWork:
         self.sizes = BatchSizes(section, self.facts, groups)
         self.blocks = blocks_of(section, self.family, self.facts, self.trained, memory.modulation_table)
 
-    def whole(self, steps: int, often: Often, save: SaveSize) -> RunWork:
+    def whole(self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]) -> RunWork:
         section, train = self.section, self.section.train
         step = self.step()
         if steps == UNTIL_THE_DATA_ENDS:
@@ -82,6 +85,7 @@ class _RunWork:
             self.memory.level,
             samples=samples,
             pictures=pictures,
+            base_images=total(map(self.base_image, base_images)),
             validation=self.validation().times(validations),
             encoding=self.encoding(),
             read_bytes=model_bytes(section.model),
@@ -139,6 +143,10 @@ class _RunWork:
         if item.also:
             steps, guidance = deployed_grid(item.also[1])[0], item.also[1].cfg
         return self._generated(self.sizes.of_picture(item), steps, guidance)
+
+    def base_image(self, image: BaseImage) -> PassWork:
+        """One image of the base model: its steps, twice with guidance, and the decoder."""
+        return self._generated(self.sizes.of_base_image(image), image.steps, image.guidance_scale)
 
     def validation(self) -> PassWork:
         """One validation: the losses, and the edits."""

@@ -218,6 +218,9 @@ class RunWork:
     pictures: float = 0.0
     """Sample images, of all sets."""
 
+    base_images: PassWork = PassWork()
+    """Those of `datasets[].from_base` that are not there yet."""
+
     validation: PassWork = PassWork()
     encoding: PassWork = PassWork()
     read_bytes: float = 0.0
@@ -235,6 +238,7 @@ class RunWork:
         return {
             "steps": self.steps * self.step.seconds(card, compiled),
             "samples": self.samples.seconds(card, compiled),
+            "base images": self.base_images.seconds(card),
             "validation": self.validation.seconds(card, compiled),
             "encoding": self.encoding.seconds(card),
             "saving": self.copied_bytes / (BUS * 1e9 * card.bus_gb_s) + self.written_bytes / DISK_BYTES_S,

@@ -83,6 +83,10 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             {"sample": {"prompts": ["a"], "vae_path": "fix.safetensors"}},
             "sample.vae_path: is for models of the Qwen-Image family, and this model has an autoencoder of its own.",
         ),
+        (
+            {"datasets": [{"from_base": {"prompts": "kept.txt"}, "is_reg": True, "resolution": 32}]},
+            "datasets[0].from_base: 'type: flow_trainer' has no base model that generates images. Give 'folder_path'.",
+        ),
         ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not supported"),
         (
             {"train": {"min_timestep": 900, "max_timestep": 300}},

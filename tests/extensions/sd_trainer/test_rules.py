@@ -28,6 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "other"):
         Path(name).mkdir()
+    Path("kept.txt").write_text("a dog\n")
     Path("page.safetensors").write_text("<html>")
     save_file({}, "lora.safetensors")
 
@@ -55,6 +56,7 @@ def check(text: str, *expected: str) -> None:
 
 WITH_REG = "datasets: [{folder_path: photos}, {folder_path: photos, is_reg: true}]"
 FULL = "network: {type: full}"
+FROM_BASE = "datasets: [{folder_path: photos}, {from_base: {prompts: kept.txt}, is_reg: true}]"
 ONE = "samples: [{prompt: a}]"
 BLANK = "blank_prompt_preservation: true"
 OF_CLASS = "diff_output_preservation: true"
@@ -66,6 +68,11 @@ EAGER = "compile: {enabled: true, backend: eager}"
 
 ROWS: list[tuple[str, ...]] = [
     ("",),
+    (FROM_BASE,),
+    (
+        f"{FROM_BASE}, model: {{name_or_path: Qwen/Qwen-Image-Edit}}",
+        "E datasets.1.from_base: Qwen-Image-Edit edits a given image, and these have none. Give a folder of pairs with",
+    ),
     (
         f"{TURBO}, sample: {{{ONE}}}",
         "W model.name_or_path: Qwen-Image-2.1-Turbo is distilled for 8 steps, and training undoes that. Train on Qwen/",
@@ -334,6 +341,7 @@ WITH_TWO: list[tuple[str, ...]] = [
     (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}",),
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
+    (f"train: {{{SHARED}}}, {FROM_BASE}", "E datasets: does not work with 'train.parallel: fsdp': each process genera"),
     (f"train: {{{SHARED}, compile: {{enabled: true}}}}", "E train.compile: does not work with 'train.parallel: fsdp'"),
     (f"train: {{{SHARED}}}, network: {{type: dora}}", "E network.type: 'dora' computes with whole weights"),
     (f"train: {{{SHARED}}}, network: {{type: boft}}", "E network.type: 'boft' computes with whole weights"),

@@ -116,6 +116,7 @@ def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
 
 NEEDED: dict[str, dict[str, Any]] = {
     "datasets[]": {"folder_path": "photos"},
+    "datasets[].from_base": {"prompts": "kept.txt"},
     "model": {"name_or_path": "./model"},
     "model.base_loras[]": {"path": "a.safetensors"},
     "train.assistant": {"path": "a.safetensors"},
@@ -158,6 +159,7 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
 @pytest.mark.parametrize("path", SECTIONS)
 def test_empty_and_null_are_not_given_for_every_key_of_every_section(load, path: str, blank: str) -> None:
     Path("a.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")  # no tensors
+    Path("kept.txt").write_text("a dog")
     needed, section = NEEDED.get(path, {}), SECTIONS[path]
     optional = names_of(section) - {*needed, *section.may_be_empty, "type", "name", "datasets", "model"}
     blanks = job_with(path, needed | dict.fromkeys(sorted(optional), "@")).replace('"@"', blank)

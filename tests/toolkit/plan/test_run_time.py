@@ -8,7 +8,7 @@ import pytest
 
 from tests.toolkit.plan.test_memory_plan import item, section
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
-from toolkit.data.types import BucketedSample, CaptionRules
+from toolkit.data.types import BaseImage, BucketedSample, CaptionRules, Size
 from toolkit.memory.flops import KERNELS_PER_BLOCK
 from toolkit.plan.cards import asked_card
 from toolkit.plan.memory import Machine
@@ -20,6 +20,7 @@ from toolkit.plan.step_time import DECODE_FLOP, ENCODE_FLOP, PassWork, RunWork, 
 
 FULL = {"gradient_checkpointing": "full"}
 SAVE = SaveSize(file=300, state=1500)
+PARTS = ["steps", "samples", "base images", "validation", "encoding", "saving", "loading", "compiling"]
 
 
 def work_of(
@@ -105,6 +106,23 @@ def sampled(**sample: Any) -> dict[str, Any]:
     }
 
 
+def test_images_of_the_base_model_are_samples_that_are_made_once() -> None:
+    job, groups = section(train=FULL), group_items([item()])
+    memory = plan_memory(job, groups, Machine("cuda"), compiled=True)
+    image = BaseImage("base", "a cat", "", Size(512, 512), 1, 10, 1.0)
+
+    def made(*images: BaseImage) -> RunWork:
+        found = run_work(job, groups, 1000, lambda interval: 4, memory, SAVE, images)
+        assert found is not None
+        return found
+
+    one = made(image).base_images
+    assert one.convolutions == DECODE_FLOP * 512 * 512
+    assert flops(made(image, image._replace(guidance_scale=4.0)).base_images) == pytest.approx(3 * flops(one))
+    assert flops(made(image._replace(steps=20)).base_images) == pytest.approx(2 * flops(one))
+    assert made().base_images == PassWork() and made().parts(asked_card("H100"), compiled=True)["base images"] == 0
+
+
 def test_samples_are_passes_of_their_own_size_twice_with_guidance() -> None:
     plain = work_of(train=FULL, **sampled())
     assert plain.pictures == 2 * (1 + 4), "a set before step 1 and four in the run"
@@ -174,7 +192,7 @@ def test_a_run_is_the_sum_of_its_parts_on_a_card() -> None:
     card = asked_card("RTX 4090")
     found = work_of(train=FULL, save={"save_every": 250}, **sampled())
     parts = found.parts(card, compiled=True)
-    assert list(parts) == ["steps", "samples", "validation", "encoding", "saving", "loading", "compiling"]
+    assert list(parts) == PARTS
     assert parts["steps"] == 1000 * found.step.seconds(card)
     assert (parts["validation"], parts["compiling"]) == (0, 28)
     assert found.parts(card, compiled=True, compile_s=11)["compiling"] == 11
