@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.process.trainer import Trainer
-from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.config.output import SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import stream_source
@@ -41,7 +41,7 @@ from toolkit.train.sampling import (
     Sampler,
     SamplingInterrupted,
     base_prompts,
-    edit_prompts,
+    measured_edits,
     sample_prompts,
 )
 from toolkit.train.validation import Validator
@@ -243,10 +243,7 @@ class ImageTrainer(Trainer):
         dtype = DTYPES[section.train.dtype]
         held_out = encode_items(split.items, model, of_sample, dtype, self.progress, later=self._texts)
         self.validator = Validator(model, held_out, measured.timesteps, measured.seed, self.predict)
-        family, as_sampled = model.family, section.sample or SampleConfig()
-        steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
-        guidance = family.guidance if guidance is None else guidance
-        self.edits = self._encoded_sampler(edit_prompts(split.items, measured.edits, family, steps, guidance))
+        self.edits = self._encoded_sampler(measured_edits(split.items, measured.edits, section.sample, model.family))
 
     def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
         """Generates these, whose texts and images are encoded; None without any."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.model import ModelConfig
-from toolkit.config.output import SamplePicture
+from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
@@ -129,6 +129,15 @@ def edit_prompts(
     """At most so many images of a dataset that have references, each to be made from them by its caption."""
     edits = list({item.sample.image: item for item in items if item.sample.control_images}.values())[:most]
     return caption_prompts(edits, family, steps, guidance_scale)
+
+
+def measured_edits(
+    items: Iterable[BucketedSample], most: int, sample: SampleConfig | None, family: ModelFacts
+) -> list[SamplePrompt]:
+    """`edit_prompts` of a validation, with the steps and the guidance of the job's samples."""
+    sample = sample or SampleConfig()
+    guidance = family.guidance if sample.guidance_scale is None else sample.guidance_scale
+    return edit_prompts(items, most, family, sample.sample_steps or family.sample_steps, guidance)
 
 
 def caption_prompts(

@@ -19,7 +19,7 @@ from toolkit.memory.quantization import quantizer
 from toolkit.models.families import model_bytes
 from toolkit.models.loading import checked_family, load_model
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
-from toolkit.train.sampling import Sampler, sample_prompts
+from toolkit.train.sampling import Sampler, measured_edits, sample_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,9 @@ class CacheProcess(BaseExtensionProcess):
         )
         pictures = () if section.train.disable_sampling else section.sample_pictures()
         prompts = sample_prompts(pictures, section.trigger_word, family)
+        if validation_split and section.validation:
+            edits = section.validation.edits
+            prompts += measured_edits(validation_split.items, edits, section.sample, family)
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
         sampler.encode(progress, texts)
         fill_texts(texts, model, progress, self.section.workers, verify=not self.section.skip_existing)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -14,11 +18,14 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import save_file
 
 from benchmarks import simulation
 from benchmarks.live_bytes import LiveBytes
+from tests.conftest import ROOT
 from tests.measured import at_least, at_most
 from tests.model_folders import ARCHS
+from tests.toolkit.models.test_single_file import part_weights
 from toolkit.config.model import ModelConfig
 from toolkit.data.latent_cache import encoded_by_name
 from toolkit.errors import RunError
@@ -243,6 +250,101 @@ def test_a_damaged_shard_is_named(folders, tmp_path: Path) -> None:
         together(model)
     assert str(error.value).startswith(f"{shard}: damaged (")
     assert str(error.value).endswith("Copy or download the model again.")
+
+
+def as_a_file(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return weights
+
+
+def in_codes(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The layers in fp8 with a scale each."""
+    stored = {}
+    for name, weight in weights.items():
+        stored[name] = weight
+        if ".layers." in name and weight.ndim == 2:
+            stored[name] = (weight * 1000).to(torch.float8_e4m3fn)
+            stored[name.removesuffix("weight") + "scale_weight"] = torch.tensor(1.37e-3)
+    return stored
+
+
+@pytest.mark.parametrize("keys", [{}, {"quantize_te": True, "qtype_te": "float8"}], ids=["", "float8"])
+@pytest.mark.parametrize(("stored", "shards"), [(as_a_file, 1), (as_a_file, 3), (in_codes, 1), (in_codes, 2)])
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_files_shards_and_codes_give_the_same_bits(
+    folders, arch: str, stored, shards: int, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    """Of a file in place of the folder, in as many shards; with `float8` codes stay as they are stored."""
+    weights = stored(part_weights(folders[arch], "text_encoder"))
+    for number in range(shards):
+        names = sorted(weights)[number::shards]
+        name = "text.safetensors" if shards == 1 else f"text-{number + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({each: weights[each] for each in names}, tmp_path / name)
+    first = sorted(tmp_path.iterdir())[0]
+    model = open_model(folders[arch], torch.bfloat16, text_encoder_path=str(first), **keys)
+    found = together(model)
+    assert "text_encoder" not in model._parts
+    assert_same_bits(model, found)
+
+
+@pytest.mark.parametrize("arch", ["qwen_image_edit_plus", "qwen_image_2"])
+def test_shards_of_a_folder_give_the_same_bits(folders, arch: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders[arch], folder)
+    part = folder / "text_encoder"
+    weights = part_weights(folder, "text_encoder")
+    for path in part.glob("*.safetensors*"):
+        path.unlink()
+    places = {}
+    for number in range(3):
+        name = f"model-{number + 1:05d}-of-00003.safetensors"
+        names = sorted(weights)[number::3]
+        save_file({each: weights[each] for each in names}, part / name, {"format": "pt"})
+        places |= dict.fromkeys(names, name)
+    index = {"metadata": {}, "weight_map": places}
+    (part / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    model = open_model(folder)
+    assert_same_bits(model, together(model))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from toolkit.models import layerwise
+from tests.toolkit.models.test_layerwise import open_model, prompts_of
+
+model, waits = open_model(Path(sys.argv[1])), Path(sys.argv[2])
+layerwise.WaitingTensors.__init__.__defaults__ = (None, 0)
+
+def killed(done, layers):
+    if done == layers - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+encodings = [lambda one=one: model.encode_prompt(*one) for one in prompts_of(model)]
+list(model.encode_together(encodings, killed, waits))
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_while_encoding_leaves_nothing_behind(folders, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, folders["qwen_image_2"], tmp_path / "waits"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "waits").iterdir()) == []
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_files_are_not_mapped_longer_than_a_layer_is_read(folders, arch: str, monkeypatch) -> None:
+    """What was read of a mapped file would count as memory in use."""
+    model, maps = open_model(folders[arch]), list[str]()
+    run = LayerwiseEncoder._run_layer
+
+    def watched(self: LayerwiseEncoder, name: str) -> None:
+        run(self, name)
+        maps.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if "text_encoder" in line)
+
+    monkeypatch.setattr(LayerwiseEncoder, "_run_layer", watched)
+    together(model)
+    assert maps == []
 
 
 def test_waiting_tensors_know_what_they_hold_and_use_a_place_again(tmp_path: Path) -> None:
