@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -374,9 +374,11 @@ def fill_texts(
     progress: Progress = lambda what, done, total: None,
     workers: int = 1,
     verify: bool = True,
+    stays: bool = False,
 ) -> None:
     """Verifies every cached text and encodes the missing ones together, each once however often it is used.
 
+    stays: loads the whole text encoder, for texts that come later. Other arguments as of `encode_items`.
     `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
     images cannot be read are skipped until all others are done; then one RunError names them all.
     """
@@ -397,9 +399,8 @@ def fill_texts(
         progress(f"{what} in the cache", done, len(groups))
     makes = [entry.make for entries in missing for entry in entries]
     folder = next((entry.store.folder for entries in missing for entry in entries if entry.store.folder), None)
-    together = model.encode_together(
-        makes, lambda layer, layers: progress("text encoder layers", layer, layers), folder
-    )
+    told = partial(progress, "text encoder layers")
+    together = iter(makes) if stays else model.encode_together(makes, told, folder)
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:
