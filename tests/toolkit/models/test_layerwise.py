@@ -340,7 +340,8 @@ def test_files_are_not_mapped_longer_than_a_layer_is_read(folders, arch: str, mo
 
     def watched(self: LayerwiseEncoder, name: str) -> None:
         run(self, name)
-        maps.extend(line for line in Path("/proc/self/maps").read_text().splitlines() if "text_encoder" in line)
+        mapped = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+        maps.extend(line for line in mapped if str(model.options.folder / "text_encoder") in line)
 
     monkeypatch.setattr(LayerwiseEncoder, "_run_layer", watched)
     together(model)
