@@ -63,7 +63,7 @@ class QwenImageModel(QwenModel):
             return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
 
-    def layerwise_encoder(self) -> LayerwiseEncoder:
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
         return LayerwiseEncoder(self.options, loading.TEXT_ENCODER)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:

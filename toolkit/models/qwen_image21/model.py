@@ -53,7 +53,7 @@ class QwenImage21Model(QwenModel):
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
 
-    def layerwise_encoder(self) -> LayerwiseEncoder:
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
         # The transformer was trained on the features in front of the final norm.
         return LayerwiseEncoder(self.options, "Qwen3VLForConditionalGeneration", final_norm=False)
 
