@@ -133,19 +133,17 @@ def run(*command: object) -> str:
 
 # ------------------------------------------------------------ the published model on GPUs
 
-QUANTIZED = {"quantize": True, "quantize_te": True, "low_vram": True}
+QUANTIZED = {"quantize": True, "low_vram": True}
 SMALL_STATE = {"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit"}
 CARD_JOBS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "int8": {"model": {"quantize": True}},
     "fp8_scaled, blocks_to_swap 16": {"model": {"quantize": True, "qtype": "fp8_scaled", "blocks_to_swap": 16}},
-    "fp8_scaled, text encoder int8, blocks_to_swap 45": {
-        "model": QUANTIZED | {"qtype": "fp8_scaled", "blocks_to_swap": 45}
-    },
-    "int4, text encoder int8, low_vram": {"model": QUANTIZED | {"qtype": "int4"}},
+    "fp8_scaled, low_vram, blocks_to_swap 45": {"model": QUANTIZED | {"qtype": "fp8_scaled", "blocks_to_swap": 45}},
+    "int4, low_vram": {"model": QUANTIZED | {"qtype": "int4"}},
     "the same, full_offload, adamw8bit": {"model": QUANTIZED | {"qtype": "int4"}, "train": SMALL_STATE},
-    "the same, text encoder int4, blocks_to_swap 30": {
-        "model": QUANTIZED | {"qtype": "int4", "qtype_te": "int4", "blocks_to_swap": 30},
+    "the same, blocks_to_swap 30": {
+        "model": QUANTIZED | {"qtype": "int4", "blocks_to_swap": 30},
         "train": SMALL_STATE,
     },
     "bf16, gradient_checkpointing cheap": {"train": {"gradient_checkpointing": "cheap"}},
@@ -159,7 +157,7 @@ CARD_JOBS: dict[str, dict[str, Any]] = {
 
 TENSORS_GB = {
     "int8": 21.4,
-    "int4, text encoder int8, low_vram": 14.7,
+    "int4, low_vram": 14.7,
     "bf16, gradient_checkpointing cheap": 65.1,
 }
 """Peak of tensors in training that was measured for such a job (docs/measured.md), without CUDA's context and gaps."""

@@ -105,6 +105,9 @@ class DrawnEncoders(QwenImageModel):
     def reference_size(self, image: Size, target: Size) -> Size:
         return target
 
+    def layerwise_encoder(self) -> None:
+        """There is no file to read layers from: what is measured is the whole text encoder, once it is loaded."""
+
     def load_part(self, name: str) -> object:
         if name == "vae":
             return self._vae()

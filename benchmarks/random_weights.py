@@ -123,6 +123,9 @@ class RandomSingleStreamModel(QwenImage21Model):
         )
         return drawn_BCHW
 
+    def layerwise_encoder(self) -> None:
+        """There is no file to read layers from."""
+
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> dict[str, Tensor]:
         """The references are in front of the text."""
         width = self.network_module.config.context_in_dim

@@ -106,6 +106,9 @@ class EncoderlessModel(QwenImageModel):
         batch, _, height, width = pixels_BCHW.shape
         return torch.randn((batch, LATENT_CHANNELS, height // 8, width // 8), generator=generator(SEED, "latents"))
 
+    def layerwise_encoder(self) -> None:
+        """There is no file to read layers from."""
+
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         return torch.randn((self.size.text_tokens, self.size.text_width), generator=generator(SEED, "text", prompt))
 

@@ -78,6 +78,7 @@ PLACES = {
 
 _OWN_PAGES = "pages of this program are always replaced, other files never"
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
+_LAYER_BY_LAYER = "captions go through the text encoder layer by layer, on the device of the training"
 _ENCODED = "images and captions are encoded one at a time, each once, before training"
 _CONTROL = "model.model_kwargs.control_resolution"
 _VAE = "the VAE works in bands of rows, which gives the pixels of the whole image"
@@ -191,7 +192,7 @@ NAMES: dict[tuple[str, str], Names] = {
             "model.name_or_path", "`name_or_path`, where that is a file: then it is `transformer_path`"
         ),
         "quantize_kwargs": refused(says="every matrix of the blocks is quantized"),
-        "te_device": refused(ours="model.text_encoder_cpu", says="a switch: the CPU or where the model is"),
+        "te_device": idle(_LAYER_BY_LAYER),
         "split_model_other_module_param_count_scale": refused(0.3, needs="split_model_over_gpus"),
     },
     ("ai-toolkit", "NetworkConfig"): {
@@ -600,7 +601,7 @@ NAMES: dict[tuple[str, str], Names] = {
         "control_image_path": near("sample.samples[].ctrl_img", tool="generate --reference"),
         "resize_control_to_image_size": near("model.model_kwargs.match_target_res", "for training and images alike"),
         "resize_control_to_official_size": near("model.model_kwargs.match_target_res", "off is the official size"),
-        "text_encoder_cpu": is_("model.text_encoder_cpu", tool="generate --text-encoder-cpu"),
+        "text_encoder_cpu": idle(_LAYER_BY_LAYER),
         "lora_weight": near(
             "model.base_loras",
             "merged into the model; `network.pretrained_lora_path` is trained on",
@@ -725,6 +726,7 @@ NAMES: dict[tuple[str, str], Names] = {
         **each("lora_multiplier ratios", absent("Write the strength behind the file: --lora FILE:0.8.")),
         "models": absent("Write --lora FILE:0.8 FILE:0.5."),
         "edit": absent("Whether a model edits is read from its files. Leave it out, and give --reference."),
+        "text_encoder_cpu": absent("The text encoder is read layer by layer. Leave it out."),
         "resize_control_to_image_size": absent("Write --match-target-res."),
         "resize_control_to_official_size": absent("That is the default. Leave it out."),
         "attn_mode": absent("PyTorch chooses the attention kernel. Leave it out."),

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.process.trainer import Trainer
-from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.config.output import SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import stream_source
@@ -21,7 +21,7 @@ from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.from_base import not_made_yet, write_base_image
 from toolkit.data.image_data import ImageData
-from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
+from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, ItemEncoder, encode_items, fill_texts
 from toolkit.data.moved import RunOrder
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.threads import loaded_ahead
@@ -41,7 +41,7 @@ from toolkit.train.sampling import (
     Sampler,
     SamplingInterrupted,
     base_prompts,
-    edit_prompts,
+    measured_edits,
     sample_prompts,
 )
 from toolkit.train.validation import Validator
@@ -99,6 +99,9 @@ class ImageTrainer(Trainer):
     base_sampler: Sampler | None
     """Generates this rank's share of them."""
 
+    _texts: list[Sequence[CacheEntry]]
+    """Texts that are to be encoded together."""
+
     @cached_property
     def planner(self) -> Planner:
         """Plans the run on the device of the job."""
@@ -142,12 +145,28 @@ class ImageTrainer(Trainer):
         self.stores = CacheStores(self.training_folder)
         self.sampler = self.validator = self.edits = self.base_sampler = None
         self.unmade = self.process_group.run_on_rank0_and_broadcast(lambda: not_made_yet(self.data.items))
+        self._texts = []
         self._encode_dataset()
         self._encode_base_prompts()
         if self.process_group.is_main_process:
             self._encode_samples()
             self._encode_validation()
+        self._encode_texts()
         self._unload_encoders()
+
+    def _encode_texts(self) -> None:
+        """All that were collected, in one pass through the text encoder. Several ranks encode a share each, and then
+        what the cache does not keep for all."""
+        fill_texts(self._texts, self.model, self.progress)
+        self._texts = []
+        if not isinstance(self.dataset, EncodedDataset):
+            self.status.finish()
+            return
+        if not self.process_group.is_single_process:
+            self.process_group.all_gather_object("encoded")
+            fill_texts([each.texts() for each in self.dataset.entries], self.model, self.progress)
+        what = "latents and text embeddings" if self.caches_latents else "text embeddings"
+        self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
         """Those that training does not need; images that are made from now on need the VAE."""
@@ -168,11 +187,10 @@ class ImageTrainer(Trainer):
         of_sample, latents = stores.of_samples(section), self.caches_latents
         if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
             share = items[group.rank :: group.world_size]
-            encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents)
+            encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents, later=self._texts)
             group.all_gather_object("encoded")
-        self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents)
-        what = "latents and text embeddings" if latents else "text embeddings"
-        self.status.finish(f"{what} of {len(items)} items are ready")
+        texts = self._texts if group.is_single_process else []
+        self.dataset = encode_items(items, model, of_sample, dtype, self.progress, extra_prompts, latents, later=texts)
 
     def _encode_base_prompts(self) -> None:
         """The texts of images that are not made yet, while the text encoder is there: as prompts, and as captions."""
@@ -181,7 +199,8 @@ class ImageTrainer(Trainer):
         section, group = self.section, self.process_group
         waiting = [item for item in self.data.items if item.sample.image in self.unmade]
         of_sample, dtype = self.stores.of_samples(section), DTYPES[section.train.dtype]
-        encode_items(waiting, self.model, of_sample, dtype, self.progress, self.extra_prompts, latents=False)
+        extra = self.extra_prompts
+        encode_items(waiting, self.model, of_sample, dtype, self.progress, extra, latents=False, later=self._texts)
         own = [sample.made for sample in self.unmade.values() if sample.made][group.rank :: group.world_size]
         self.base_sampler = self._encoded_sampler(base_prompts(own, self.model.family))
 
@@ -207,6 +226,7 @@ class ImageTrainer(Trainer):
         self.status.finish(f"{len(self.unmade)} images of the base model are in {Path(next(iter(self.unmade))).parent}")
         self.unmade = {}
         self._encode_dataset()
+        self._encode_texts()
         self._unload_encoders()
 
     def _encode_samples(self) -> None:
@@ -220,13 +240,10 @@ class ImageTrainer(Trainer):
             return
         stores = self.stores
         of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
-        held_out = encode_items(split.items, model, of_sample, DTYPES[section.train.dtype], self.progress)
-        self.status.finish()
+        dtype = DTYPES[section.train.dtype]
+        held_out = encode_items(split.items, model, of_sample, dtype, self.progress, later=self._texts)
         self.validator = Validator(model, held_out, measured.timesteps, measured.seed, self.predict)
-        family, as_sampled = model.family, section.sample or SampleConfig()
-        steps, guidance = as_sampled.sample_steps or family.sample_steps, as_sampled.guidance_scale
-        guidance = family.guidance if guidance is None else guidance
-        self.edits = self._encoded_sampler(edit_prompts(split.items, measured.edits, family, steps, guidance))
+        self.edits = self._encoded_sampler(measured_edits(split.items, measured.edits, section.sample, model.family))
 
     def _encoded_sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler | None:
         """Generates these, whose texts and images are encoded; None without any."""
@@ -236,8 +253,7 @@ class ImageTrainer(Trainer):
         if not self.caches_latents:
             kept = kept._replace(latents=ForgetfulCache())
         sampler = Sampler(self.model, prompts, self.dataset.encoder, kept, self.predict, self.watch_sampling)
-        sampler.encode(self.progress)
-        self.status.finish()
+        sampler.encode(self.progress, self._texts)
         return sampler
 
     def measure_validation(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:

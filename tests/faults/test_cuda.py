@@ -85,7 +85,6 @@ SETTINGS: dict[str, dict[str, dict]] = {
     },
     "validation": {"validation": {"fraction": 0.3, "every": 2}},
     "low_vram": {"model": {"low_vram": True}},
-    "text encoder on the CPU": {"model": {"text_encoder_cpu": True}},
 }
 
 

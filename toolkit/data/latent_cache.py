@@ -1,8 +1,8 @@
 """Caches latents, loss weights of masks and text embeddings, which are encoded once before training: on disk beside the
 runs, shared by jobs, or in memory.
 
-Each entry is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. When nothing is missing
-no encoder is called, and so none is loaded.
+Each image is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. Texts are encoded
+together, layer by layer, and stored at the end. When nothing is missing no encoder is called, and so none is loaded.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -328,6 +328,7 @@ def encode_items(
     latents: bool = True,
     workers: int = 1,
     verify: bool = True,
+    later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedDataset:
     """Makes sure that every tensor of every item is stored, each distinct one encoded once.
 
@@ -337,6 +338,8 @@ def encode_items(
     latents: False: masks and texts alone, where the encoder of images is trained.
     workers: threads that read images and cached entries; the encoders work in one at a time. verify: read what is
     cached and make damaged entries again.
+    later: takes the texts, which the caller encodes by `fill_texts` with those of other calls; None: they are encoded
+    now.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
     extra = [{text: extra_prompts(item.sample._replace(caption=text)) for text in item.sample.texts} for item in items]
@@ -355,7 +358,10 @@ def encode_items(
     of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
     _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
     texts = [texts for entry in entries if (texts := entry.texts())]
-    _fill_cache("text embeddings", texts, progress, workers, verify)
+    if later is None:
+        fill_texts(texts, model, progress, workers, verify)
+    else:
+        later += texts
     return EncodedDataset(tuple(items), entries, encoder)
 
 
@@ -380,6 +386,63 @@ def _entries(
     )
 
 
+def fill_texts(
+    groups: Sequence[Sequence[CacheEntry]],
+    model: DiffusionModel,
+    progress: Progress = lambda what, done, total: None,
+    workers: int = 1,
+    verify: bool = True,
+    stays: bool = False,
+) -> None:
+    """Verifies every cached text and encodes the missing ones together, each once however often it is used.
+
+    stays: loads the whole text encoder, for texts that come later. Other arguments as of `encode_items`.
+    `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
+    images cannot be read are skipped until all others are done; then one RunError names them all.
+    """
+    what, done = "text embeddings", 0
+
+    def lacks(entry: CacheEntry) -> bool:
+        return not entry.store.has(entry.key) if not verify else entry.store.get(entry.key) is None
+
+    def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
+        return [entry for entry in group if lacks(entry)]
+
+    missing: list[list[CacheEntry]] = []
+    for entries in loaded_ahead(lacking, _each_once(groups), 0 if workers == 1 else workers):
+        if entries:
+            missing.append(entries)
+            continue
+        done += 1
+        progress(f"{what} in the cache", done, len(groups))
+    makes = [entry.make for entries in missing for entry in entries]
+    folder = next((entry.store.folder for entries in missing for entry in entries if entry.store.folder), None)
+    told = partial(progress, "text encoder layers")
+    together = iter(makes) if stays else model.encode_together(makes, told, folder)
+    unreadable: dict[str, None] = {}
+    for entries in missing:
+        for entry in entries:
+            encode = next(together)
+            try:
+                entry.store.put(entry.key, encoded_by_name(encode()))
+            except (ImageError, OSError) as error:
+                unreadable[f"{entry.what}: {error}"] = None
+        done += 1
+        progress(what, done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+
+
+def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
+    """The entries of each group that no group before it has."""
+    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
+    for group in groups:
+        entries = {(id(entry.store), entry.key): entry for entry in group}
+        own.append([entry for place, entry in entries.items() if place not in seen])
+        seen.update(entries)
+    return own
+
+
 def _fill_cache(
     what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
 ) -> None:
@@ -388,11 +451,6 @@ def _fill_cache(
     Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
     the masks that leave nothing of their images.
     """
-    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
-    for group in groups:
-        entries = {(id(entry.store), entry.key): entry for entry in group}
-        own.append([entry for place, entry in entries.items() if place not in seen])
-        seen.update(entries)
 
     def fill(group: Sequence[CacheEntry]) -> tuple[bool, list[str], list[str]]:
         """Whether anything was encoded, the errors, and the keys of masks that are 0 everywhere."""
@@ -411,7 +469,7 @@ def _fill_cache(
 
     unreadable: dict[str, None] = {}
     weightless = set[str]()
-    filled = loaded_ahead(fill, own, 0 if workers == 1 else workers)
+    filled = loaded_ahead(fill, _each_once(groups), 0 if workers == 1 else workers)
     for done, (encoded, errors, black) in enumerate(filled, start=1):
         unreadable |= dict.fromkeys(errors)
         weightless.update(black)

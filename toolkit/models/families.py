@@ -81,6 +81,63 @@ BAND_PIXELS = 2**16
 """Pixels of a band of rows, in which a VAE encodes and decodes (`vae_bands`): 64 rows of 1024."""
 
 
+PATCHES_PER_TOKEN = 4
+"""Patches of an image in the vision tower for one token of the text encoder."""
+
+DEQUANTIZED = 3.5
+"""Copies of a quantized weight, in the compute dtype, while a prompt is multiplied with it; measured on a CPU."""
+
+
+@dataclass(frozen=True)
+class TextLayers:
+    """Sizes of a text encoder that is read layer by layer (`layerwise`)."""
+
+    largest: EncoderSize
+    """Its largest layer."""
+
+    largest_linear: int
+    """Parameters of the largest linear layer."""
+
+    token_numbers: int
+    """Largest number of elements per token in a layer."""
+
+    vision: int
+    """Parameters of the largest part of its vision tower."""
+
+    patch_numbers: float
+    """Largest number of elements per patch of an image in the vision tower."""
+
+    patch_waits: int
+    """Elements per patch that wait, of the image or of the vision tower."""
+
+    image_token_numbers: int
+    """Elements per token of an image that the vision tower gives to later layers."""
+
+    def taken(self, tokens: int, image_tokens: int, per_linear: float, number: int) -> tuple[float, float]:
+        """Bytes on the device of a layer, and of what it computes for one prompt: of the part that takes most.
+
+        image_tokens: how many of the tokens are of images. per_linear: bytes of a weight of a linear layer; number: of
+        any other, and of an activation.
+        """
+        layer = float(self.largest.stored(per_linear, number))
+        if per_linear != number:
+            layer += DEQUANTIZED * self.largest_linear * number
+        in_text = layer, (tokens * self.token_numbers + image_tokens * self.image_token_numbers) * float(number)
+        if not image_tokens:
+            return in_text
+        in_vision = self.vision * float(number), image_tokens * PATCHES_PER_TOKEN * self.patch_numbers * number
+        return max(in_text, in_vision, key=sum)
+
+    def waiting(self, tokens: int, image_tokens: int, width: int) -> int:
+        """Elements that wait of one prompt, outside of the device. width: of the text features."""
+        return tokens * width + image_tokens * (PATCHES_PER_TOKEN * self.patch_waits + self.image_token_numbers)
+
+
+TEXTS_IN_MEMORY = 2 * 10**9
+"""Bytes of pixels and hidden states that wait in main memory while prompts are encoded (`layerwise`); more are on
+disk."""
+
+
 @dataclass(frozen=True)
 class ModelSizeInfo:
     """The sizes of one model folder."""
@@ -144,6 +201,9 @@ class ModelSizeInfo:
 
     stacks_layers: bool = False
     """As `ModelFacts.stacks_layers`."""
+
+    text_layers: TextLayers | None = None
+    """None where the text encoder is always loaded whole."""
 
     def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
         """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
@@ -230,9 +290,6 @@ class ModelLoadOptions:
 
     low_vram: bool = False
     """Quantize on the CPU and move only the finished blocks to the device."""
-
-    text_encoder_cpu: bool = False
-    """Run the text encoder on the CPU."""
 
 
 class ModelFamily(ModelFacts, ABC):

@@ -21,7 +21,7 @@ from toolkit.config.model_files import local_index, read_model_json
 from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
-from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
+from toolkit.models.families import PATCHES_PER_TOKEN, EncoderSize, ModelFamily, ModelSizeInfo, TextLayers
 from toolkit.models.interface import DynamicShift, ModelSection
 from toolkit.models.template import IMAGE_PAD
 from toolkit.networks.kinds import ActivationUnits
@@ -75,6 +75,9 @@ class FolderFamily(ModelFamily):
     """`hidden_size` and `intermediate_size` of the published text encoder."""
 
     published_text_layers: int
+    published_vision: Mapping[str, Any]
+    """Keys of `vision_config` of the published text encoder that are sizes."""
+
     published_vae: EncoderSize
     published_vae_width: int
     """Channels of the published VAE at full resolution (`base_dim`)."""
@@ -230,13 +233,26 @@ class FolderFamily(ModelFamily):
         keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
         text_width, text_inner = (of_text.get(key, published) for key, published in keys)
         text, vae = self.published_text, self.published_vae
+        text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
             files = sorted((folder / part).glob("*.safetensors"))
             if stored := {name: count for path in files for name, count in tensor_sizes(path).items()}:
                 if part == "vae":
                     vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
                 else:
-                    text = text_size(stored)
+                    text, text_layer = text_size(stored), text_layer_size(stored)
+        vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
+        patch_width, patch_inner = vision["hidden_size"], vision["intermediate_size"]
+        merged = PATCHES_PER_TOKEN * patch_width
+        text_layers = TextLayers(
+            largest=text_layer,
+            largest_linear=text_width * text_inner,
+            token_numbers=3 * text_inner + 8 * text_width,
+            vision=merged * (merged + text_width),
+            patch_numbers=1.15 * (3 * patch_inner + 8 * patch_width),
+            patch_waits=max(patch_width, 6 * vision["patch_size"] ** 2),
+            image_token_numbers=len(vision["deepstack_visual_indexes"]) * text_width,
+        )
         vae_width = part_config(folder / "vae").get("base_dim", self.published_vae_width)
         return ModelSizeInfo(
             width=next(iter(layers.values()))[0],
@@ -254,7 +270,7 @@ class FolderFamily(ModelFamily):
             decode_numbers=self.vae_tensors.decode * vae_width,
             encode_band_numbers=self.vae_tensors.encode_band * vae_width,
             decode_band_numbers=self.vae_tensors.decode_band * vae_width,
-            text_token_numbers=3 * text_inner + 8 * text_width,
+            text_token_numbers=text_layers.token_numbers,
             text_width=text_width,
             latent_numbers=self.latent_channels / self.latent_scale**2,
             pixels_per_token=self.token_side**2,
@@ -266,6 +282,7 @@ class FolderFamily(ModelFamily):
             bytes_per_weight=BYTES_PER_WEIGHT,
             shares_prefix=self.shares_prefix,
             stacks_layers=self.stacks_layers,
+            text_layers=text_layers,
         )
 
 
@@ -293,6 +310,12 @@ def text_size(stored: Mapping[str, int]) -> EncoderSize:
     return EncoderSize(linears, sum(stored.values()) - linears - unused, unused)
 
 
+def text_layer_size(stored: Mapping[str, int]) -> EncoderSize:
+    """Size of one layer of it; norms and biases, which are little, do not count."""
+    numbers = {name.partition("layers.")[2].partition(".")[0] for name in stored if OF_TEXT_LAYERS.fullmatch(name)}
+    return EncoderSize(text_size(stored).linear_params // max(1, len(numbers)), 0)
+
+
 def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelSizeInfo:
     """The sizes of a model folder with those of the encoders that single files give (part -> file).
 
@@ -305,7 +328,8 @@ def with_single_files(facts: ModelSizeInfo, files: Mapping[str, Path]) -> ModelS
             stored = stored_weights(shapes_of(file), text_encoder_name)
             counts = {name: math.prod(one.shape) for name, one in stored.items()}
             if part == "text_encoder":
-                facts = replace(facts, text=text_size(counts))
+                layers = facts.text_layers and replace(facts.text_layers, largest=text_layer_size(counts))
+                facts = replace(facts, text=text_size(counts), text_layers=layers)
             elif part == "vae":
                 facts = replace(facts, vae=EncoderSize(linear_params=0, other_params=sum(counts.values())))
     return facts

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.types import PromptEmbeds, Size
+from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.interface import BlockWrapper, DiffusionModel
+from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim
 
@@ -45,6 +47,7 @@ class FolderModel(DiffusionModel):
         """family: of the folder in `options`."""
         self.options, self.family = options, family
         self._parts: dict[str, Any] = {}
+        self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
 
     # ------------------------------------------------------------ parts, loaded on first use
@@ -73,9 +76,48 @@ class FolderModel(DiffusionModel):
 
     def on_device(self, name: str) -> Any:
         """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
+        if name == "text_encoder" and self._recorder:
+            return self._recorder
         self._clear_device(keep=name)
-        stays = name == "text_encoder" and self.options.text_encoder_cpu and name not in self.trained_parts()
-        return self.part(name).to("cpu" if stays else self.options.device)
+        return self.part(name).to(self.options.device)
+
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
+        """The text encoder read layer by layer; None: it is used whole."""
+        return None
+
+    def encode_together(
+        self,
+        encodings: Sequence[Callable[[], EncodedPrompt]],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        folder: Path | None = None,
+    ) -> Iterator[Callable[[], EncodedPrompt]]:
+        """See `DiffusionModel`. A text encoder that is not loaded already is read layer by layer."""
+        loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
+        encoder = None if loaded or not encodings else self.layerwise_encoder()
+        if encoder is None:
+            yield from encodings
+            return
+        for name in self.family.encoder_parts.keys() & self._parts.keys():
+            self._parts[name].to("cpu")
+        recorder = self._recorder = PromptRecorder(encoder.device)
+        try:
+            begin = 0
+            while begin < len(encodings):
+                encoder.wait_in(folder)
+                recorded = list[bool]()
+                for encode in encodings[begin:]:
+                    inputs = recorder.record(encode)
+                    recorded.append(bool(inputs))
+                    if inputs and not encoder.note(inputs):
+                        break
+                hidden = encoder.encode(progress)
+                for ready, has_inputs in zip(encodings[begin:], recorded, strict=False):
+                    recorder.answer = next(hidden) if has_inputs else None
+                    yield ready
+                hidden.close()
+                begin += len(recorded)
+        finally:
+            self._recorder = None
 
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders except `keep` to the CPU, and none that is trained."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -334,6 +334,17 @@ class DiffusionModel(ABC):
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         """Embeddings [L, D] of one prompt with its RGB control images, at most `max_references`; where the text encoder
         is trained, token ids [L]. The images are of any size, or with `text_at_reference_size` of that."""
+
+    def encode_together(
+        self,
+        encodings: Sequence[Callable[[], EncodedPrompt]],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        folder: Path | None = None,
+    ) -> Iterator[Callable[[], EncodedPrompt]]:
+        """For each of these functions, which call `encode_prompt` once each, one that gives its result when it is
+        called before the next is taken. A model may read its text encoder layer by layer for all of them, and then
+        calls `progress` with (layers done, layers). folder: for files while it works; None: the system's."""
+        yield from encodings
 
     @abstractmethod
     def predict_velocity(

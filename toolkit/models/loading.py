@@ -421,7 +421,6 @@ def load_model(
         cpu_blocks=cpu_blocks,
         text_encoder_cache_tag=model.qtype_te + as_stored if model.quantize_te else "",
         low_vram=model.low_vram,
-        text_encoder_cpu=model.text_encoder_cpu,
     )
     return family.open(options)
 

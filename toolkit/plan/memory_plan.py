@@ -17,8 +17,14 @@ from toolkit.config.model import AUTO_RANK
 from toolkit.config.model_files import whole_files
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import RunError
-from toolkit.memory.estimate import StepShape, gaps_on_gpu, step_peak
-from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
+from toolkit.memory.estimate import StepShape, gaps_on_gpu, gigabytes, step_peak
+from toolkit.models.families import (
+    LOOKAHEAD_BATCHES,
+    MOST_ROWS,
+    TEXTS_IN_MEMORY,
+    TextLayers,
+    family_for,
+)
 from toolkit.models.folder_family import with_single_files
 from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
@@ -67,6 +73,9 @@ STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 
 SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
+
+LAYER_COPIES = 2
+"""Layers of the text encoder in main memory while one is copied out of its file."""
 
 QUANTIZING_COPIES = 4
 """Copies of a layer, in the dtype of the weights, while it is quantized."""
@@ -154,10 +163,9 @@ class _Estimator:
         unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
         self.fits_table = self.shards == 1 and not unfit & set(self.local.layers)
         self.blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.own)
-        # Of the encoders, and whether they are off the GPU while they are not used.
-        self.low_vram, self.text_on_host = on_gpu and self.model.low_vram, on_gpu and self.model.text_encoder_cpu
-        per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
-        self.text = self.facts.text.stored(per_linear, self.number)
+        self.low_vram = on_gpu and self.model.low_vram  # of the encoders: off the GPU while they are not used
+        self.per_linear = self.facts.bytes_per_weight[self.model.qtype_te] if self.model.quantize_te else self.number
+        self.text = self.facts.text.stored(self.per_linear, self.number)
         self.vae = self.facts.vae.stored(self.number, self.number)
         # Those that stay, on the device or beside it: the VAE for samples, the text encoder for shuffled captions,
         # which are encoded at each use; both for a stream.
@@ -165,8 +173,9 @@ class _Estimator:
         self.waiting: Bytes = {}
         if self.samples or self.is_streamed:
             (self.waiting if self.low_vram else self.encoders)["VAE"] = self.vae
-        if any(group.shuffled for group in groups):
-            (self.waiting if self.low_vram or self.text_on_host else self.encoders)["text encoder"] = self.text
+        self.stays_whole = any(group.shuffled for group in groups)
+        if self.stays_whole:
+            (self.waiting if self.low_vram else self.encoders)["text encoder"] = self.text
 
     def plan(self, level: str, table: bool) -> MemoryEstimate:
         """The estimate at a checkpointing level. table: whether the modulation cache is wanted."""
@@ -192,6 +201,11 @@ class _Estimator:
             notes.append(
                 f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
             )
+        if self.stays_whole:
+            notes.append(
+                "captions that are encoded at each use, shuffled or of a stream, keep the whole text encoder "
+                f"({gigabytes(self.text)}) in memory"
+            )
         always: Bytes = {"context": CUDA_CONTEXT} if self.on_gpu else {"process baseline": PROCESS_BASELINE}
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
         beside = self.within_backward + sum(self.whole_blocks)
@@ -204,7 +218,10 @@ class _Estimator:
         training = self._beside() | self._saving()
         if self.level == "full_offload":
             training |= self._offloaded()
-        more = {"text encoder, read": self._whole_text_encoder() - sum(training.values())}
+        read = self._text_on_host()
+        if self.stays_whole:
+            read = max(read, self._whole_text_encoder())
+        more = {"text encoder, read": read - sum(training.values())}
         return positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **training, **more})
 
     def _on_cpu(self, parts: Bytes) -> Bytes:
@@ -214,23 +231,53 @@ class _Estimator:
     # ------------------------------------------------------------ phases: bytes on the compute device
 
     def _encoding(self) -> Bytes:
-        """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
-        drawn = (*self.samples, *self.base_images)
-        seen = [self.largest, *drawn, *(self.sizes.of_group(group) for group in self.groups if group.held_out)]
-        pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
+        """Images are encoded first. The VAE leaves the device for a text encoder that is read layer by layer; else with
+        low_vram."""
+        pixels = max(max(one.pixels, one.reference_pixels) for one in self._encoded())
         images = self.facts.encoding(pixels) * self.number
-        tokens = max(one.text_tokens + one.encoder_tokens for one in seen)
-        prompts = tokens * self.facts.text_token_numbers * self.number
         of_images = {"VAE": self.vae, **self._with_gaps(images)}
-        if self.text_on_host:
-            return of_images
-        of_text = {
+        return max(of_images, self._encoding_texts(), key=lambda parts: sum(parts.values()))
+
+    def _encoding_texts(self) -> Bytes:
+        on_cpu = self._on_cpu({"text encoder, read": self._text_on_host()})
+        if self.facts.text_layers:
+            layer, prompts = self._largest_layer(self.facts.text_layers)
+            return {"one layer of the text encoder": layer, **self._with_gaps(prompts), **on_cpu}
+        prompts = max(map(tokens_of, self._encoded())) * self.facts.text_token_numbers * self.number
+        on_cpu = self._on_cpu({"text encoder, read": self._whole_text_encoder() - self.text - self._held(prompts)})
+        return {
             "text encoder": self.text,
             "VAE": 0 if self.low_vram else self.vae,
             **self._with_gaps(prompts),
+            **on_cpu,
         }
-        read = self._on_cpu({"text encoder, read": self._whole_text_encoder() - self.text - self._held(prompts)})
-        return max(of_images, of_text, key=lambda parts: sum(parts.values())) | read
+
+    def _encoded(self) -> list[LargestBatch]:
+        """The largest of what is encoded before the training."""
+        held_out = (self.sizes.of_group(group) for group in self.groups if group.held_out)
+        return [self.largest, *self.samples, *self.base_images, *held_out]
+
+    def _largest_layer(self, layers: TextLayers) -> tuple[float, float]:
+        """`TextLayers.taken` of the prompt that takes most."""
+        numbers = self.per_linear, self.number
+        found = (layers.taken(tokens_of(one), self._image_tokens(one), *numbers) for one in self._encoded())
+        return max(found, key=sum)
+
+    def _image_tokens(self, one: LargestBatch) -> int:
+        """Tokens that the text encoder has for the control images of a prompt."""
+        return one.encoder_tokens or one.references * self.facts.text_tokens_per_reference
+
+    def _text_on_host(self) -> int:
+        """Bytes of main memory while texts are encoded layer by layer: layers as they are read, and what waits."""
+        if not (layers := self.facts.text_layers):
+            return self._whole_text_encoder()
+        prompts = [(one, 1) for one in (*self.samples, *self.base_images)]
+        prompts += [(self.sizes.of_group(group), group.items) for group in self.groups]
+        waiting = 0
+        for one, count in prompts:
+            numbers = layers.waiting(tokens_of(one), self._image_tokens(one), self.facts.text_width)
+            waiting += count * numbers * self.number
+        return LAYER_COPIES * layers.largest.stored(self.number, self.number) + min(waiting, TEXTS_IN_MEMORY)
 
     def _whole_text_encoder(self) -> int:
         """Bytes of its file, of which parts may not be used."""
@@ -310,7 +357,7 @@ class _Estimator:
         images = self._held(self.facts.encoding(self.largest.pixels) * self.number)
         of_prompts = self.largest.text_tokens + self.largest.encoder_tokens
         prompts = self._held(of_prompts * self.facts.text_token_numbers * self.number)
-        return {"encoding ahead": images if self.text_on_host else max(images, prompts)}  # one encoder at a time
+        return {"encoding ahead": max(images, prompts)}  # one encoder at a time
 
     def _sampling(self, rows: int) -> Bytes:
         """Forward passes without gradients with the eval weights, then the decoder."""
@@ -394,3 +441,8 @@ class _Estimator:
         """Bytes of the other models' weights that wait for samples."""
         count = sum(bool(way.model) for way in self.section.deployments().values())
         return count * (self.blocks + self.facts.other_params * self.own)
+
+
+def tokens_of(one: LargestBatch) -> int:
+    """Tokens that the text encoder has for a prompt."""
+    return one.text_tokens + one.encoder_tokens

@@ -118,7 +118,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield _set("model", "model.quantize: true with qtype: int8", quantize=True, qtype="int8")
     if not whole and (not model.quantize or QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]):
         yield _set("model", qtype="int4")
-    if not model.quantize_te:
+    if not model.quantize_te and any(dataset.shuffle_tokens or dataset.url for dataset in section.datasets):
         yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
     if not model.low_vram:
         yield _set("model", low_vram=True)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.model import ModelConfig
-from toolkit.config.output import SamplePicture
+from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
-from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
 from toolkit.data.types import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write, os_error_as_run_error
@@ -138,6 +138,15 @@ def edit_prompts(
     return caption_prompts(edits, family, steps, guidance_scale)
 
 
+def measured_edits(
+    items: Iterable[BucketedSample], most: int, sample: SampleConfig | None, family: ModelFacts
+) -> list[SamplePrompt]:
+    """`edit_prompts` of a validation, with the steps and the guidance of the job's samples."""
+    sample = sample or SampleConfig()
+    guidance = family.guidance if sample.guidance_scale is None else sample.guidance_scale
+    return edit_prompts(items, most, family, sample.sample_steps or family.sample_steps, guidance)
+
+
 def caption_prompts(
     items: Iterable[BucketedSample], family: ModelFacts, steps: int, guidance_scale: float
 ) -> list[SamplePrompt]:
@@ -201,25 +210,36 @@ class Sampler:
         self._encoded = [_entries(prompt, encoder, stores, model.family) for prompt in self.prompts]
         self._speed = INTERPOLANTS[model.family.prediction].speed
 
-    def encode(self, progress: Progress) -> None:
+    def encode(self, progress: Progress, later: list[Sequence[CacheEntry]] | None = None) -> None:
         """Encodes what the cache lacks, so that sampling needs no text encoder: all texts, then all references.
 
-        Raises UserError for a prompt that is too long for the model.
+        later: takes the texts, which the caller encodes by `fill_texts`, with those of other calls; None: they are
+        encoded now. Raises UserError for a prompt that is too long for the model.
         """
         for item in self.prompts:
             sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
                 if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
-        entries = self.entries()
-        for done, entry in enumerate(entries, start=1):
+        texts = [[entry] for entry in self._texts()]
+        if later is None:
+            fill_texts(texts, self.model, progress)
+        else:
+            later += texts
+        references = self._references()
+        for done, entry in enumerate(references, start=1):
             entry.read_all()
-            progress("sample prompts", done, len(entries))
+            progress("control images of samples", done, len(references))
 
     def entries(self) -> list[CacheEntry]:
         """What the prompts need of the cache: all texts, then all references."""
-        texts = [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
-        return texts + [entry for item in self._encoded for entry in item.references]
+        return self._texts() + self._references()
+
+    def _texts(self) -> list[CacheEntry]:
+        return [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
+
+    def _references(self) -> list[CacheEntry]:
+        return [entry for item in self._encoded for entry in item.references]
 
     @torch.no_grad()
     def generate(self, index: int) -> Image.Image:

@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from extensions.tools.ara.config import AraConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.data.cache import TensorCache
-from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encode_items, fill_texts
 from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import RunError
@@ -85,10 +85,12 @@ class AraProcess(BaseExtensionProcess):
     def _load(self, model: ModelConfig, make: MakeLowRank | None = None) -> DiffusionModel:
         """A model whose transformer is loaded, ready to compute."""
         loaded = load_base_model(model, self._device, self._dtype, make=make)
+        texts: list[Sequence[CacheEntry]] = []
         if self.section.measure:
-            self._sampler(loaded).encode(lambda *_: None)  # before the transformer needs the memory
+            self._sampler(loaded).encode(lambda *_: None, texts)  # before the transformer needs the memory
         if self.section.calibrate and make is None:
-            self._calibration(loaded)
+            self._calibration(loaded, texts)
+        fill_texts(texts, loaded)
         loaded.unload_encoders()
         self._status.update(f"loading {model.qtype if model.quantize else 'the whole model'}")
         BlockRunner(loaded, self._device, self._dtype, "none", model.blocks_to_swap)
@@ -103,9 +105,10 @@ class AraProcess(BaseExtensionProcess):
         """Its latents, on the CPU."""
         return self._sampler(model).latents(0).cpu()
 
-    def _calibration(self, model: DiffusionModel) -> Validator:
+    def _calibration(self, model: DiffusionModel, later: list[Sequence[CacheEntry]] | None = None) -> Validator:
         _, items, _ = scan_and_split(self.section.calibration(), self._family)
-        dataset = encode_items(items[: self.section.images], model, lambda _: self._stores, self._dtype)
+        images = items[: self.section.images]
+        dataset = encode_items(images, model, lambda _: self._stores, self._dtype, later=later)
         return Validator(model, dataset, TIMESTEPS, seed=0)
 
     def _moments(self, model: DiffusionModel) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.cache import TensorCache
 from toolkit.data.directory import ScanCache
 from toolkit.data.images import open_image
-from toolkit.data.latent_cache import CachePair, ItemEncoder
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
 from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit, as_measured, scan_and_split
 from toolkit.errors import RunError, UserError
@@ -142,7 +142,8 @@ class _Bench:
         items, trained, self.measured_on = _images(uses, split, config.images)
         characters = _characters(training, uses, config) if config.embedder else {}
         logger.info(f"measured on {self.measured_on}")
-        model, dataset, device, dtype = encoded_run(training, items, config.device, self._progress)
+        self._texts: list[Sequence[CacheEntry]] = []
+        model, dataset, device, dtype = encoded_run(training, items, config.device, self._progress, self._texts)
         settings = training.validation or ValidationConfig(fraction=0.5)
         self._validator = Validator(model, dataset, settings.timesteps, settings.seed)
         side = min(NEUTRAL_SIDE, min(min(item.crop.bucket) for item in trained))
@@ -157,6 +158,8 @@ class _Bench:
         self._cast = self._sampler(model, asked)
         edits = _edits(training, family, items, trained, config) if config.edits else []
         self._edits = self._sampler(model, edits)
+        fill_texts(self._texts, model, self._progress)
+        self._status.finish()
         model.unload_encoders(keep=family.encoder_parts["vae"] if prompts or edits else ())
         self._embedder = Embedder(config.embedder, config.device, device) if config.embedder else None
         if self._embedder:
@@ -263,8 +266,7 @@ class _Bench:
     def _sampler(self, model: DiffusionModel, prompts: Sequence[SamplePrompt]) -> Sampler:
         memory = CachePair(TensorCache(None), TensorCache(None))
         sampler = Sampler(model, prompts, ItemEncoder(model, torch.float32), memory)
-        sampler.encode(self._progress)
-        self._status.finish()
+        sampler.encode(self._progress, self._texts)
         return sampler
 
     def _progress(self, what: str, done: int, total: int) -> None:

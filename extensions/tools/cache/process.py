@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.data.directory import ScanCache
 from toolkit.data.from_base import not_made_yet
-from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
+from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
 from toolkit.data.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import CACHE_FOLDER, readable_size
@@ -19,7 +19,7 @@ from toolkit.memory.quantization import quantizer
 from toolkit.models.families import model_bytes
 from toolkit.models.loading import checked_family, load_model
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
-from toolkit.train.sampling import Sampler, sample_prompts
+from toolkit.train.sampling import Sampler, measured_edits, sample_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class CacheProcess(BaseExtensionProcess):
         def progress(what: str, done: int, total: int) -> None:
             status.update(f"{what} {done}/{total}")
 
+        texts: list[Sequence[CacheEntry]] = []
         dataset = encode_items(
             items,
             model,
@@ -75,11 +76,16 @@ class CacheProcess(BaseExtensionProcess):
             lambda sample: section.train.preserved_prompts(sample.caption, section.trigger_words()),
             workers=self.section.workers,
             verify=not self.section.skip_existing,
+            later=texts,
         )
         pictures = () if section.train.disable_sampling else section.sample_pictures()
         prompts = sample_prompts(pictures, section.trigger_word, family)
+        if validation_split and section.validation:
+            edits = section.validation.edits
+            prompts += measured_edits(validation_split.items, edits, section.sample, family)
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), stores)
-        sampler.encode(progress)
+        sampler.encode(progress, texts)
+        fill_texts(texts, model, progress, self.section.workers, verify=not self.section.skip_existing)
         scan_cache.save()  # now with the file hashes
         more = " and the sample prompts" if prompts else ""
         if unmade:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
+from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, encode_items
 from toolkit.data.types import BucketedSample
 from toolkit.models.families import model_bytes
 from toolkit.models.interface import DiffusionModel
@@ -28,11 +28,17 @@ class EncodedRun(NamedTuple):
 
 
 def encoded_run(
-    training: DiffusionSection, items: Sequence[BucketedSample], device: str, progress: Progress
+    training: DiffusionSection,
+    items: Sequence[BucketedSample],
+    device: str,
+    progress: Progress,
+    later: list[Sequence[CacheEntry]] | None = None,
 ) -> EncodedRun:
-    """Loads the model and encodes the items, with the run's cache on disk. device: as the `device` key of a job."""
+    """Loads the model and encodes the items, with the run's cache on disk. device: as the `device` key of a job. later:
+    as of `encode_items`."""
     check_device(device, model_bytes(training.model))
     used, dtype = use_device(pick_device(device)), DTYPES[training.train.dtype]
     model = load_base_model(training.model, used, dtype, training_folder=training.training_folder)
     stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
-    return EncodedRun(model, encode_items(items, model, lambda _: stores, dtype, progress), used, dtype)
+    dataset = encode_items(items, model, lambda _: stores, dtype, progress, later=later)
+    return EncodedRun(model, dataset, used, dtype)

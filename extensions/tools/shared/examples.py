@@ -44,7 +44,6 @@ class Card(NamedTuple):
     qtype: str = ""
     """Quantized type of the transformer; empty: bf16."""
 
-    qtype_te: str = ""
     low_vram: bool = False
     match_target_res: bool = False
     swap: int = 0
@@ -68,9 +67,6 @@ class Model(NamedTuple):
 
     weights: Mapping[str, tuple[str, str]]
     """`qtype` -> how the header names it, and the comment behind the key."""
-
-    text: float
-    """GB of the text encoder in bf16."""
 
     layers: str
     """Parts of the names of layers that may be left out."""
@@ -110,7 +106,6 @@ EDIT_2509 = Model(
     file="qwen_image_edit_2509",
     run="my_character",
     weights=_weights(40.8, 20.4, 10.9),
-    text=16.6,
     layers="img_mod, txt_mod",
     references="three",
     control_keys="ctrl_img_1, ctrl_img_2, ctrl_img_3",
@@ -120,10 +115,10 @@ EDIT_2509 = Model(
     cards={
         80: Card(80),
         48: Card(32, "int8"),
-        24: Card(20, "int4", "int8", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True, swap=4),
-        12: Card(12, "int4", "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768),
-        8: Card(8, "int4", "int4", low_vram=True, match_target_res=True, swap=56, sample_side=768),
+        24: Card(20, "int4", low_vram=True, match_target_res=True),
+        16: Card(16, "int4", low_vram=True, match_target_res=True, swap=4),
+        12: Card(12, "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768),
+        8: Card(8, "int4", low_vram=True, match_target_res=True, swap=56, sample_side=768),
     },
     examples=(24, 48, 80),
 )
@@ -150,7 +145,6 @@ QWEN_IMAGE_21 = Model(
     file="qwen_image_2.1",
     run="my_character_2.1",
     weights=_weights(14.2, 7.2, 4.0),
-    text=17.5,
     layers="img_mlp",
     references="ten",
     control_keys="ctrl_img_1 to ctrl_img_10",
@@ -160,10 +154,10 @@ QWEN_IMAGE_21 = Model(
     cards={
         80: Card(80, batch_size=4),
         48: Card(32),
-        24: Card(20, "int8", "int8", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", "int8", low_vram=True, match_target_res=True),
-        12: Card(12, "int4", "int4", low_vram=True, match_target_res=True, sample_side=768),
-        8: Card(8, "int4", "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
+        24: Card(20, "int8", low_vram=True, match_target_res=True),
+        16: Card(16, "int4", low_vram=True, match_target_res=True),
+        12: Card(12, "int4", low_vram=True, match_target_res=True, sample_side=768),
+        8: Card(8, "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
     },
     examples=(16, 24, 48, 80),
 )

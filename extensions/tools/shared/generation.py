@@ -22,7 +22,7 @@ from toolkit.config.model_files import ModelFolder
 from toolkit.config.output import SampleItem
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger
-from toolkit.data.latent_cache import CachePair, ItemEncoder
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import free_space, readable_size, sha256_of
@@ -214,7 +214,9 @@ class PictureMaker:
 
         prompts = [picture.prompt for picture in todo]
         sampler = Sampler(model, prompts, ItemEncoder(model, dtype), self._stores, watch=watch)
-        sampler.encode(lambda what, done, total: self._status.update(f"{what} {done}/{total}"))
+        texts: list[Sequence[CacheEntry]] = []
+        sampler.encode(self._progress, texts)
+        fill_texts(texts, model, self._progress, stays=self.keeps_encoders)
         self._status.finish()
         if not self.keeps_encoders:
             model.unload_encoders(keep=model.family.encoder_parts["vae"])
@@ -242,6 +244,9 @@ class PictureMaker:
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {paths[0]}")
             made(picture, paths[0])
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self._status.update(f"{what} {done}/{total}")
 
     def decode(self, files: Sequence[Path]) -> None:
         """Writes the images of files with latents, named after them; those that are there are kept unless `overwrite`.

@@ -68,7 +68,6 @@ MODEL_KEYS = (
     "accuracy_recovery_adapter",
     "quantize_te",
     "qtype_te",
-    "text_encoder_cpu",
     "blocks_to_swap",
     "modulation_table",
     "low_vram",

@@ -147,6 +147,7 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(ma
     there, before = (phase(found, "training").parts for found in (plan, of_folder))
     assert there["VAE"] > 2e8 and there["text encoder"] > 1e10 and "text encoder" not in before
     assert "encoding ahead" not in there
+    assert "keep the whole text encoder (15.5 GB)" in plan.notes[0] and of_folder.notes == ()
     ahead = phase(planned(2)[0], "training").parts["encoding ahead"]
     assert ahead > 2e8 and plan.peak_bytes < planned(2)[0].peak_bytes
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import normalise
+from toolkit.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,18 @@ def test_a_key_that_was_removed_names_the_tool(load) -> None:
     assert line.endswith(
         "power_averages: has no effect: it was removed; `run.py post_hoc_ema` averages the files of a run."
     )
+
+
+@pytest.mark.parametrize("key", ["text_encoder_cpu: true", "te_device: cpu"])
+def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None:
+    (line,) = load(trainer(f"model: {{name_or_path: ./model, {key}}}")).warnings
+    reason = "captions go through the text encoder layer by layer, on the device of the training"
+    assert line.endswith(f"model.{key.partition(':')[0]}: has no effect: {reason}.")
+
+
+def test_the_flag_for_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"The text encoder is read layer by layer. Leave it out\."):
+        section_of("generate", ["--model", tmp_path, "--prompt", "x", "--text-encoder-cpu"])
 
 
 # ------------------------------------------------------------ config.defaults

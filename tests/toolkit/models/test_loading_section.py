@@ -32,7 +32,6 @@ def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
         "qtype_te": "float8",
         "accuracy_recovery_adapter": None,
         "low_vram": False,
-        "text_encoder_cpu": False,
         "modulation_table": "auto",
         "model_kwargs": ModelKwargs(),
     }
@@ -153,13 +152,6 @@ def test_blocks_can_wait_in_the_main_memory(tiny_model: Path) -> None:
     opened = load_model(section, torch.device("meta"), torch.float32, quantizer, cpu_blocks=frozenset({1}))
     places = [{p.device.type for p in block.parameters()} for block in opened.blocks()]
     assert places == [{"meta"}, {"cpu"}]
-
-
-def test_the_text_encoder_can_run_on_the_cpu(tiny_model: Path) -> None:
-    """Beside a device without numbers, on which it could not."""
-    there = load_model(model(tiny_model, text_encoder_cpu=True), torch.device("meta"), torch.float32, quantizer)
-    here = load_model(model(tiny_model), CPU, torch.float32, quantizer)
-    assert torch.equal(there.encode_prompt("a cat", []), here.encode_prompt("a cat", []))
 
 
 def test_the_blocks_can_have_a_quantizer_of_their_own(tiny_model: Path) -> None:

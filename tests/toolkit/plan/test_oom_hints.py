@@ -18,7 +18,6 @@ FRUGAL = {
     "qtype": "int4",
     "quantize_te": True,
     "low_vram": True,
-    "text_encoder_cpu": True,
     "blocks_to_swap": 30,
     "model_kwargs": {"match_target_res": True},
 }
@@ -46,7 +45,10 @@ def test_everything_that_would_help_is_named_in_order() -> None:
     found = memory_advice(
         section(
             train={"gradient_checkpointing": False, "batch_size": 4, "optimizer": "adamw"},
-            datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (768, 1024)}],
+            datasets=[
+                {"folder_path": "d", "control_path": ("c",), "resolution": (768, 1024)},
+                {"folder_path": "e", "shuffle_tokens": True},
+            ],
             sample={"samples": [{"prompt": "a cup"}]},
         )
     )

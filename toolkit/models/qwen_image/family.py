@@ -86,6 +86,12 @@ class QwenImageFamily(FolderFamily):
     published_text = EncoderSize(linear_params=6_525_288_448, other_params=1_221_880_832, unused=544_997_376)
     published_text_sizes = (3584, 18944)
     published_text_layers = 28
+    published_vision: Mapping[str, Any] = {
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "patch_size": 14,
+        "deepstack_visual_indexes": (),
+    }
     published_vae = EncoderSize(linear_params=0, other_params=126_892_531)
     published_vae_width = 96
     published_vae_config: Mapping[str, Any] = {

@@ -17,6 +17,7 @@ from toolkit.data.types import PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.interface import WeightStreaming
+from toolkit.models.layerwise import LayerwiseEncoder
 from toolkit.models.qwen_image import loading, prompts
 from toolkit.models.qwen_image.family import QwenImageFamily
 from toolkit.models.qwen_image.forward import (
@@ -61,6 +62,9 @@ class QwenImageModel(QwenModel):
             kind, file = loading.TEXT_ENCODER, o.files.get(name)
             return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
         return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
+
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
+        return LayerwiseEncoder(self.options, loading.TEXT_ENCODER)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         references = references if self.family.text_sees_references else ()

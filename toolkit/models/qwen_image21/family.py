@@ -104,6 +104,12 @@ class QwenImage21Family(FolderFamily):
     published_text = EncoderSize(linear_params=6_945_767_424, other_params=1_199_026_416, unused=622_329_856)
     published_text_sizes = (4096, 12288)
     published_text_layers = 36
+    published_vision: Mapping[str, Any] = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "patch_size": 16,
+        "deepstack_visual_indexes": (8, 16, 24),
+    }
     published_vae = EncoderSize(linear_params=0, other_params=337_740_404)
     published_vae_width = 96
     published_vae_config: Mapping[str, Any] = {

@@ -13,6 +13,7 @@ import torch
 
 from toolkit.data.types import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
+from toolkit.models.layerwise import LayerwiseEncoder
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder
 from toolkit.models.qwen_image.forward import with_fused_norms
 from toolkit.models.qwen_image21 import prompts as text
@@ -51,6 +52,10 @@ class QwenImage21Model(QwenModel):
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
         return encoder
+
+    def layerwise_encoder(self) -> LayerwiseEncoder | None:
+        # The transformer was trained on the features in front of the final norm.
+        return LayerwiseEncoder(self.options, "Qwen3VLForConditionalGeneration", final_norm=False)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")

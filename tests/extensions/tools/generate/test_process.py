@@ -36,6 +36,7 @@ from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.families import family_for
+from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.sampling import SamplePrompt, Sampler
 
@@ -236,6 +237,9 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     kept: list[tuple[str, ...]] = []
     unload = "toolkit.models.qwen_image.model.QwenImageModel.unload_encoders"
     monkeypatch.setattr(unload, lambda model, keep=(): kept.append(tuple(keep)))
+    loads: list[str] = []
+    load_part = QwenImageModel.load_part
+    monkeypatch.setattr(QwenImageModel, "load_part", lambda model, name: loads.append(name) or load_part(model, name))
     files = generate(f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}")
     found = list(map(read_settings, files))
     assert [(s["prompt"], s["seed"], s["width"], s["cfg"]) for s in found] == [
@@ -247,12 +251,14 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
         ("last", 2, 80, 4.0),
     ]
     assert found[0]["negative"] == "dark" and not kept
+    assert loads.count("text_encoder") == 1, "it stays for what is typed in"
     assert any("'wide' is not a whole number" in line for line in said)
     assert any("'no.png' is not a file" in line for line in said)
     generate(f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}")
     (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
     assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
     assert kept == [("vae",)], "the text encoder is freed before the transformer is loaded"
+    assert loads.count("text_encoder") == 1, "it was not loaded whole"
 
 
 def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(

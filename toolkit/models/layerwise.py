@@ -1,0 +1,349 @@
+"""The text encoder one layer at a time: all prompts pass through a layer before the next one is read from its file.
+
+The device holds one layer and the hidden states of one prompt. What waits stands in main memory, above a limit in
+files. The forward pass of transformers is repeated once for each layer. Layers that ran before give back what they gave
+then, and the pass ends behind the layer whose turn it is. So each prompt sees the operations, in the shapes, of a whole
+encoder: the embeddings are the same bits.
+
+Shape suffixes: B batch (1), L tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+
+from toolkit.errors import RunError
+from toolkit.files.writing import free_space
+from toolkit.models.families import TEXTS_IN_MEMORY, ModelLoadOptions
+from toolkit.models.loading import ShardReader, check_finite, fill, reading, some
+from toolkit.models.single_file import HEAD, text_encoder_name
+
+MOST_WAITING = 64 * 10**9
+"""Bytes of pixels and hidden states that wait at once, in memory and on disk; at most half of the free disk. Where
+prompts need more, the layers are read again for the rest of them."""
+
+TABLE = "language_model.embed_tokens"
+LAYERS = "language_model.layers."
+PIXELS = "pixel_values"
+PATCHES = "visual.patch_embed"
+VISION_BLOCKS = "visual.blocks."
+DEEPSTACK = "visual.deepstack_merger_list."
+MERGER = "visual.merger"
+
+
+class _Reached(Exception):
+    """The layer whose turn it is has run."""
+
+
+class _Recorded(Exception):
+    """The inputs of the encoder are known."""
+
+
+class WaitingTensors:
+    """Tensors by key, in main memory up to a number of bytes, above it in a file that has no name.
+
+    Such a file is gone with the process, however that ends. Places in it are used again.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY) -> None:
+        """folder: of the file; None: the system's for temporary files."""
+        self.folder, self.limit = folder or Path(tempfile.gettempdir()), limit
+        self.held = 0
+        self.on_disk = 0
+        """Bytes of the file."""
+        self._tensors: dict[tuple[int, str], Tensor] = {}
+        self._places: dict[tuple[int, str], tuple[int, torch.Size, torch.dtype]] = {}
+        self._free: dict[int, list[int]] = {}
+        self._file: Any = None
+
+    def put(self, key: tuple[int, str], tensor: Tensor) -> None:
+        """Raises RunError where the disk has no room."""
+        tensor = tensor.detach().to("cpu")
+        if self.held + tensor.nbytes <= self.limit:
+            self._tensors[key] = tensor
+            self.held += tensor.nbytes
+            return
+        free = self._free.get(tensor.nbytes)
+        place = free.pop() if free else self.on_disk
+        try:
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - open as long as this
+            self._file.seek(place)
+            self._file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(
+                f"{self.folder}: what the text encoder has of the prompts cannot be written: {reason}."
+            ) from error
+        self.on_disk = max(self.on_disk, place + tensor.nbytes)
+        self._places[key] = place, tensor.shape, tensor.dtype
+
+    def get(self, key: tuple[int, str]) -> Tensor | None:
+        if key not in self._places:
+            return self._tensors.get(key)
+        place, shape, dtype = self._places[key]
+        self._file.seek(place)
+        data = bytearray(self._file.read(shape.numel() * dtype.itemsize))
+        return torch.frombuffer(data, dtype=dtype).view(shape)
+
+    def drop(self, key: tuple[int, str]) -> None:
+        if key in self._tensors:
+            self.held -= self._tensors.pop(key).nbytes
+        if key in self._places:
+            place, shape, dtype = self._places.pop(key)
+            self._free.setdefault(shape.numel() * dtype.itemsize, []).append(place)
+
+    def close(self) -> None:
+        """Deletes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class _Weights(ShardReader):
+    """The weights of a text encoder by their names in the module without its head."""
+
+    def __init__(self, folder: Path, stack: ExitStack, file: Path | None) -> None:
+        super().__init__(folder, stack, file, text_encoder_name)
+        self._in_files = {text_encoder_name(name): name for name in self.names}
+        self.names = set(self._in_files)
+
+    def take(self, name: str) -> Tensor:
+        self.names.discard(name)
+        return super().take(self._in_files[name])
+
+    def stored_codes(self, name: str, kind: str) -> tuple[Tensor, Tensor, int] | None:
+        return super().stored_codes(self._in_files[name], kind)
+
+
+class LayerwiseEncoder:
+    """A text encoder whose layers are read one after the other, each once for all prompts that were noted.
+
+    A layer is copied out of the mapped file, in the CPU memory, and then to the device, which waits for it meanwhile:
+    at 3 GB/s about 5 s for all layers of the published models. That was not measured on a GPU.
+    """
+
+    def __init__(self, options: ModelLoadOptions, kind: str, final_norm: bool = True) -> None:
+        """kind: its class in transformers. final_norm: whether the features are those behind the final norm."""
+        self.options, self.device = options, options.device
+        self.part = options.folder / "text_encoder"
+        of_kind = getattr(transformers, kind)
+        with reading(self.part), init_empty_weights(include_buffers=False):
+            self.model = of_kind(of_kind.config_class.from_json_file(self.part / "config.json")).model
+        if not final_norm:
+            self.model.language_model.norm = nn.Identity()
+        for parameter in self.model.parameters():  # the vision tower casts its pixels to their dtype
+            parameter.data = parameter.data.to(options.dtype)
+        self.model.requires_grad_(False).eval()
+        self.names = self._layer_names()
+        self._order = {name: index for index, name in enumerate(self.names)}
+        self._empty = {name: copy.deepcopy(self.model.get_submodule(name)) for name in self.names}
+        for name in self.names:
+            self.model.get_submodule(name).forward = self._stand_in(name)
+        self._place_buffers()
+        self._turn, self._prompt = "", 0
+        self._layer: Callable[..., Tensor] | None = None
+        self.wait_in(None)
+
+    def _place_buffers(self) -> None:
+        """The tables of rotary positions on the device: buffers, which the file does not hold."""
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.device))
+
+    def _layer_names(self) -> list[str]:
+        """The parts with weights, in the order in which the forward pass calls them."""
+        names, visual = [TABLE, PATCHES], self.model.visual
+        if hasattr(visual, "pos_embed"):
+            names.append("visual.pos_embed")
+        deepstack = list(getattr(visual, "deepstack_visual_indexes", ()))
+        for index in range(len(visual.blocks)):
+            names.append(f"{VISION_BLOCKS}{index}")
+            if index in deepstack:
+                names.append(f"{DEEPSTACK}{deepstack.index(index)}")
+        names.append(MERGER)
+        names += [f"{LAYERS}{index}" for index in range(len(self.model.language_model.layers))]
+        if list(self.model.language_model.norm.parameters()):
+            names.append("language_model.norm")
+        return names
+
+    def _stand_in(self, name: str) -> Callable[..., Tensor]:
+        def forward(*args: Any, **named: Any) -> Tensor:
+            key = (self._prompt, name)
+            if (kept := self._waiting.get(key)) is not None:
+                return kept.to(self.device)
+            if key in self._shapes:  # nothing that is still to come depends on its values
+                return self._placeholder(self._shapes[key])
+            if name == self._turn and self._layer is not None:
+                output = self._layer(*args, **named)
+                self._shapes[key] = output.shape
+                self._waiting.put(key, output)
+                self._drop_needless(name)
+            raise _Reached
+
+        return forward
+
+    def _drop_needless(self, name: str) -> None:
+        """Drops what no later layer of this prompt reads, once `name` has run."""
+        if name == PATCHES:
+            self._waiting.drop((self._prompt, PIXELS))
+        for earlier in self.names[: self._order[name]]:
+            if self._is_needless(earlier, name):
+                self._waiting.drop((self._prompt, earlier))
+
+    def _is_needless(self, earlier: str, name: str) -> bool:
+        if name.startswith(LAYERS):
+            # Features of images are added behind the layer of the same number, so when the next one runs.
+            coming = earlier.startswith(DEEPSTACK) and _number(earlier) >= _number(name)
+            return not coming
+        if name.startswith(VISION_BLOCKS):
+            return earlier.startswith((VISION_BLOCKS, PATCHES, "visual.pos_embed"))
+        if name == MERGER:
+            return earlier.startswith(VISION_BLOCKS)
+        return name == "language_model.norm"
+
+    def wait_in(self, folder: Path | None) -> None:
+        """Forgets the prompts. What waits of the next ones does so in memory, and in this folder where that is full."""
+        self._waiting = WaitingTensors(folder)
+        self._room = min(MOST_WAITING, self._waiting.limit + free_space(self._waiting.folder) // 2)
+        self._inputs: list[dict[str, Tensor]] = []
+        self._shapes: dict[tuple[int, str], torch.Size] = {}
+
+    def note(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Takes the inputs of the encoder's forward pass, of one prompt. Returns False where no further prompt has room
+        until these are encoded."""
+        noted = dict(inputs)
+        if PIXELS in noted:  # which only the first layer reads, in the dtype of its weights
+            pixels_NV = noted[PIXELS].to(self.options.dtype)
+            self._waiting.put((len(self._inputs), PIXELS), pixels_NV)
+            noted[PIXELS] = pixels_NV.new_zeros(()).expand(pixels_NV.shape)
+        self._inputs.append(noted)
+        self._room -= self._numbers_of(noted) * self.options.dtype.itemsize
+        return self._room > 0
+
+    def _numbers_of(self, inputs: Mapping[str, Tensor]) -> int:
+        """The most elements that wait of a prompt at a time."""
+        config = self.model.config
+        hidden = inputs["input_ids"].numel() * config.text_config.hidden_size
+        if PIXELS not in inputs:
+            return hidden
+        patches, width = inputs[PIXELS].shape
+        hidden += patches * max(width, config.vision_config.hidden_size)
+        deepstack = len(getattr(self.model.visual, "deepstack_visual_indexes", ()))
+        return hidden + deepstack * int(inputs["mm_token_type_ids"].sum()) * config.text_config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Generator[Tensor, None, None]:
+        """The last hidden states [B, L, D] of each prompt that was noted, on the device, in order.
+
+        progress: called with (layers done, layers). Raises RunError when weights are missing, not finite, or of another
+        shape than config.json says.
+        """
+        try:
+            with self._reader() as weights:
+                self._check_names(weights)
+            with_images = any(PIXELS in one for one in self._inputs)
+            for done, name in enumerate(self.names, start=1):
+                if with_images or not name.startswith("visual."):
+                    self._run_layer(name)
+                progress(done, len(self.names))
+            self._turn = ""
+            for prompt in range(len(self._inputs)):
+                yield self._forward(prompt)
+        finally:
+            self._waiting.close()
+
+    @contextmanager
+    def _reader(self) -> Iterator[_Weights]:
+        """The files, which are mapped no longer than this: what was read of them would count as memory in use."""
+        with ExitStack() as stack:
+            yield _Weights(self.part, stack, self.options.files.get("text_encoder"))
+
+    def _check_names(self, weights: _Weights) -> None:
+        expected = {f"{name}.{key}" for name in self.names for key in self._empty[name].state_dict()}
+        missing = expected - weights.names
+        if missing:
+            raise RunError(f"{weights.folder}: missing weights: {some(missing)}. Copy or download the model again.")
+        more = weights.names - expected - {HEAD, "language_model.norm.weight"}
+        if more:
+            raise RunError(f"{weights.folder}: weights that config.json does not account for: {some(more)}.")
+
+    def _run_layer(self, name: str) -> None:
+        self._turn, self._layer = name, self._read(name)
+        for prompt, inputs in enumerate(self._inputs):
+            if PIXELS in inputs or not name.startswith("visual."):
+                with suppress(_Reached):
+                    self._forward(prompt)
+        self._layer = None
+
+    def _forward(self, prompt: int) -> Tensor:
+        self._prompt, inputs = prompt, self._inputs[prompt]
+        on_device = {name: value.to(self.device) for name, value in inputs.items() if name != PIXELS}
+        if PIXELS in inputs:
+            pixels_NV = self._waiting.get((prompt, PIXELS)) if self._turn == PATCHES else None
+            on_device[PIXELS] = (
+                self._placeholder(inputs[PIXELS].shape) if pixels_NV is None else pixels_NV.to(self.device)
+            )
+        return self.model(**on_device, use_cache=False).last_hidden_state
+
+    def _placeholder(self, shape: torch.Size) -> Tensor:
+        """A tensor whose values nobody reads any more."""
+        return torch.zeros((), dtype=self.options.dtype, device=self.device).expand(shape)
+
+    def _read(self, name: str) -> Callable[..., Tensor]:
+        """A layer on the device; of the token table the rows that are asked for, straight from the mapped file."""
+        with self._reader() as weights:
+            if name == TABLE and f"{TABLE}.weight" in weights.names:
+                table_VD = weights.take(f"{TABLE}.weight")
+                return lambda ids_BL: table_VD[ids_BL.to("cpu")].to(self.device, self.options.dtype)
+            layer = copy.deepcopy(self._empty[name])
+            is_layer = name.startswith(LAYERS)
+            codes = self.options.keeps_text_codes if is_layer else ""
+            fill(layer, weights, f"{name}.", self.options.dtype, codes=codes)
+        check_finite(self.part, layer, f"{name}.")
+        if is_layer and self.options.transform_text_block:
+            self.options.transform_text_block(layer, name)
+        return layer.requires_grad_(False).eval().to(self.device)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition(".")[2])
+
+
+class PromptRecorder:
+    """Stands for a text encoder twice: first it notes the inputs of a prompt, then it gives its hidden states."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.inputs: dict[str, Tensor] = {}
+        self.answer: Tensor | None = None
+
+    def __call__(self, use_cache: bool = False, **inputs: Tensor) -> SimpleNamespace:
+        if self.answer is None:
+            self.inputs = {name: value.to("cpu") for name, value in inputs.items()}
+            raise _Recorded
+        return SimpleNamespace(last_hidden_state=self.answer)
+
+    def record(self, encode: Callable[[], object]) -> dict[str, Tensor]:
+        """The inputs that `encode` hands to the text encoder; none where an image cannot be read, which the second
+        call of `encode` reports."""
+        self.answer = None
+        try:
+            encode()
+        except _Recorded:
+            return self.inputs
+        except (ValueError, OSError, RunError):
+            return {}
+        raise ValueError("nothing was handed to the text encoder")
