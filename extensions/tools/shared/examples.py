@@ -172,9 +172,9 @@ LAYERED = EDIT_2509._replace(
     cards={
         80: Card(48, sample_side=640),
         48: Card(32, "int8", sample_side=640),
-        24: Card(20, "int4", "int8", low_vram=True, sample_side=640),
-        16: Card(16, "int4", "int8", low_vram=True, swap=4, sample_side=640),
-        12: Card(12, "int4", "int4", low_vram=True, swap=56, sample_side=640),
+        24: Card(20, "int4", low_vram=True, sample_side=640),
+        16: Card(16, "int4", low_vram=True, swap=4, sample_side=640),
+        12: Card(12, "int4", low_vram=True, swap=56, sample_side=640),
     },
     examples=(24,),
     subject="",
