@@ -87,11 +87,11 @@ _SIZE_OF_21 = (
 
 _LEVELS_OF_20B = (
     "Unsloth shifts the levels by the size, as sampling does, musubi-tuner and DiffSynth by 2.2; ai-toolkit writes "
-    "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
+    "`weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 93 % with `weighted`"
 )
 _LEVELS_OF_21 = (
     "SimpleTuner shifts the levels by the size, as sampling does, DiffSynth by 2.2, musubi-tuner by 3.0; ai-toolkit "
-    "writes `weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 94 % with `weighted`"
+    "writes `weighted`. On the small model here the scene is right in 97 % with `qwen_shift`, in 93 % with `weighted`"
 )
 
 _OF_20B = Recipe(1e-4, _RATE_OF_20B, 1024, _SIZE_OF_20B, "qwen_shift", _LEVELS_OF_20B)
