@@ -78,7 +78,7 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         if preference:
             step = PreferenceStep(model, SEED, preference, network.disabled)
             batch = replace(batch, worse=(torch.empty_like(batch.latents_BCHW[0]),))
-        step.sample_noise_and_t = lambda spec, shape_CHW, levels: (torch.empty((1, *shape_CHW)), level)
+        step.sample_noise_and_t = lambda spec, shape_CHW, levels, stacked: (torch.empty((1, *shape_CHW)), level)
         roles = build_roles(section, network, STEPS, SEED, ProcessGroup())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, callbacks=[Phases(live)], metrics_sync_interval=STEPS + 1)
         fill_table(model)

@@ -148,6 +148,7 @@ RUNS = {
     "docs/internals.md": ("my_char",),
     "docs/lora_does_nothing.md": ("my_char",),
     "docs/loras.md": ("my_char",),
+    "docs/models.md": ("my_char",),
     "docs/preferences.md": ("my_char",),
     "docs/two_characters.md": ("family",),
     "docs/when_to_stop.md": ("my_char", "family"),
@@ -382,6 +383,7 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for folder in ("Qwen", "openai", "output/_cache"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
+    (place / "kept.txt").write_text("a dog\n", encoding="utf-8")
     for folder in ("my_char", "mychar/40_mychar", "after", "before", *CHARACTERS):
         shutil.copytree(PHOTOS / "40_photo", tmp_path / "datasets" / folder)
     return tmp_path

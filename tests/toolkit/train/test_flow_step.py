@@ -218,7 +218,9 @@ class GivenDraws(FlowMatchingStep):
         super().__init__(model, seed=0, timestep_type="weighted")
         self.given = noise_BCHW, t_B
 
-    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1) -> tuple[Tensor, Tensor]:
+    def sample_noise_and_t(
+        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
+    ) -> tuple[Tensor, Tensor]:
         return self.given
 
 

@@ -32,7 +32,7 @@ class OneLevel(FlowMatchingStep):
         self.shared, self.level = shared, level
 
     def sample_noise_and_t(
-        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1
+        self, spec: BatchSpec, shape_CHW: torch.Size, levels: int = 1, stacked: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
         noise, t = self.shared.sample_noise_and_t(spec, shape_CHW, self.shared.most_levels)
         return noise[self.level :: self.shared.most_levels], t[self.level :: self.shared.most_levels]
