@@ -383,7 +383,7 @@ def place(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for folder in ("Qwen", "openai", "output/_cache"):
         (tmp_path / folder).parent.mkdir(exist_ok=True)
         (tmp_path / folder).symlink_to(models / folder)
-    (place / "kept.txt").write_text("a dog\n", encoding="utf-8")
+    (tmp_path / "kept.txt").write_text("a dog\n", encoding="utf-8")
     for folder in ("my_char", "mychar/40_mychar", "after", "before", *CHARACTERS):
         shutil.copytree(PHOTOS / "40_photo", tmp_path / "datasets" / folder)
     return tmp_path
