@@ -45,6 +45,9 @@ ELSEWHERE = {
     ),
     ("docs/extending.md", ""): DIFFS,
     ("docs/extensions.md", ""): "tests/docs/test_extensions.py::test_the_trainer_with_a_loss_of_its_own_trains",
+    ("docs/models.md", "datasets:\n  - folder_path: datasets/posters"): (
+        "tests/docs/test_yaml_blocks.py::test_the_block_of_layers_is_a_job"
+    ),
     ("docs/memory.md", "memory: peak"): (
         "tests/toolkit/plan/test_memory_plan.py::test_where_it_does_not_fit_the_changes_are_listed_in_their_order"
     ),

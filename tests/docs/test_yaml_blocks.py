@@ -14,6 +14,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.docs.pages import EXAMPLE, PHOTOS, Block, blocks, lora_files, put_photos, whole_job
+from tests.layer_files import write_layers
 from toolkit.files.safetensors_io import framed
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -45,6 +46,18 @@ def test_a_block_is_a_job_or_fits_into_the_example(run_py: Run, tmp_path: Path, 
     assert planned.returncode == 0, planned.stderr
     if Path(block.page).stem in ADVICE:
         assert planned.stderr == ""
+
+
+def test_the_block_of_layers_is_a_job(run_py: Run, tmp_path: Path) -> None:
+    """Its images have layers, which photographs have not."""
+    layers = next(block for block in blocks("docs/models.md", "yaml") if "layers_suffix" in block.text)
+    job = whole_job(layers)
+    del job["config"]["process"][0]["model"]["arch"]  # the example's
+    write_layers(tmp_path / "datasets" / "posters", 3, stem="a")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    planned = run_py("job.yaml", "--dry-run", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "Qwen-Image-Layered" in planned.stdout
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
