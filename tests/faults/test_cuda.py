@@ -90,7 +90,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
 
 TOGETHER: dict[str, tuple[str, ...]] = {
     "fp32": ("validation", "low_vram"),
-    "bf16": ("bf16", "text encoder on the CPU"),
+    "bf16": ("bf16",),
     "int8, compiled": ("int8, multiplied in int8", "compiled where auto can"),
     "int4": ("int4, text encoder int8", "attention kept", "lokr, prodigy"),
     "uint3": ("uint3, the blank prompt held", "three blocks swapped"),

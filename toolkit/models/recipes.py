@@ -2,7 +2,7 @@
 this table. Imports no torch.
 
 What other programs write was read from their packages and guides of October and November 2026: SimpleTuner 4.10.1,
-musubi-tuner's docs/qwen_image.md and docs/qwen_image_21.md, ai-toolkit's page for new jobs, Unsloth 2026.10.9,
+musubi-tuner's pages of Qwen-Image and Qwen-Image-2.1, ai-toolkit's page for new jobs, Unsloth 2026.10.9,
 DiffSynth 2.1.12, Fizgig 7.2.2.
 """
 
