@@ -21,6 +21,9 @@ FAMILY_SPECS["Qwen-Image-2.1"] = TinySpec(arch="qwen_image_2")
 FAMILY_SPECS["Qwen-Image-Layered"] = TinySpec(arch="qwen_image_layered")
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res"
 
+IN_STEP_5 = 1 + 5
+"""The call of STEP in step 5: the save at step 4 has waited until the one at step 2 was on disk."""
+
 
 @pytest.fixture(params=FAMILY_SPECS)
 def spec(request: pytest.FixtureRequest) -> TinySpec:
@@ -29,7 +32,7 @@ def spec(request: pytest.FixtureRequest) -> TinySpec:
 
 @pytest.mark.slow
 def test_images_with_alpha_are_gone_on_with(job: Job, tmp_path: Path) -> None:
-    """Qwen-Image-2.1: killed in step 4 it ends in the same bytes and RGBA samples; without alpha in others."""
+    """Qwen-Image-2.1: killed in step 5 it ends in the same bytes and RGBA samples; without alpha in others."""
     write_tiny_model(tmp_path / "model", TinySpec(arch="qwen_image_2"))
     photos, before = (draw_pictures(tmp_path / name, "a", "b", "c") for name in ("photos", "before"))
 
@@ -42,7 +45,7 @@ def test_images_with_alpha_are_gone_on_with(job: Job, tmp_path: Path) -> None:
     give_alpha(0)
     job.section["datasets"] = [{"folder_path": str(photos), "control_path": [str(before)], "resolution": 64}]
     job.change(model__name_or_path=str(tmp_path / "model"), train__gradient_accumulation=1)
-    assert job.start(faults=[("kill_self", STEP, 1 + 4, KILL)]).wait() == -KILL
+    assert job.start(faults=[("kill_self", STEP, IN_STEP_5, KILL)]).wait() == -KILL
     assert "resuming from" in job.run()
     gone_on = job.result()
     assert {Image.open(path).mode for path in job.folder.glob("samples/*.png")} == {"RGBA"}
@@ -58,7 +61,7 @@ def test_images_with_alpha_are_gone_on_with(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
-    """Trained on int8 weights, where there is a modulation table from it, with a kill in step 4."""
+    """Trained on int8 weights, where there is a modulation table from it, with a kill in step 5."""
     family = FAMILIES.load(spec.arch)
     takes = min(2, family.max_references)
     write_tiny_model(tmp_path / "model", spec)
@@ -77,7 +80,7 @@ def test_the_whole_path(job: Job, spec: TinySpec, tmp_path: Path) -> None:
     job.change(train__gradient_accumulation=1)
 
     job.run("--dry-run")
-    assert job.start(faults=[("kill_self", STEP, 1 + 4, KILL)]).wait() == -KILL
+    assert job.start(faults=[("kill_self", STEP, IN_STEP_5, KILL)]).wait() == -KILL
     assert "resuming from" in job.run()
     gone_on = job.result()
     assert job.steps() == [1, 2, 3, 4, 5, 6]
