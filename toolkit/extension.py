@@ -1,6 +1,7 @@
 """Finds the process types: every folder in `extensions/`, `config/examples/extensions/` and EXTENSIONS_PATH that
-defines some; of an installed program also those in `extensions/` of the working folder. Of other places nothing is
-imported: not of the folder that a job file lies in, which may be anybody's.
+defines some, and every installed package that names itself in the entry points `atelier.extensions`; of an installed
+program also those in `extensions/` of the working folder. Nothing else is imported, least of all from the folder of a
+job file, which may be anybody's.
 
 An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`; `docs/extensions.md`
 shows how to write one. It is somebody else's code: whatever goes wrong while it is imported is kept
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from hashlib import blake2b
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.metadata import entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from threading import RLock
 from types import ModuleType
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
+ENTRY_POINTS = "atelier.extensions"
+"""The group of entry points in which an installed package names itself: `my_name = "my_package"`."""
+
 EXAMPLE_EXTENSIONS = CONFIG_ROOT / "examples" / "extensions"
 
 
@@ -241,23 +246,30 @@ class ExtensionTable:
 
 
 def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
-    """Imports every extension in `folders`: by default the program's, those of its examples, and EXTENSIONS_PATH's."""
-    if folders is None:
-        given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-        beside = [Path("extensions")] if IS_INSTALLED else []  # one's own; a checkout has its folder of this name
-        own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
-        folders = [EXTENSIONS_ROOT, *own, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
+    """Imports every extension in `folders`.
+
+    By default these are the program's extensions, those of its examples, the folders of EXTENSIONS_PATH, and the
+    installed packages with an entry point.
+    """
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
-    packages: dict[Path, None] = {}  # a dict keeps the order and drops a folder that is named twice
-    for folder in folders:
+    packages: dict[Path, str] = {}  # each with its module; a dict keeps the order and drops a folder that comes twice
+    for folder in _default_folders() if folders is None else folders:
         try:
-            packages |= dict.fromkeys(_packages(folder.resolve()))
+            for package in _packages(folder.resolve()):
+                packages.setdefault(package, _module_name(package))
         except OSError as error:
             broken.append(FailedExtension(folder, f"cannot be read (see EXTENSIONS_PATH): {error}"))
-    for package in packages:
-        listed = _listed_in(package)
+    for point in entry_points(group=ENTRY_POINTS) if folders is None else ():
+        installed = _folder_of_module(point.module)
+        if installed:
+            packages.setdefault(installed, point.module)
+        else:
+            reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
+            broken.append(FailedExtension(Path(point.module), reason))
+    for package, module in packages.items():
+        listed = _listed_in(package, module)
         if isinstance(listed, FailedExtension):
             broken.append(listed)
         elif listed is None:
@@ -265,6 +277,13 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
         else:
             found += listed
     return ExtensionTable(tuple(found), tuple(broken), tuple(skipped))
+
+
+def _default_folders() -> list[Path]:
+    given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
+    beside = [Path("extensions")] if IS_INSTALLED else []  # one's own; a checkout has its folder of this name
+    own = [folder for folder in (EXAMPLE_EXTENSIONS, *beside) if folder.is_dir()]
+    return [EXTENSIONS_ROOT, *own, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
 
 
 def _packages(folder: Path) -> Iterator[Path]:
@@ -282,11 +301,11 @@ _importing = RLock()
 """Two threads of the page may ask at once: a package that is half imported looks like one that lists nothing."""
 
 
-def _listed_in(package: Path) -> list[RegisteredExtension] | FailedExtension | None:
+def _listed_in(package: Path, module: str) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
         with _importing, redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
-            listed = getattr(_import(package), REGISTRY_VARIABLE, None)
+            listed = getattr(_import(package, module), REGISTRY_VARIABLE, None)
     except Interrupted:
         raise
     except BaseException as error:  # noqa: BLE001 - containing a broken extension is the point
@@ -302,23 +321,55 @@ def _listed_in(package: Path) -> list[RegisteredExtension] | FailedExtension | N
     return [RegisteredExtension(item.uid, str(getattr(item, "name", "") or item.uid), package, item) for item in listed]
 
 
-def _import(package: Path) -> ModuleType:
-    """Imports a package: ours as `extensions.<name>`, others under a name that no other folder can have."""
+def _folder_of_module(module: str) -> Path | None:
+    """The folder that Python would import this package from; None when there is none. Nothing is imported."""
+    top, *rest = module.split(".")
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):  # a module that somebody put into sys.modules has no spec
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)), *rest).resolve()
+    return folder if folder.is_dir() else None
+
+
+def _module_name(package: Path) -> str:
+    """The name to import a folder by.
+
+    Ours are `extensions.<name>`. A folder that Python finds by its own name keeps that name, so that each of its classes
+    exists once. Others have a private name.
+    """
     if package.parent == EXTENSIONS_ROOT and package.name.isidentifier():
-        return import_module(f"extensions.{package.name}")
+        return f"extensions.{package.name}"
+    if package.name.isidentifier() and _folder_of_module(package.name) == package:
+        return package.name
+    return _private_name(package)
+
+
+def _private_name(package: Path) -> str:
+    """A module name that no other folder can have."""
     digest = blake2b(str(package).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-    name = f"extension_{re.sub(r'[^0-9A-Za-z_]', '_', package.name)}_{digest}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+    return f"extension_{re.sub(r'[^0-9A-Za-z_]', '_', package.name)}_{digest}"
+
+
+def _import(package: Path, module_name: str) -> ModuleType:
+    """Imports a package by the name that `_module_name` or its entry point gives it."""
+    if module_name != _private_name(package):
+        if package.parent != EXTENSIONS_ROOT:
+            show_extension(module_name)
+        return import_module(module_name)
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = spec_from_file_location(module_name, package / "__init__.py", submodule_search_locations=[str(package)])
     assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
     module = module_from_spec(spec)
-    sys.modules[name] = module
-    show_extension(name)
+    sys.modules[module_name] = module
+    show_extension(module_name)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[module_name]
         raise
     return module
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,23 @@ def test_the_trainer_with_a_loss_of_its_own_trains(
     first, *others = (json.loads(line)["loss/held"] for line in lines)
     assert first == 0 and min(others) > 0
     assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_first_extension_runs_as_an_installed_package(run_py: Callable, write_job, tmp_path: Path) -> None:
+    (project,) = re.findall(r"```toml\n# pyproject.toml\n(.*?)```", PAGE, re.DOTALL)
+    folder = tmp_path / "project"
+    for name in ("my_extension/__init__.py", "my_extension/process.py"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILES[name], encoding="utf-8")
+    (folder / "pyproject.toml").write_text(project, encoding="utf-8")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*install, "--target", str(tmp_path / "site"), str(folder)], check=True)
+    job = write_job({"type": "my_type", "folder_path": "photos", "rate": 0.5})
+    result = run_py(job, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "job works on photos" in result.stdout
 
 
 def test_the_first_extension_runs(run: Callable[..., str], write_job) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def forget_imports() -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith("extension_"):
+        if name.startswith(("extension_", "installed_", "outer", "both")):
             del sys.modules[name]
 
 
@@ -49,6 +50,52 @@ def test_extensions_path_adds_folders(tmp_path: Path, simple_extension: Write, m
 def test_a_folder_named_twice_counts_once(drop_ins: Path, simple_extension: Write) -> None:
     package = simple_extension("one")
     assert [found.uid for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found] == ["one"]
+
+
+def install(site: Path, **points: str) -> None:
+    """What pip writes for a package with these entry points, into a folder on sys.path."""
+    metadata = site / "their_extensions-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-extensions\nVersion: 1.0\n")
+    lines = [f"{name} = {module}" for name, module in points.items()]
+    (metadata / "entry_points.txt").write_text("\n".join(["[atelier.extensions]", *lines]))
+
+
+def test_an_installed_package_is_found_by_its_entry_point(
+    tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lie in a package; a name without a package is reported and disturbs nobody."""
+    simple_extension("installed_one", folder="site")
+    inner = simple_extension("installed_two", folder="site/outer")
+    (inner.parent / "__init__.py").touch()
+    install(tmp_path / "site", one="installed_one", two="outer.installed_two", none="no_such_package")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    table = discover()
+    found = {item.uid: item for item in table.found}
+    assert table.process_class("installed_one").__module__ == "installed_one.process"
+    assert table.process_class("installed_two").__module__ == "outer.installed_two.process"
+    assert found["installed_two"].folder == inner
+    (broken,) = table.broken
+    assert broken.reason == "entry point 'none' in atelier.extensions: there is no package 'no_such_package'"
+    assert "installed_one" not in {item.uid for item in discover([EXTENSIONS_ROOT]).found}
+
+
+def test_a_folder_that_python_finds_too_has_each_class_once(
+    tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By EXTENSIONS_PATH and by its entry point it is one extension, and the module that others import."""
+    package = simple_extension("both", folder="site")
+    install(tmp_path / "site", both="both")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(package))
+    table = discover()
+    assert [item.uid for item in table.found].count("both") == 1
+    assert table.process_class("both") is import_module("both.process").SimpleProcess
+
+
+def test_a_folder_with_the_name_of_another_module_is_not_that_module(drop_ins: Path, simple_extension: Write) -> None:
+    simple_extension("json")
+    assert discover([drop_ins]).process_class("json").__module__.startswith("extension_json_")
 
 
 def test_two_threads_find_the_same(drop_ins: Path, simple_extension: Write) -> None:
