@@ -337,8 +337,8 @@ def _folder_of_module(module: str) -> Path | None:
 def _module_name(package: Path) -> str:
     """The name to import a folder by.
 
-    Ours are `extensions.<name>`. A folder that Python finds by its own name keeps that name, so that each of its classes
-    exists once. Others have a private name.
+    Ours are `extensions.<name>`. A folder that Python finds by its own name keeps that name, so that each of its
+    classes exists once. Others have a private name.
     """
     if package.parent == EXTENSIONS_ROOT and package.name.isidentifier():
         return f"extensions.{package.name}"
