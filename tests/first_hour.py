@@ -456,6 +456,7 @@ JOBS = [
         NAME,
         ("name_or_path: nosuch", "Give a folder in diffusers layout, or a hub id", NAME),
         ("name_or_path: Qwen-Image-2512", "Did you mean 'Qwen/Qwen-Image-2512'?", NAME),
+        ("name_or_path: https://huggingface.co/Qwen/Qwen-Image-2512", "write its id, 'Qwen/Qwen-Image-2512'.", NAME),
         (f"path: {MODEL}", "Did you mean 'name_or_path'?", NAME),
         (f"{NAME}\nquantize: int8", "Write 'quantize: true' and 'qtype: int8'.", f"{QUANTIZED}\nqtype: int8"),
         (f"{NAME}\nquantize: 8bit", "Write 'quantize: true' and 'qtype: int8'.", f"{QUANTIZED}\nqtype: int8"),

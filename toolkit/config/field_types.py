@@ -169,6 +169,10 @@ _PATH_HINTS = (
         r"^([A-Za-z]:)[/\\]",
         "{0!r} begins a path of Windows: --map {1}=NEW says where it is now; in WSL, C: is '/mnt/c'.",
     ),
+    (
+        r"^https?://(?:www\.)?(?:huggingface|hf)\.co/(?!datasets/)([\w.-]+/[\w.-]+)",
+        "It is the address of a page of the hub: write its id, {1!r}.",
+    ),
 )
 
 

@@ -339,7 +339,10 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         yield from super().check(job)
         if all(dataset.is_reg for dataset in self.datasets):
             message = "true for every dataset: all images hold the model back, and none is learned. "
-            yield warning("datasets.0.is_reg", f"{message}Leave it out for the images that are to be learned.")
+            remedy = "Leave it out for the images that are to be learned."
+            if all(dataset.from_base for dataset in self.datasets):
+                remedy = "Add a dataset of the images that are to be learned."
+            yield warning("datasets.0.is_reg", message + remedy)
         if (stream := self.streamed) is None:
             return
         readers, at = stream.webdataset.readers, "datasets.0.webdataset.readers"

@@ -70,6 +70,10 @@ ROWS: list[tuple[str, ...]] = [
     ("",),
     (FROM_BASE,),
     (
+        "datasets: [{from_base: {prompts: kept.txt}, is_reg: true}]",
+        "W datasets.0.is_reg: true for every dataset: all images hold the model back, and none is learned. Add a",
+    ),
+    (
         f"{FROM_BASE}, model: {{name_or_path: Qwen/Qwen-Image-Edit}}",
         "E datasets.1.from_base: Qwen-Image-Edit edits a given image, and these have none. Give a folder of pairs with",
     ),

@@ -77,6 +77,12 @@ def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(mist
     assert f"). {hint}" in model
 
 
+def test_the_address_of_a_model_on_the_hub_says_its_id(mistakes) -> None:
+    address = "https://huggingface.co/Qwen/Qwen-Image-2.1/tree/main"
+    (message,) = mistakes(trainer(f"model: {{name_or_path: {address}}}"))
+    assert "). It is the address of a page of the hub: write its id, 'Qwen/Qwen-Image-2.1'." in message
+
+
 def test_a_path_of_another_machine_says_how_all_are_moved(mistakes) -> None:
     lost = "/workspace-1/me/pics"
     lines = mistakes(trainer(f"datasets: [{{folder_path: {lost}}}]", f"model: {{name_or_path: {lost}}}"))
