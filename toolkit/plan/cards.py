@@ -153,16 +153,27 @@ def assumed_card(memory_gb: int) -> Card:
 
 
 def asked_card(text: str) -> Card:
-    """The card of `--card`: its name, or GB. Raises UserError for another one."""
-    if text.isdecimal() and int(text):
-        return assumed_card(int(text))
-    wanted = re.sub(r"(?i)\b(nvidia|geforce)\b", "", text).split()
+    """The card of `--card`: its name, with or without maker and series, or GB. Raises UserError for another one.
+
+    Example: `asked_card("4090")` and `asked_card("rtx4090")` are the RTX 4090, `asked_card("24")` the card that 24 GB
+    stand for.
+    """
+    wanted = _short(text)
     for card in CARDS:
-        if [word.lower() for word in wanted] == card.name.lower().split():
+        if _short(card.name) == wanted:
             return card
     if found := card_here(text):
         return found
+    if text.isdecimal() and 0 < int(text) < 1000:
+        return assumed_card(int(text))
+    near = [card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)]
+    offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(
-        f"--card: {text!r} is not in the table of cards. Give its memory in GB, such as 12, or one of: "
+        f"--card: {text!r} is not in the table of cards. {offer}Give its memory in GB, such as 12, or one of: "
         f"{', '.join(card.name for card in CARDS)}."
     )
+
+
+def _short(name: str) -> str:
+    """A card's name without its maker and series, in small letters without spaces: "4090" for "GeForce RTX 4090"."""
+    return re.sub(r"nvidia|geforce|rtx|[^a-z0-9]", "", name.lower())

@@ -77,6 +77,27 @@ def test_names_are_those_of_one_card_each_and_every_row_has_a_source() -> None:
         assert [other.name for other in CARDS if card_here(f"NVIDIA {card.name}") is other] in ([card.name], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("4090", "RTX 4090"), ("rtx4070 ti-super", "RTX 4070 Ti SUPER"), ("A4000", "RTX A4000"), ("l40s", "L40S"),
+     ("a100 80gb", "A100 80 GB"), ("24", "RTX 4090")],
+)  # fmt: skip
+def test_a_card_is_asked_for_as_people_call_it(text: str, name: str) -> None:
+    assert asked_card(text).name == name
+
+
+def test_short_names_are_of_one_card_each() -> None:
+    assert all(asked_card(card.name) is card for card in CARDS)
+
+
+def test_an_ambiguous_name_offers_the_cards_that_it_may_be() -> None:
+    with pytest.raises(UserError, match="Did you mean 'A100 40 GB' or 'A100 80 GB'"):
+        asked_card("A100")
+    for text in ("0", "4096", "Radeon"):
+        with pytest.raises(UserError, match=r"table of cards\. Give its memory"):
+            asked_card(text)
+
+
 def test_every_size_of_gpu_has_a_card_of_that_memory() -> None:
     for size, name in ASSUMED.items():
         assert asked_card(name).memory_gb == size
