@@ -222,66 +222,97 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if not read.unknown:
         return
     names = sorted(read.unknown)
-    what = next((found for key in names if (found := unread_kind(key))), "")
-    kind = f"hold {what}" if what else "are of no known form of a LoRA"
-    of_all = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
-    remedy = "Extract a LoRA of it (run.py extract)." if what else "Give a LoRA file, not a model or a text encoder."
-    yield finding("unknown_keys", f"{of_all} keys {kind}, such as {names[0]!r}.", remedy, tuple(names))
+    number = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
+    kinds = [kind for kind in map(unread_kind, names) if kind]
+    if kinds:
+        problem = f"hold {kinds[0]}"
+        remedy = "Extract a LoRA of it (run.py extract)."
+    else:
+        problem = "are of no known form of a LoRA"
+        remedy = "Give a LoRA file, not a model or a text encoder."
+    yield finding("unknown_keys", f"{number} keys {problem}, such as {names[0]!r}.", remedy, tuple(names))
 
 
 def _broken(read: FileLayers) -> Iterator[Diagnostic]:
-    by_fault: dict[str, list[str]] = defaultdict(list)
+    layers_by_fault: dict[str, list[str]] = defaultdict(list)
     for name, parts in read.parts.items():
-        alpha = parts.get("alpha")
-        is_used = not ignores_alpha(parts)
-        bad_alpha = alpha is not None and is_used and not torch.isfinite(alpha.float()).all()
-        if fault := "not_finite" if bad_alpha else _faults(_matrices(parts)):
-            by_fault[fault].append(name)
-    sound, broken = read.sound({}), {name for names in by_fault.values() for name in names}
+        fault = _layer_fault(parts)
+        if fault:
+            layers_by_fault[fault].append(name)
+    broken = {name for names in layers_by_fault.values() for name in names}
+    sound = read.sound({})
     for name, bias_O in read.biases.items():
-        if name not in broken and (fault := _bias_fault(bias_O, sound.get(name))):
-            by_fault[fault].append(name)
+        if name in broken:
+            continue
+        fault = _bias_fault(bias_O, sound.get(name))
+        if fault:
+            layers_by_fault[fault].append(name)
+    count = len(read.parts.keys() | read.biases.keys())
     for fault, (message, remedy) in _BROKEN.items():
-        if names := by_fault[fault]:
-            count = len(read.parts.keys() | read.biases.keys())
+        names = layers_by_fault[fault]
+        if names:
             yield finding(fault, f"{_count(names, count)} hold {message}", remedy, tuple(names))
+
+
+def _layer_fault(parts: Mapping[str, Tensor]) -> str:
+    """The check that a layer with its alpha fails, or empty."""
+    alpha = parts.get("alpha")
+    if alpha is not None and not ignores_alpha(parts) and not torch.isfinite(alpha.float()).all():
+        return "not_finite"
+    return _faults(_matrices(parts))
 
 
 def _bias_fault(bias_O: Tensor, change: LayerDelta | None) -> str:
     """The check that a change of a bias fails, or empty. change: that of the layer's weight."""
     if not torch.isfinite(bias_O.float()).all():
         return "not_finite"
-    return "misfit" if bias_O.dim() != 1 or (change and len(bias_O) != change.shape[0]) else ""
+    if bias_O.dim() != 1:
+        return "misfit"
+    if change and len(bias_O) != change.shape[0]:
+        return "misfit"
+    return ""
 
 
 def _untrained(sound: Mapping[str, LayerDelta]) -> Iterator[Diagnostic]:
+    """Layers that change nothing, or too much. What a scale of 0, or one that is not believed, does is reported by
+    `_alphas`, so such layers count here as if their scale were 1."""
     if not sound:
         return
-    # Of a scale that is 0 or not believed `_alphas` speaks.
-    believed = {
-        name: c.scale if USUAL_SCALES[0] <= abs(c.scale) <= USUAL_SCALES[1] else 1.0 for name, c in sound.items()
-    }
-    sizes = {name: _size(change) * abs(believed[name]) for name, change in sound.items()}
-    if not any(sizes.values()):
-        ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
-        side = "lora_B (the up matrix)" if ups and not any(up.any() for up in ups) else "one of the matrices"
-        state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
+    sizes = {name: _size(change) * _believed_scale(change) for name, change in sound.items()}
+    largest = max(sizes.values())
+    if largest == 0:
         remedy = "Train again, and see that the loss has a gradient (grad_norm above 0 in metrics.jsonl)."
-        yield finding("untrained", f"{side} is all zero in all {len(sizes)} layers{state}. It does nothing.", remedy)
+        yield finding("untrained", _why_untrained(sound), remedy)
         return
-    if max(sizes.values()) < NEARLY_NOTHING:
-        message = f"All {len(sound)} layers are nearly zero: {max(sizes.values()):.1g} of the usual size of a weight."
+    if largest < NEARLY_NOTHING:
+        message = f"All {len(sound)} layers are nearly zero: {largest:.1g} of the usual size of a weight."
         yield finding("nearly_zero", message, "Train longer, or with a higher lr; it changes nothing that is seen.")
         return
-    least = min(NEARLY_NOTHING, FADED * max(sizes.values()))
-    zero = [name for name, size in sizes.items() if not size or size < least]
+    least = min(NEARLY_NOTHING, FADED * largest)
+    zero = [name for name, size in sizes.items() if size == 0 or size < least]
     if zero and not _is_end_of_text(zero, sound):
         message = f"{_count(zero, len(sound))} are zero or nearly: they were never trained, or lost their numbers."
         yield finding("partly_untrained", message, "Train those layers too, or take another file.", tuple(zero))
-    if huge := [name for name, size in sizes.items() if size > EXPLODED]:
-        message = f"{_count(huge, len(sound))} are up to {max(sizes.values()):.2g} times as large as a model's weights."
+    huge = [name for name, size in sizes.items() if size > EXPLODED]
+    if huge:
+        message = f"{_count(huge, len(sound))} are up to {largest:.2g} times as large as a model's weights."
         remedy = "The training broke down: take an earlier file of the run; train with a lower lr."
         yield finding("exploded", message, remedy, tuple(huge))
+
+
+def _believed_scale(change: LayerDelta) -> float:
+    least, most = USUAL_SCALES
+    scale = abs(change.scale)
+    return scale if least <= scale <= most else 1.0
+
+
+def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
+    """What is zero in a file without any effect, and whether even one step was taken."""
+    ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
+    ups_are_zero = bool(ups) and not any(up.any() for up in ups)
+    side = "lora_B (the up matrix)" if ups_are_zero else "one of the matrices"
+    state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
+    return f"{side} is all zero in all {len(sound)} layers{state}. It does nothing."
 
 
 def _size(change: LayerDelta) -> float:
@@ -289,10 +320,16 @@ def _size(change: LayerDelta) -> float:
     (`NEARLY_NOTHING`): as if the rows of one matrix and the columns of the next were independent."""
     if change.multiplied:
         return change.multiplied.size(change.parts)
-    size = math.sqrt(change.shape[1])
-    for name, part in change.parts.items():
-        size *= 1.0 if name == "dora_scale" else float(part.square().mean(dtype=torch.float64).sqrt())
-    return size * math.prod(math.sqrt(change.parts[left].shape[1]) for left, _ in MATMUL_PAIRS if left in change.parts)
+    inputs = change.shape[1]
+    size = math.sqrt(inputs)
+    for name, matrix in change.parts.items():
+        if name != "dora_scale":
+            size *= float(matrix.square().mean(dtype=torch.float64).sqrt())
+    for left, _ in MATMUL_PAIRS:
+        if left in change.parts:
+            inner = change.parts[left].shape[1]
+            size *= math.sqrt(inner)
+    return size
 
 
 def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
@@ -307,60 +344,118 @@ def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
 def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
     """Whether only layers of the text in the last block are zero: what follows the last attention on that side reaches
     no pixel, so that it stays as it was in a good file."""
-    block = {name: int(m[1]) for name in sound if (m := re.search(r"blocks[._](\d+)[._]", name))}
-    last = {name for name, number in block.items() if number == max(block.values()) and TEXT_SIDE.search(name)}
-    return set(zero) <= last and set(zero) < set(sound)
+    block_of = {}
+    for name in sound:
+        number = re.search(r"blocks[._](\d+)[._]", name)
+        if number:
+            block_of[name] = int(number[1])
+    last = max(block_of.values(), default=0)
+    text_of_last = {name for name, block in block_of.items() if block == last and TEXT_SIDE.search(name)}
+    return set(zero) <= text_of_last and set(zero) < set(sound)
+
+
+@dataclass(frozen=True)
+class _Strengths:
+    """The layers of a file that have a strength, and where it comes from."""
+
+    scales: dict[str, float]
+    """Name of each such layer -> its strength, alpha / rank."""
+
+    alphas: dict[str, Tensor]
+    """Those with an alpha of their own -> that alpha, as it is in the file."""
+
+    metadata: Mapping[str, str]
+
+    @property
+    def finite(self) -> dict[str, float]:
+        return {name: scale for name, scale in self.scales.items() if math.isfinite(scale)}
+
+    @property
+    def odd(self) -> list[str]:
+        """The layers with a strength that is not believed, but for those of 0."""
+        least, most = USUAL_SCALES
+        return [name for name, scale in self.finite.items() if scale and not least <= scale <= most]
 
 
 def _alphas(read: FileLayers, sound: Mapping[str, LayerDelta], metadata: Mapping[str, str]) -> Iterator[Diagnostic]:
-    used = {name: c for name, c in sound.items() if _has_strength(c)}
-    have = [name for name in used if "alpha" in read.parts[name]]
-    kohya = [name for name in used if name.startswith("lora_unet_")]
-    if kohya and not have:
-        message = f"No layer has an alpha, and files of this form always have one: {_says(metadata)}"
-        yield finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
-    elif have and len(have) < len(used):
-        names = tuple(name for name in used if name not in have)
-        message = f"{_count(names, len(used))} lack the alpha that the others have: their strength is 1."
-        yield finding("alpha_lost", message, "Convert the original file again.", names)
-    elif not have and used and (times := _lost_by_header(metadata)):
-        message = f"Its keys have no alpha, and {times}"
-        yield finding("alpha_lost", message, "Take the file as its trainer saved it, with its .alpha keys.")
-    if several := [name for name in have if read.parts[name]["alpha"].numel() != 1]:
-        shape = list(read.parts[several[0]]["alpha"].shape)
-        message = f"alpha is not a single number, but {shape}, in {_count(several, len(used))}."
-        yield finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
-    scales = {name: change.scale for name, change in used.items() if math.isfinite(change.scale)}
-    if none := [name for name, scale in scales.items() if scale == 0]:
-        yield finding(
-            "alpha_zero",
-            f"alpha is 0 in {_count(none, len(scales))}: they have no effect.",
-            "Write the alpha of the training into the file (usually the rank).",
-            tuple(none),
-        )
-    least, most = USUAL_SCALES
-    if odd := [name for name, scale in scales.items() if scale and not least <= scale <= most]:
-        shown = f"{scales[odd[0]]:.4g}"
-        yield finding(
-            "alpha_absurd",
-            f"alpha / rank, the strength, is {shown} in {_count(odd, len(scales))}.",
-            "Look for the alpha of the training; it was changed on the way.",
-            tuple(odd),
-        )
+    """Everything that is wrong with the strengths of a file's layers."""
+    scales = {name: change.scale for name, change in sound.items() if _has_strength(change)}
+    alphas = {name: read.parts[name]["alpha"] for name in scales if "alpha" in read.parts[name]}
+    file = _Strengths(scales, alphas, metadata)
+    yield from _lost_alphas(file)
+    yield from _alphas_of_several_numbers(file)
+    yield from _alphas_of_zero(file)
+    if file.odd:
+        yield _odd_strength(file)
         return
-    rest = {name: scale for name, scale in scales.items() if scale}
-    counts = Counter(f"{scale:.3g}" for scale in rest.values())
-    if len(counts) > 1:
-        usual = float(counts.most_common(1)[0][0])
-        unlike = [name for name, scale in rest.items() if not 1 / UNLIKE < scale / usual < UNLIKE]
-        alphas = {float(alpha) for name in have if (alpha := read.parts[name]["alpha"]).numel() == 1}
-        if unlike and len(have) == len(used) and len(alphas) > 1:  # one for layers of several ranks is meant so
-            shown = f"the strength alpha / rank is {rest[unlike[0]]:.3g}, and {usual:g} in most"
-            remedy = "See that all layers have the alpha of the training."
-            yield finding("alpha_unlike", f"In {_count(unlike, len(rest))} {shown}.", remedy, tuple(unlike))
-    if HEADER_METADATA in metadata and scales and not have and any(abs(s - 1) > 1e-3 for s in scales.values()):
-        scale = next(s for s in scales.values() if abs(s - 1) > 1e-3)
-        message = f"The strength {scale:.3g} is in the header alone, which diffusers reads and ComfyUI does not."
+    yield from _unlike_strengths(file)
+    yield from _strength_in_header_alone(file)
+
+
+def _lost_alphas(file: _Strengths) -> Iterator[Diagnostic]:
+    without = tuple(name for name in file.scales if name not in file.alphas)
+    if not without:
+        return
+    if file.alphas:
+        message = f"{_count(without, len(file.scales))} lack the alpha that the others have: their strength is 1."
+        yield finding("alpha_lost", message, "Convert the original file again.", without)
+        return
+    remedy = "Take the file as its trainer saved it, with its .alpha keys."
+    if any(name.startswith("lora_unet_") for name in without):
+        message = f"No layer has an alpha, and files of this form always have one: {_says(file.metadata)}"
+        yield finding("alpha_lost", message, remedy)
+        return
+    lost = _lost_by_header(file.metadata)
+    if lost:
+        yield finding("alpha_lost", f"Its keys have no alpha, and {lost}", remedy)
+
+
+def _alphas_of_several_numbers(file: _Strengths) -> Iterator[Diagnostic]:
+    several = [name for name, alpha in file.alphas.items() if alpha.numel() != 1]
+    if several:
+        shape = list(file.alphas[several[0]].shape)
+        message = f"alpha is not a single number, but {shape}, in {_count(several, len(file.scales))}."
+        yield finding("alpha_absurd", message, "Take the file as its trainer saved it.", tuple(several))
+
+
+def _alphas_of_zero(file: _Strengths) -> Iterator[Diagnostic]:
+    zero = [name for name, scale in file.finite.items() if scale == 0]
+    if zero:
+        message = f"alpha is 0 in {_count(zero, len(file.finite))}: they have no effect."
+        remedy = "Write the alpha of the training into the file (usually the rank)."
+        yield finding("alpha_zero", message, remedy, tuple(zero))
+
+
+def _odd_strength(file: _Strengths) -> Diagnostic:
+    first = file.finite[file.odd[0]]
+    message = f"alpha / rank, the strength, is {first:.4g} in {_count(file.odd, len(file.finite))}."
+    remedy = "Look for the alpha of the training; it was changed on the way."
+    return finding("alpha_absurd", message, remedy, tuple(file.odd))
+
+
+def _unlike_strengths(file: _Strengths) -> Iterator[Diagnostic]:
+    """Layers whose strength differs from most, unless one alpha is meant for layers of several ranks."""
+    scales = {name: scale for name, scale in file.finite.items() if scale}
+    counts = Counter(f"{scale:.3g}" for scale in scales.values())
+    if len(counts) < 2:
+        return
+    usual = float(counts.most_common(1)[0][0])
+    unlike = [name for name, scale in scales.items() if not 1 / UNLIKE < scale / usual < UNLIKE]
+    alphas = {float(alpha) for alpha in file.alphas.values() if alpha.numel() == 1}
+    all_have_one = len(file.alphas) == len(file.scales)
+    if unlike and all_have_one and len(alphas) > 1:
+        shown = f"the strength alpha / rank is {scales[unlike[0]]:.3g}, and {usual:g} in most"
+        remedy = "See that all layers have the alpha of the training."
+        yield finding("alpha_unlike", f"In {_count(unlike, len(scales))} {shown}.", remedy, tuple(unlike))
+
+
+def _strength_in_header_alone(file: _Strengths) -> Iterator[Diagnostic]:
+    if HEADER_METADATA not in file.metadata or file.alphas:
+        return
+    unlike_one = [scale for scale in file.finite.values() if abs(scale - 1) > 1e-3]
+    if unlike_one:
+        strength = f"{unlike_one[0]:.3g}"
+        message = f"The strength {strength} is in the header alone, which diffusers reads and ComfyUI does not."
         remedy = "For ComfyUI: run.py convert --to comfyui."
         yield finding("alpha_in_header", message, remedy, severity="warning")
 
