@@ -3,7 +3,7 @@ control images. Dropped into ComfyUI's window it loads the model, the LoRA at st
 first sample.
 
 The format is the one of ComfyUI's own files (version 0.4: nodes, links, positions), without subgraphs, which old
-versions do not know. Nodes, file names and the order of widgets: ComfyUI 0.29.0 and comfyui-workflow-templates 0.11.97
+versions do not know. Nodes and the order of their widgets: ComfyUI 0.29.0
 (tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
 
     write_workflows(Path("output/maya/maya.safetensors"), section, edits=False, plain=True)
@@ -15,10 +15,10 @@ import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from toolkit.config.model_files import single_files
 from toolkit.config.output import SamplePicture
@@ -26,9 +26,9 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.data.types import Size
 from toolkit.files.writing import atomic_write, read_object
+from toolkit.models.comfyui import CLIP_TYPE, MODELS, WITHOUT, ComfyModel
 from toolkit.models.families import LARGE_MODEL_BLOCKS, family_for, title_of
 from toolkit.models.folder_family import dynamic_shift
-from toolkit.models.interface import ModelFacts
 from toolkit.models.loading import model_folder
 
 logger = logging.getLogger(__name__)
@@ -39,48 +39,11 @@ FROM_TEXT, WITH_IMAGES = "_comfyui", "_comfyui_edit"
 MARK = "atelier"
 """Key in `extra` of a workflow: the digest of all else in it. Where it does not fit, somebody else wrote the file."""
 
-MOST_IMAGES = 3
-"""Control images that have a node: TextEncodeQwenImageEditPlus has three inputs, that of 2.1 more."""
+SIDE = Size(1024, 1024)
+"""Size of the image where a job has no samples."""
 
-
-class ModelFiles(NamedTuple):
-    """Names of the files of a model as Comfy-Org publishes them."""
-
-    diffusion_model: str
-    text_encoder: str
-    vae: str
-
-
-_QWEN25 = ("qwen_2.5_vl_7b_fp8_scaled.safetensors", "qwen_image_vae.safetensors")
-
-FILES = {
-    "Qwen-Image": ModelFiles("qwen_image_fp8_e4m3fn.safetensors", *_QWEN25),
-    "Qwen-Image-2512": ModelFiles("qwen_image_2512_fp8_e4m3fn.safetensors", *_QWEN25),
-    "Qwen-Image-Edit": ModelFiles("qwen_image_edit_fp8_e4m3fn.safetensors", *_QWEN25),
-    "Qwen-Image-Edit-2509": ModelFiles("qwen_image_edit_2509_fp8_e4m3fn.safetensors", *_QWEN25),
-    "Qwen-Image-Edit-2511": ModelFiles("qwen_image_edit_2511_fp8mixed.safetensors", *_QWEN25),
-    "Qwen-Image-2.1": ModelFiles(
-        "qwen_image_2.1_int8_convrot.safetensors",
-        "qwen3vl_8b_int8_convrot.safetensors",
-        "qwen_image_2.1_vae_bf16.safetensors",
-    ),
-}
-"""Title of a model -> its files, as in ComfyUI's templates."""
-
-NO_WORKFLOW = {
-    "Qwen-Image-Layered": "open ComfyUI's template for Qwen-Image-Layered",
-    "Qwen-Image-2.1-Turbo": "open ComfyUI's template for Qwen-Image-2.1-Turbo, which has its noise levels",
-}
-"""Title of a model without a workflow here -> what to do instead."""
-
-ENCODERS = {
-    "Qwen-Image-Edit": "TextEncodeQwenImageEdit",
-    "Qwen-Image-Edit-2509": "TextEncodeQwenImageEditPlus",
-    "Qwen-Image-Edit-2511": "TextEncodeQwenImageEditPlus",
-    "Qwen-Image-2.1": "TextEncodeQwenImage21",
-}
-"""Title -> the node that encodes a prompt; of the others CLIPTextEncode. That of 2509 and 2511 puts the words around a
-prompt that they were trained with, also without an image."""
+MOST_PROMPTS = 8
+"""Further prompts that the note lists."""
 
 Slot = tuple[int, int, str]
 """An output: id of its node, place among the outputs, type."""
@@ -97,8 +60,8 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
     if family.block_count(folder) < LARGE_MODEL_BLOCKS:
         return []
     title = title_of(section.model, family)
-    if title not in FILES:
-        logger.info(f"no ComfyUI workflow for {title}: {NO_WORKFLOW.get(title, 'its files there are not known')}.")
+    if title not in MODELS:
+        logger.info(f"no ComfyUI workflow for {title}: {WITHOUT.get(title, 'its files there are not known')}.")
         return []
     written = []
     for ending, with_images in ((FROM_TEXT, False), (WITH_IMAGES, True)):
@@ -129,10 +92,6 @@ def _shift(section: DiffusionSection, with_images: bool) -> float:
     steps = (picture.sample_steps if picture else None) or family.sample_steps
     tokens = family.tokens(family.latent_size(size))
     return round(math.exp(dynamic_shift(model_folder(section.model)).mu(tokens, steps)), 2)
-
-
-SIDE = Size(1024, 1024)
-"""Size of the image where a job has no samples."""
 
 
 def is_own(path: Path) -> bool:
@@ -214,97 +173,93 @@ class _Graph:
 def workflow(file: str, section: DiffusionSection, title: str, with_images: bool, shift: float) -> dict[str, Any]:
     """The workflow of a LoRA file as ComfyUI reads it.
 
-    file: its name. title: a key of `FILES`. shift: factor of the noise levels, as ModelSamplingAuraFlow has it.
+    file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as ModelSamplingAuraFlow has it.
     """
     picture, family, graph = _picture(section, with_images), family_for(section.model), _Graph()
-    of_model = _files(section, title)
-    is_21, encoder = title == "Qwen-Image-2.1", ENCODERS.get(title, "CLIPTextEncode")
+    comfy = _with_own_files(MODELS[title], section)
     guidance = family.guidance if picture is None or picture.guidance_scale is None else picture.guidance_scale
     steps = (picture.sample_steps if picture else None) or family.sample_steps
     width, height = (picture.width, picture.height) if picture else SIDE
     prompt = _text(section, picture.prompt if picture else section.trigger_word or "a photo")
-    negative = _text(section, picture.neg if picture else "")
+    negative = _text(section, picture.neg if picture else "") or family.empty_negative
 
-    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [_note(file, section, title, family, with_images)])
-    (model,) = graph.add(
-        "UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], [of_model.diffusion_model, "default"]
-    )
-    (clip,) = graph.add(
-        "CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], [of_model.text_encoder, "qwen_image", "default"]
-    )
-    (vae,) = graph.add("VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [of_model.vae])
-    for place, (name, strength) in enumerate([*_base_loras(section), (file, 1.0)]):
-        at = (760, -140 * len(section.model.base_loras) + 140 * place)
-        (model,) = graph.add(
-            "LoraLoaderModelOnly", at, (340, 82), {"model": model}, [("MODEL", "MODEL")], [name, strength]
-        )
-    if not is_21:
-        (model,) = graph.add(
-            "ModelSamplingAuraFlow", (1140, 0), (300, 58), {"model": model}, [("MODEL", "MODEL")], [shift]
-        )
-    if guidance > 1 and not is_21:
+    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [_note(file, section, title, comfy, with_images)])
+    loaded = [comfy.diffusion_model, "default"]
+    (model,) = graph.add("UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], loaded)
+    loaded = [comfy.text_encoder, CLIP_TYPE, "default"]
+    (clip,) = graph.add("CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], loaded)
+    (vae,) = graph.add("VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae])
+    loras = [*_base_loras(section), (file, 1.0)]
+    for place, lora in enumerate(loras, start=1):
+        at = (760, 140 * (place - len(loras)))
+        (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), {"model": model}, [("MODEL", "MODEL")], lora)
+    if comfy.is_shifted:
+        name, ends = "ModelSamplingAuraFlow", [("MODEL", "MODEL")]
+        (model,) = graph.add(name, (1140, 0), (300, 58), {"model": model}, ends, [shift])
+    if comfy.is_shifted and guidance > 1:
         (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), {"model": model}, [("patched_model", "MODEL")], [1.0])
-
-    images = _images(graph, picture, family) if with_images else []
-    if is_21:
-        inputs = {"clip": clip, "vae": vae}
-        inputs |= {f"images.image_{number}": image for number, image in enumerate(images, start=1)}
-        ends = [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]
-        positive, negated, _ = graph.add(
-            encoder, (760, 140), (340, 300), inputs, ends, [prompt, negative, _reference_side(section, width * height)]
-        )
-    else:
-        positive, negated = (
-            _encoded(graph, encoder, title, text, clip, vae, images, row)
-            for row, text in enumerate((prompt, negative or family.empty_negative))
-        )
-    empty = "EmptyLatentImage" if is_21 else "EmptySD3LatentImage"
-    (latent,) = graph.add(empty, (1140, 250), (300, 106), {}, [("LATENT", "LATENT")], [width, height, 1])
+    positive, negated = _encoded(
+        graph,
+        comfy,
+        (prompt, negative),
+        (clip, vae),
+        _images(graph, comfy, picture) if with_images else {},
+        _reference_side(section, width * height),
+    )
+    (latent,) = graph.add(comfy.empty_latent, (1140, 250), (300, 106), {}, [("LATENT", "LATENT")], [width, height, 1])
     sampled = {"model": model, "positive": positive, "negative": negated, "latent_image": latent}
-    seed = picture.seed if picture else 42
-    settings = [seed, "fixed", steps, guidance, "euler", "simple", 1.0]
+    settings = [picture.seed if picture else 42, "fixed", steps, guidance, "euler", "simple", 1.0]
     (latent,) = graph.add("KSampler", (1480, 0), (300, 262), sampled, [("LATENT", "LATENT")], settings)
-    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, [("IMAGE", "IMAGE")], [])
+    ends = [("IMAGE", "IMAGE")]
+    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, ends)
     graph.add("SaveImage", (1820, 0), (420, 460), {"images": image}, [], [file.removesuffix(".safetensors")])
     return graph.to_json()
 
 
 def _encoded(
-    graph: _Graph, encoder: str, title: str, text: str, clip: Slot, vae: Slot, images: Sequence[Slot], row: int
-) -> Slot:
-    """The conditioning of a prompt, or (row 1) of the negative one."""
-    inputs = {"clip": clip}
-    if encoder != "CLIPTextEncode" and images:
-        names = ["image"] if encoder == "TextEncodeQwenImageEdit" else [f"image{n}" for n in range(1, MOST_IMAGES + 1)]
-        inputs |= {"vae": vae, **dict(zip(names, images, strict=False))}
-    name, at = ("negative prompt", (760, 360)) if row else ("prompt", (760, 140))
-    ends = [("CONDITIONING", "CONDITIONING")]
-    (found,) = graph.add(encoder, at, (340, 180), inputs, ends, [text], name)
-    if images and title == "Qwen-Image-Edit-2511":  # its control images are modulated at t = 0
-        method, at = "FluxKontextMultiReferenceLatentMethod", (760, 680 if row else 580)
-        (found,) = graph.add(method, at, (340, 58), {"conditioning": found}, ends, ["index_timestep_zero"])
-    return found
+    graph: _Graph,
+    comfy: ComfyModel,
+    texts: tuple[str, str],
+    encoders: tuple[Slot, Slot],
+    images: Mapping[str, Slot],
+    side: int,
+) -> tuple[Slot, Slot]:
+    """The conditioning of the prompt, and of the negative one. encoders: the text encoder and the VAE. side: of a
+    control image, where a node scales it."""
+    clip, vae = encoders
+    inputs = {"clip": clip, "vae": vae, **images} if images or comfy.encodes_both else {"clip": clip}
+    if comfy.encodes_both:
+        both = [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]
+        positive, negative, _ = graph.add(comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side])
+        return positive, negative
+    ends, found = [("CONDITIONING", "CONDITIONING")], []
+    for row, (title, text) in enumerate(zip(("prompt", "negative prompt"), texts, strict=True)):
+        (slot,) = graph.add(comfy.encoder, (760, 140 + 220 * row), (340, 180), inputs, ends, [text], title)
+        if images and comfy.reference_method:
+            name, at = "FluxKontextMultiReferenceLatentMethod", (760, 580 + 100 * row)
+            (slot,) = graph.add(name, at, (340, 58), {"conditioning": slot}, ends, [comfy.reference_method])
+        found.append(slot)
+    return found[0], found[1]
 
 
-def _images(graph: _Graph, picture: SamplePicture | None, family: ModelFacts) -> list[Slot]:
-    """A node for each control image of a sample; one without."""
+def _images(graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None) -> dict[str, Slot]:
+    """A node for each control image of a sample, by the input it is for; one without."""
     names = [Path(path).name for path in picture.ctrl_img] if picture else []
-    found = []
-    for place, name in enumerate((names or ["control image.png"])[: min(MOST_IMAGES, family.max_references)]):
-        ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
-        title = f"control image {place + 1}"
-        found.append(graph.add("LoadImage", (360, 420 + 380 * place), (360, 330), {}, ends, [name, "image"], title)[0])
+    found, ends = dict[str, Slot](), [("IMAGE", "IMAGE"), ("MASK", "MASK")]
+    for place, (given, name) in enumerate(zip(comfy.images, names or ["control image.png"], strict=False)):
+        at, title = (360, 420 + 380 * place), f"control image {place + 1}"
+        found[given] = graph.add("LoadImage", at, (360, 330), {}, ends, [name, "image"], title)[0]
     return found
 
 
-def _files(section: DiffusionSection, title: str) -> ModelFiles:
-    """The names of the model's files: those that the job gives as single files, else the published ones."""
+def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
+    """The same with the names of the single files that the job gives."""
     own = {part: file.name for part, file in single_files(section.model).items() if file.suffix == ".safetensors"}
-    published = FILES[title]
-    return ModelFiles(
-        own.get("transformer", published.diffusion_model),
-        own.get("text_encoder", published.text_encoder),
-        own.get("vae", published.vae),
+    return replace(
+        comfy,
+        diffusion_model=own.get("transformer", comfy.diffusion_model),
+        text_encoder=own.get("text_encoder", comfy.text_encoder),
+        vae=own.get("vae", comfy.vae),
     )
 
 
@@ -318,22 +273,21 @@ def _text(section: DiffusionSection, text: str) -> str:
 
 
 def _reference_side(section: DiffusionSection, pixels: int) -> int:
-    """Side of the square that a control image of 2.1 is scaled to, in steps of 32. pixels: of the target."""
+    """Side of the square that a control image is scaled to, in steps of 32. pixels: of the target."""
     area = section.model.model_kwargs.reference_area() or pixels
     return max(32, round(math.sqrt(area) / 32) * 32)
 
 
-def _note(file: str, section: DiffusionSection, title: str, family: ModelFacts, with_images: bool) -> str:
+def _note(file: str, section: DiffusionSection, title: str, comfy: ComfyModel, with_images: bool) -> str:
     """What the reader of a workflow does first."""
-    of_model, pictures = _files(section, title), section.sample_pictures()
-    prompts = [_text(section, one.prompt) for one in pictures if bool(one.ctrl_img) == with_images][1:9]
+    pictures = [one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images]
     lines = [
         f"## {file.removesuffix('.safetensors')}",
         f"A LoRA of {title}. Put the files here, then press R:",
         *(f"- `models/loras/{name}`" for name in (*(name for name, _ in _base_loras(section)), file)),
-        f"- `models/diffusion_models/{of_model.diffusion_model}`",
-        f"- `models/text_encoders/{of_model.text_encoder}`",
-        f"- `models/vae/{of_model.vae}`",
+        f"- `models/diffusion_models/{comfy.diffusion_model}`",
+        f"- `models/text_encoders/{comfy.text_encoder}`",
+        f"- `models/vae/{comfy.vae}`",
         "",
         "Other files of the same model fit too: choose them in the loaders.",
     ]
@@ -341,6 +295,7 @@ def _note(file: str, section: DiffusionSection, title: str, family: ModelFacts, 
         lines.append(f"The prompt needs the trigger word: `{section.trigger_word}`.")
     if with_images:
         lines.append("Choose your picture in each node named *control image*.")
-    if prompts:
-        lines += ["", "Other prompts of the job:", *(f"- {prompt}" for prompt in prompts)]
+    others = [_text(section, one.prompt) for one in pictures[1 : 1 + MOST_PROMPTS]]
+    if others:
+        lines += ["", "Other prompts of the job:", *(f"- {prompt}" for prompt in others)]
     return "\n".join(lines)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from extensions.sd_trainer import comfyui
-from extensions.sd_trainer.comfyui import FILES, MARK, NO_WORKFLOW, is_own, workflow, write_workflows
+from extensions.sd_trainer.comfyui import MARK, is_own, workflow, write_workflows
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.running import lines, run_job
 from toolkit.config.dataset import DatasetConfig
@@ -20,6 +20,7 @@ from toolkit.config.network import NetworkConfig
 from toolkit.config.output import SampleConfig, SampleItem, SaveConfig
 from toolkit.config.train import TrainConfig
 from toolkit.flow.sampler import sigmas
+from toolkit.models.comfyui import MODELS, WITHOUT
 from toolkit.models.families import family_for, title_of
 from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -33,7 +34,7 @@ WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "COMBO": str, "FILE
 BEHIND = {"control_after_generate": ("fixed",), "image_upload": ("image",)}
 ONLY_SHOWN = "MarkdownNote"
 
-IDS = {title: f"Qwen/{title}" for title in FILES}
+IDS = {title: f"Qwen/{title}" for title in MODELS}
 
 
 def section(title: str, model: dict[str, Any] | None = None, **changes: Any) -> SdTrainerConfig:
@@ -121,7 +122,7 @@ def of_class(prompt: dict[int, dict[str, Any]], name: str) -> list[dict[str, Any
 
 
 @pytest.mark.parametrize("with_images", [False, True])
-@pytest.mark.parametrize("title", FILES)
+@pytest.mark.parametrize("title", MODELS)
 def test_each_node_is_as_comfyui_has_it_and_the_sampler_gets_the_lora(title: str, with_images: bool) -> None:
     prompt = to_api(workflow("maya.safetensors", section(title), title, with_images, 2.0))
     [sampler], [lora] = of_class(prompt, "KSampler"), of_class(prompt, "LoraLoaderModelOnly")
@@ -131,7 +132,7 @@ def test_each_node_is_as_comfyui_has_it_and_the_sampler_gets_the_lora(title: str
         passed.append(prompt[node]["class"])
         node = prompt[node]["inputs"]["model"][0]
     assert prompt[node]["class"] == "UNETLoader" and passed[-1] == "LoraLoaderModelOnly"
-    assert prompt[node]["inputs"]["unet_name"] == FILES[title].diffusion_model
+    assert prompt[node]["inputs"]["unet_name"] == MODELS[title].diffusion_model
     assert of_class(prompt, "CLIPLoader")[0]["type"] == "qwen_image"
     assert of_class(prompt, "SaveImage")[0]["filename_prefix"] == "maya"
 
@@ -194,7 +195,7 @@ def test_the_note_names_the_files_the_trigger_word_and_the_other_prompts() -> No
 
 def test_every_published_model_has_a_workflow_or_a_reason() -> None:
     titles = {family.published[name] for name, family in published().items()}
-    assert titles == set(FILES) | set(NO_WORKFLOW) and not set(FILES) & set(NO_WORKFLOW)
+    assert titles == set(MODELS) | set(WITHOUT) and not set(MODELS) & set(WITHOUT)
 
 
 # ---------------------------------------------------------------- the files
