@@ -24,7 +24,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import ExtensionJob, JobOptions, exit, multi_run
+from jobs import ExtensionJob, JobOptions, exit, multi_run, sweep
 from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
 from toolkit.extension import FIRST_STAGE, discover
@@ -293,7 +293,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
         words, notes = made
         print_tool(words, notes)
         return run_tool(words) if words and not arguments.dry_run else EXIT_DONE
-    if len(arguments.configs) == 1 and not arguments.dry_run:
+    if len(arguments.configs) == 1 and not arguments.dry_run and len(arguments.seeds or ()) <= 1:
         return run_job(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
@@ -307,9 +307,10 @@ def dispatch(arguments: argparse.Namespace) -> int:
         return dry_run(arguments)
     if not env.is_single_process:
         raise UserError(
-            f"{len(arguments.configs)} configs for {env.world_size} processes: start them one after another."
+            f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
+            "another."
         )
-    return run_series(arguments)
+    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
@@ -324,7 +325,8 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
         options = JobOptions(arguments.restart, arguments.allow_change, arguments.restart_from)
         with collection_paused():
             extensions = discover()
-            config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
+            seed = arguments.seeds[0] if arguments.seeds else None
+            config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process, seed=seed)
             if len(config.processes) > 1 and env.is_main_process:
                 plan_before_the_run(config, arguments)
         return run_processes(config, extensions, options, process_group)
@@ -357,13 +359,47 @@ def run_series(arguments: argparse.Namespace) -> int:
             outputs |= plan_before_the_run(config, arguments, outputs)
         return EXIT_DONE
 
+    runner, guarded = multi_run.ChildRunner(child_command(arguments)), partial(exit.run_with_exit_code, check)
+    return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
+
+
+def child_command(arguments: argparse.Namespace) -> list[str]:
+    """The program, with the options that hold for every run of a series."""
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
     command += [word for pair in arguments.map for word in ("--map", pair)]
-    command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
+    return command + [
+        flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))
+    ]
+
+
+def run_sweep(arguments: argparse.Namespace) -> int:
+    """Runs a config with each seed, in its own interpreter, and prints how the runs compare. All are checked first."""
+    extensions, argument = discover(), arguments.configs[0]
+    by_seed: dict[int, list[Path]] = {}
+
+    def check(seed: str) -> int:
+        with collection_paused():
+            config = load(argument, arguments, extensions, warn=not by_seed, seed=int(seed))
+            plan_before_the_run(config, arguments)
+        by_seed[int(seed)] = sweep.run_folders(config)
+        return EXIT_DONE
+
+    command = child_command(arguments)
+    for flag, given in (("--name", arguments.name), ("--restart-from", arguments.restart_from)):
+        command += [flag, given] if given else []
     runner, guarded = multi_run.ChildRunner(command), partial(exit.run_with_exit_code, check)
-    return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
+    seeds = [str(seed) for seed in arguments.seeds]
+
+    def run_one(seed: str) -> int:
+        print(f"seed {seed}", flush=True)
+        return runner(argument, "--seeds", seed)
+
+    code = multi_run.run_series(seeds, run_one, recover=arguments.recover, check=guarded, label="seed {}")
+    if len(by_seed) == len(seeds):
+        print("\n".join(sweep.compared(by_seed)))
+    return code
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
@@ -371,12 +407,14 @@ def dry_run(arguments: argparse.Namespace) -> int:
     sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
     output = sys.stdout
     plans: list[JobPlan] = []
+    configs = arguments.configs * len(arguments.seeds or (0,))
+    seeds = iter(arguments.seeds or [None] * len(configs))
 
     def plan_one(argument: str) -> int:
         from jobs.dry_run import plan_job
 
         earlier = frozenset(chain.from_iterable(plan.outputs for plan in plans))
-        config = load(argument, arguments, extensions, earlier_outputs=earlier)
+        config = load(argument, arguments, extensions, earlier_outputs=earlier, seed=next(seeds))
         options = arguments.restart, arguments.allow_change, arguments.restart_from, arguments.memory
         plans.append(plan_job(config, *options, earlier, arguments.card or ""))
         if not arguments.json:
@@ -386,8 +424,8 @@ def dry_run(arguments: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr), collection_paused():  # only the plans go to standard output
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
-        code = multi_run.run_series(arguments.configs, guarded, recover=arguments.recover)
-    if arguments.json and len(arguments.configs) > 1:
+        code = multi_run.run_series(configs, guarded, recover=arguments.recover)
+    if arguments.json and len(configs) > 1:
         print(json.dumps([plan.to_json() for plan in plans], indent=2))
     elif arguments.json and plans:
         print(json.dumps(plans[0].to_json(), indent=2))
@@ -409,19 +447,26 @@ def load(
     extensions: ExtensionTable,
     warn: bool = True,
     earlier_outputs: frozenset[Path] = frozenset(),
+    seed: int | None = None,
 ) -> JobConfig:
     """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false.
 
-    argument: the file; None: the flags are all there is. earlier_outputs: what configs in front of it write.
+    argument: the file; None: the flags are all there is. earlier_outputs: what configs in front of it write. seed: the
+    one of `--seeds`.
     """
     from toolkit.config import load_job
     from toolkit.config.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
     of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
-    find_model, moved = extensions.find_config, of_examples | arguments.moved
     config = load_job(
-        path, find_model, name=arguments.name, flags=arguments.flags, moved=moved, earlier_outputs=earlier_outputs
+        path,
+        extensions.find_config,
+        name=arguments.name,
+        flags=arguments.flags,
+        moved=of_examples | arguments.moved,
+        earlier_outputs=earlier_outputs,
+        seed=seed,
     )
     if warn:
         print_warnings(config)
@@ -444,6 +489,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
     add("-r", "--recover", action="store_true", help="continue with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add("--seeds", metavar="1,2,3", help="run the job once with each training_seed, in folders NAME_seed1, ...")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add(
         "--restart",
@@ -497,6 +543,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     for flag in ("json", "memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
+    if arguments.seeds:
+        if len(arguments.configs) != 1 or arguments.configs[0] is None:
+            parser.error("--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3")
+        try:
+            arguments.seeds = sweep.read_seeds(arguments.seeds)
+        except UserError as error:
+            parser.error(str(error))
     if arguments.card:
         from toolkit.plan.cards import asked_card
 

@@ -24,11 +24,13 @@ def run_series(
     *,
     recover: bool,
     check: Callable[[str], int] = lambda config: EXIT_DONE,
+    label: str = "{}",
 ) -> int:
     """Checks every config, then runs each; stops after a failure unless `recover`, and always after a stop request.
 
     check: the exit code of a config that is not to run, which it reports; unless `recover`, no other one runs either.
-    Prints one line per config, where there are several, and returns the first exit code that is not 0.
+    label: what a config is called. Prints one line per config, where there are several, and returns the first exit code
+    that is not 0.
     """
     checked = _run_each(configs, check, go_on=True)
     refused = [code for code in checked if code != EXIT_DONE]
@@ -40,7 +42,7 @@ def run_series(
         codes = _run_each(configs, lambda config: next(by_check) or run_one(config), go_on=recover)
     if len(configs) > 1:
         for config, code in zip_longest(configs, codes):
-            print(f"{config}: {_describe(code)}")
+            print(f"{label.format(config)}: {_describe(code)}")
     return next((code for code in codes if code), EXIT_DONE)
 
 
@@ -75,14 +77,15 @@ class ChildRunner:
         self._undelivered: list[int] = []
         self._stop_code: int | None = None
 
-    def __call__(self, config: str) -> int:
-        """Runs one config and returns its exit code; after a signal that of the signal, without running it."""
+    def __call__(self, config: str, *flags: str) -> int:
+        """Runs one config, with further flags, and returns its exit code; after a signal that of the signal, without
+        running it."""
         for number in to_handle():  # here: while the configs are checked, there is no child to forward a signal to
             signal.signal(number, self._on_signal)
         if self._stop_code is not None:
             return self._stop_code
         sys.stdout.flush()
-        self._child = subprocess.Popen([*self._command, "--", config], **_own_session())
+        self._child = subprocess.Popen([*self._command, *flags, "--", config], **_own_session())
         self._deliver()
         code = self._child.wait()
         self._child = None

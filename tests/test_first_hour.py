@@ -126,6 +126,7 @@ def test_what_stands_behind_a_flag_is_no_slip(work: Path, run_py: Callable[..., 
 CONFIG, DATA, COMPAT = "toolkit/config", "toolkit/data", "extensions/compat"
 
 ELSEWHERE: dict[str, str] = {
+    "write whole numbers from 1 on": "jobs/test_sweep.py",
     "Write '- type: ": f"{CONFIG}/test_loader.py",
     "is a mapping, and 'prompts' are texts. Write it in 'samples'": f"{CONFIG}/test_normalise.py",
     "Write '- ": f"{CONFIG}/test_normalise.py",

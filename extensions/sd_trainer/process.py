@@ -12,6 +12,7 @@ from math import prod
 from PIL import Image
 from torch import Tensor
 
+from extensions.sd_trainer.comfyui import write_workflows
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.setup import (
@@ -230,7 +231,11 @@ class SdTrainerProcess(ImageTrainer):
         newest = family_for(self.section.model).lora_spelling
         spelling = SPELLINGS[self.resumption.record_spelling(newest, STORED.name)]
         metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan, spelling)
-        return kind(self.network, self.section, metadata, spelling).snapshot
+        writer = kind(self.network, self.section, metadata, spelling)
+        controlled = {bool(item.sample.control_images) for item in self.data.items} or {False}
+        edits, plain = True in controlled, False in controlled
+        writer.at_end = partial(write_workflows, section=self.section, edits=edits, plain=plain)
+        return writer.snapshot
 
     def validation(self) -> Validation | None:
         validator = self.validator

@@ -66,6 +66,9 @@ class LoraWriter:
 
     suffix = ".safetensors"
 
+    at_end: Callable[[Path], object] = staticmethod(lambda file: None)
+    """Called with the main file of a LoRA at the end of a run, when it is written."""
+
     def __init__(
         self, network: Network, section: DiffusionSection, metadata: Mapping[str, str], spelling: Spelling = STORED
     ) -> None:
@@ -94,6 +97,7 @@ class LoraWriter:
             files = list(copies)
             if step is None and isinstance(self.network, LinearAdapterNetwork):
                 self._report_limits(files[0].name, copies[files[0]], metadata)
+                self.at_end(files[0])
             return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
 
         return write

@@ -17,7 +17,7 @@ from toolkit.config.foreign import COMMAND_LINE, NO_COMMAND, SHELL_SUFFIXES, for
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
 from toolkit.config.normalise import Normaliser, merge_defaults
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
-from toolkit.config.redacted_copy import job_text, saved_text, secret_scalars
+from toolkit.config.redacted_copy import SEED, job_text, saved_text, secret_scalars
 from toolkit.config.validate import list_remedy, validate
 from toolkit.config.yaml_faults import quoted
 from toolkit.config.yaml_reader import (
@@ -79,6 +79,7 @@ def load_job(
     as_job: bool = False,
     check_files: bool = True,
     earlier_outputs: frozenset[Path] = frozenset(),
+    seed: int | None = None,
 ) -> JobConfig:
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
     file system, for a job that has run.
@@ -87,7 +88,8 @@ def load_job(
     with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
     for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
     `unexpanded_text` is the job under our names, whatever the file is. earlier_outputs: as `JobContext` has it, of jobs
-    that run before this one.
+    that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
+    job's name.
     """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
@@ -98,12 +100,20 @@ def load_job(
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
     if moved:
         root = map_paths(root, moved)
-    if reader := foreign_file(root):
+    reader = foreign_file(root)
+    if reader and seed is not None:
+        made = f"run.py import {path} -o job.yaml"
+        raise UserError(f"--seeds applies to jobs of this program. Convert the file first: {made}")
+    if reader:
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
     if moved:
         root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
+    if seed is not None:
+        job_name = name = seed_name(job_name, seed)
+        root = with_seed(root, find_model, seed)
+        written = with_seed(written, find_model, seed)
     root = replace_name(root, job_name)
     processes = read_processes(root.value["config"], find_model, diagnostics)
     if check_files:
@@ -118,7 +128,7 @@ def load_job(
         checked, said = [process.checked for process in known], (*diagnostics.notes, *diagnostics.warnings)
         text = job_text(root, job_name, checked, str(path), said)
     else:
-        text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags))
+        text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags), seed=seed)
     return JobConfig(
         job=root.value["job"].value,
         name=job_name,
@@ -221,6 +231,43 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
     if sound and node.value == CACHE_FOLDER:
         diagnostics.error(node, f"{show(node)} {_CACHE_NAME}")
     return str(node.value) if sound else "job"
+
+
+def seed_name(name: str, seed: int) -> str:
+    """The name of a job with another seed. Raises ConfigErrors where it is too long."""
+    named = f"{name}_seed{seed}"
+    if fault := folder_name_error(named):
+        raise ConfigErrors([Diagnostic(("--seeds",), f"{named!r} {fault}")])
+    return named
+
+
+def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
+    """The job with this `training_seed` in every process that has the key. Raises UserError where none has."""
+    config = root.value["config"]
+    listed = config.value.get("process")
+    entries = listed.value if listed is not None and isinstance(listed.value, list) else []
+    seeded = [_seeded(entry, find_model, seed) for entry in entries]
+    if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
+        raise UserError("--seeds: no process of this job has a training_seed. Give a job that trains.")
+    if not entries:
+        return root  # said later, with its place
+    inside = {**config.value, "process": replace(listed, value=seeded)}
+    return replace(root, value={**root.value, "config": replace(config, value=inside)})
+
+
+def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
+    kind = entry.child("type")
+    try:
+        model = find_model(str(kind.value)) if kind is not None else None
+    except UserError:  # said later, with its place
+        model = None
+    if model is None or SEED not in model.model_fields:
+        return entry
+    given = entry.value.get(SEED)
+    node = replace(
+        given or entry, value=seed, path=(*entry.path, SEED), text=str(seed), plain=True, written=None, aliased=False
+    )
+    return replace(entry, value={**entry.value, SEED: node})
 
 
 def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:

@@ -14,11 +14,14 @@ from toolkit.config.located import ConfigNode
 from toolkit.config.yaml_reader import scalar_kind
 from toolkit.files.redact import REDACTED, is_secret, redact
 
+SEED = "training_seed"
 
-def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bool) -> str:
+
+def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bool, seed: int | None = None) -> str:
     """YAML with variables unexpanded, the name given by `-n` in its place and secrets redacted.
 
-    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it.
+    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it. seed: `root`
+    has it, and `text` another one, or none.
     """
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
     if reader := foreign_file(root):
@@ -27,10 +30,19 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
-    if rewrite or (new_name is not None and name is not None and name.aliased):
+    processes = config.value["process"].value if seed is not None else []
+    if rewrite or (new_name is not None and name is not None and name.aliased) or any(p.aliased for p in processes):
         return redact(_dump(root, new_name))
-    renamed = [] if new_name is None else [_rename(text, config, name, new_name)]
-    return redact(_edit(text, [*redactions, *renamed]))
+    renamed = [] if new_name is None else [_set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))]
+    trained = [process for process in processes if SEED in process.value]
+    seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
+    return redact(_edit(text, [*redactions, *renamed, *seeded]))
+
+
+def _own(process: ConfigNode) -> ConfigNode | None:
+    """The seed where the text of a process has one."""
+    node: ConfigNode = process.value[SEED]
+    return None if node.span == process.span else node
 
 
 def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
@@ -83,14 +95,14 @@ def _origin(node: ConfigNode, source: str) -> str:
     return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
 
 
-def _rename(text: str, config: ConfigNode, name: ConfigNode | None, new_name: str) -> tuple[int, int, str]:
-    quoted = json.dumps(new_name, ensure_ascii=False)
-    if name is not None:
-        return (*name.span, quoted)
-    start = config.span[0]
+def _set(text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, value: str) -> tuple[int, int, str]:
+    """The edit that gives a mapping this key. given: its node there; None: it has none yet."""
+    if given is not None:
+        return (*given.span, value)
+    start = mapping.span[0]
     if text[start] == "{":
-        return start + 1, start + 1, f"name: {quoted}, "
-    return start, start, f"name: {quoted}\n" + " " * (config.value_at.column - 1)
+        return start + 1, start + 1, f"{key}: {value}, "
+    return start, start, f"{key}: {value}\n" + " " * (mapping.value_at.column - 1)
 
 
 def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:

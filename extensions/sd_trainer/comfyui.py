@@ -1,0 +1,301 @@
+"""Writes a ComfyUI workflow next to a finished LoRA: `<name>_comfyui.json` from text, `<name>_comfyui_edit.json` with
+control images. Dropped into ComfyUI's window it loads the model, the LoRA at strength 1, and the settings of the job's
+first sample.
+
+The format is the one of ComfyUI's own files (version 0.4: nodes, links, positions), without subgraphs, which old
+versions do not know. Nodes and the order of their widgets: ComfyUI 0.29.0
+(tests/extensions/sd_trainer/comfyui_nodes.json). Imports no torch.
+
+    write_workflows(Path("output/maya/maya.safetensors"), section, edits=False, plain=True)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.model_files import single_files
+from toolkit.config.output import SamplePicture
+from toolkit.config.sections import DiffusionSection
+from toolkit.data.captions import inject_trigger
+from toolkit.data.types import Size
+from toolkit.files.writing import atomic_write, read_object
+from toolkit.models.comfyui import CLIP_TYPE, MODELS, WITHOUT, ComfyModel
+from toolkit.models.families import LARGE_MODEL_BLOCKS, family_for, title_of
+from toolkit.models.folder_family import dynamic_shift
+from toolkit.models.loading import model_folder
+
+logger = logging.getLogger(__name__)
+
+FROM_TEXT, WITH_IMAGES = "_comfyui", "_comfyui_edit"
+"""What follows the name of the LoRA in the names of the two files."""
+
+MARK = "atelier"
+"""Key in `extra` of a workflow: the digest of all else in it. Where it does not fit, somebody else wrote the file."""
+
+SIDE = Size(1024, 1024)
+"""Size of the image where a job has no samples."""
+
+MOST_PROMPTS = 8
+"""Further prompts that the note lists."""
+
+Slot = tuple[int, int, str]
+"""An output: id of its node, place among the outputs, type."""
+
+
+def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: bool) -> list[Path]:
+    """Writes the workflows of a LoRA file next to it, and returns their paths; none for a model that is smaller than a
+    published one, or not known to ComfyUI, which is logged.
+
+    edits, plain: whether some images were trained with control images, and without. Never raises for a disk that
+    refuses: the LoRA is saved.
+    """
+    family, folder = family_for(section.model), model_folder(section.model)
+    if family.block_count(folder) < LARGE_MODEL_BLOCKS:
+        return []
+    title = title_of(section.model, family)
+    if title not in MODELS:
+        logger.info(f"no ComfyUI workflow for {title}: {WITHOUT.get(title, 'its files there are not known')}.")
+        return []
+    written = []
+    for ending, with_images in ((FROM_TEXT, False), (WITH_IMAGES, True)):
+        wanted = edits and family.max_references > 0 if with_images else plain and not family.min_references
+        path = file.with_name(f"{file.stem}{ending}.json")
+        if not wanted:
+            continue
+        if path.exists() and not is_own(path):
+            logger.warning(f"{path} is not from this program, so it stays as it is, and no workflow is written there.")
+            continue
+        contents = workflow(file.name, section, title, with_images, _shift(section, with_images))
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text(json.dumps(contents, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            logger.warning(f"{path.name} was not written: {error.strerror or error}")
+            continue
+        written.append(path)
+    return written
+
+
+def _shift(section: DiffusionSection, with_images: bool) -> float:
+    """The factor by which the job's own samples shift their noise levels, by the size of the image."""
+    picture, family = _picture(section, with_images), family_for(section.model)
+    if picture and picture.flow_shift:
+        return picture.flow_shift
+    size = Size(picture.width, picture.height) if picture else SIDE
+    steps = (picture.sample_steps if picture else None) or family.sample_steps
+    tokens = family.tokens(family.latent_size(size))
+    return round(math.exp(dynamic_shift(model_folder(section.model)).mu(tokens, steps)), 2)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a workflow as this program wrote it, unchanged."""
+    found = read_object(path)
+    extra = found.get("extra")
+    return isinstance(extra, dict) and extra.get(MARK) == _digest(found)
+
+
+def _digest(contents: dict[str, Any]) -> str:
+    rest = {key: value for key, value in contents.items() if key != "extra"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _picture(section: DiffusionSection, with_images: bool) -> SamplePicture | None:
+    """The sample that a workflow takes its settings from: the first of its kind, else the first."""
+    pictures = section.sample_pictures()
+    return next((one for one in pictures if bool(one.ctrl_img) == with_images), next(iter(pictures), None))
+
+
+@dataclass
+class _Graph:
+    """Nodes and links of a workflow, as they are added."""
+
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    links: list[list[Any]] = field(default_factory=list)
+
+    def add(
+        self,
+        kind: str,
+        at: tuple[int, int],
+        size: tuple[int, int],
+        inputs: Mapping[str, Slot],
+        outputs: Sequence[tuple[str, str]],
+        widgets: Sequence[Any] = (),
+        title: str = "",
+    ) -> list[Slot]:
+        """Adds a node and its incoming links, and returns its outputs. outputs: names and types."""
+        node = len(self.nodes) + 1
+        slots = []
+        for place, (name, source) in enumerate(inputs.items()):
+            link = None
+            if source:
+                link = len(self.links) + 1
+                self.links.append([link, source[0], source[1], node, place, source[2]])
+                self.nodes[source[0] - 1]["outputs"][source[1]]["links"].append(link)
+            slots.append({"name": name, "type": source[2] if source else "IMAGE", "link": link})
+        ends = [
+            {"name": name, "type": of, "links": [], "slot_index": place} for place, (name, of) in enumerate(outputs)
+        ]
+        named = {"title": title} if title else {}
+        shown = {
+            "id": node,
+            "type": kind,
+            "pos": list(at),
+            "size": list(size),
+            "flags": {},
+            "order": node - 1,
+            "mode": 0,
+        }
+        filled = {"properties": {"Node name for S&R": kind}, "widgets_values": list(widgets)}
+        self.nodes.append({**shown, "inputs": slots, "outputs": ends, **named, **filled})
+        return [(node, place, of) for place, (_, of) in enumerate(outputs)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole file, with its mark."""
+        contents: dict[str, Any] = {
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": [],
+            "config": {},
+            "version": 0.4,
+        }
+        return {**contents, "extra": {MARK: _digest(contents)}}
+
+
+def workflow(file: str, section: DiffusionSection, title: str, with_images: bool, shift: float) -> dict[str, Any]:
+    """The workflow of a LoRA file as ComfyUI reads it.
+
+    file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as ModelSamplingAuraFlow has it.
+    """
+    picture, family, graph = _picture(section, with_images), family_for(section.model), _Graph()
+    comfy = _with_own_files(MODELS[title], section)
+    guidance = family.guidance if picture is None or picture.guidance_scale is None else picture.guidance_scale
+    steps = (picture.sample_steps if picture else None) or family.sample_steps
+    width, height = (picture.width, picture.height) if picture else SIDE
+    prompt = _text(section, picture.prompt if picture else section.trigger_word or "a photo")
+    negative = _text(section, picture.neg if picture else "") or family.empty_negative
+
+    graph.add("MarkdownNote", (0, -60), (320, 420), {}, [], [_note(file, section, title, comfy, with_images)])
+    loaded = [comfy.diffusion_model, "default"]
+    (model,) = graph.add("UNETLoader", (360, 0), (360, 82), {}, [("MODEL", "MODEL")], loaded)
+    loaded = [comfy.text_encoder, CLIP_TYPE, "default"]
+    (clip,) = graph.add("CLIPLoader", (360, 140), (360, 106), {}, [("CLIP", "CLIP")], loaded)
+    (vae,) = graph.add("VAELoader", (360, 300), (360, 58), {}, [("VAE", "VAE")], [comfy.vae])
+    loras = [*_base_loras(section), (file, 1.0)]
+    for place, lora in enumerate(loras, start=1):
+        at = (760, 140 * (place - len(loras)))
+        (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), {"model": model}, [("MODEL", "MODEL")], lora)
+    if comfy.is_shifted:
+        name, ends = "ModelSamplingAuraFlow", [("MODEL", "MODEL")]
+        (model,) = graph.add(name, (1140, 0), (300, 58), {"model": model}, ends, [shift])
+    if comfy.is_shifted and guidance > 1:
+        (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), {"model": model}, [("patched_model", "MODEL")], [1.0])
+    positive, negated = _encoded(
+        graph,
+        comfy,
+        (prompt, negative),
+        (clip, vae),
+        _images(graph, comfy, picture) if with_images else {},
+        _reference_side(section, width * height),
+    )
+    (latent,) = graph.add(comfy.empty_latent, (1140, 250), (300, 106), {}, [("LATENT", "LATENT")], [width, height, 1])
+    sampled = {"model": model, "positive": positive, "negative": negated, "latent_image": latent}
+    settings = [picture.seed if picture else 42, "fixed", steps, guidance, "euler", "simple", 1.0]
+    (latent,) = graph.add("KSampler", (1480, 0), (300, 262), sampled, [("LATENT", "LATENT")], settings)
+    ends = [("IMAGE", "IMAGE")]
+    (image,) = graph.add("VAEDecode", (1480, 310), (300, 46), {"samples": latent, "vae": vae}, ends)
+    graph.add("SaveImage", (1820, 0), (420, 460), {"images": image}, [], [file.removesuffix(".safetensors")])
+    return graph.to_json()
+
+
+def _encoded(
+    graph: _Graph,
+    comfy: ComfyModel,
+    texts: tuple[str, str],
+    encoders: tuple[Slot, Slot],
+    images: Mapping[str, Slot],
+    side: int,
+) -> tuple[Slot, Slot]:
+    """The conditioning of the prompt, and of the negative one. encoders: the text encoder and the VAE. side: of a
+    control image, where a node scales it."""
+    clip, vae = encoders
+    inputs = {"clip": clip, "vae": vae, **images} if images or comfy.encodes_both else {"clip": clip}
+    if comfy.encodes_both:
+        both = [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]
+        positive, negative, _ = graph.add(comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side])
+        return positive, negative
+    ends, found = [("CONDITIONING", "CONDITIONING")], []
+    for row, (title, text) in enumerate(zip(("prompt", "negative prompt"), texts, strict=True)):
+        (slot,) = graph.add(comfy.encoder, (760, 140 + 220 * row), (340, 180), inputs, ends, [text], title)
+        if images and comfy.reference_method:
+            name, at = "FluxKontextMultiReferenceLatentMethod", (760, 580 + 100 * row)
+            (slot,) = graph.add(name, at, (340, 58), {"conditioning": slot}, ends, [comfy.reference_method])
+        found.append(slot)
+    return found[0], found[1]
+
+
+def _images(graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None) -> dict[str, Slot]:
+    """A node for each control image of a sample, by the input it is for; one without."""
+    names = [Path(path).name for path in picture.ctrl_img] if picture else []
+    found, ends = dict[str, Slot](), [("IMAGE", "IMAGE"), ("MASK", "MASK")]
+    for place, (given, name) in enumerate(zip(comfy.images, names or ["control image.png"], strict=False)):
+        at, title = (360, 420 + 380 * place), f"control image {place + 1}"
+        found[given] = graph.add("LoadImage", at, (360, 330), {}, ends, [name, "image"], title)[0]
+    return found
+
+
+def _with_own_files(comfy: ComfyModel, section: DiffusionSection) -> ComfyModel:
+    """The same with the names of the single files that the job gives."""
+    own = {part: file.name for part, file in single_files(section.model).items() if file.suffix == ".safetensors"}
+    return replace(
+        comfy,
+        diffusion_model=own.get("transformer", comfy.diffusion_model),
+        text_encoder=own.get("text_encoder", comfy.text_encoder),
+        vae=own.get("vae", comfy.vae),
+    )
+
+
+def _base_loras(section: DiffusionSection) -> Iterator[tuple[str, float]]:
+    for lora in section.model.base_loras:
+        yield Path(lora.path).name, lora.multiplier
+
+
+def _text(section: DiffusionSection, text: str) -> str:
+    return inject_trigger(text, section.trigger_word, add=False)
+
+
+def _reference_side(section: DiffusionSection, pixels: int) -> int:
+    """Side of the square that a control image is scaled to, in steps of 32. pixels: of the target."""
+    area = section.model.model_kwargs.reference_area() or pixels
+    return max(32, round(math.sqrt(area) / 32) * 32)
+
+
+def _note(file: str, section: DiffusionSection, title: str, comfy: ComfyModel, with_images: bool) -> str:
+    """What the reader of a workflow does first."""
+    pictures = [one for one in section.sample_pictures() if bool(one.ctrl_img) == with_images]
+    lines = [
+        f"## {file.removesuffix('.safetensors')}",
+        f"A LoRA of {title}. Put the files here, then press R:",
+        *(f"- `models/loras/{name}`" for name in (*(name for name, _ in _base_loras(section)), file)),
+        f"- `models/diffusion_models/{comfy.diffusion_model}`",
+        f"- `models/text_encoders/{comfy.text_encoder}`",
+        f"- `models/vae/{comfy.vae}`",
+        "",
+        "Other files of the same model fit too: choose them in the loaders.",
+    ]
+    if section.trigger_word:
+        lines.append(f"The prompt needs the trigger word: `{section.trigger_word}`.")
+    if with_images:
+        lines.append("Choose your picture in each node named *control image*.")
+    others = [_text(section, one.prompt) for one in pictures[1 : 1 + MOST_PROMPTS]]
+    if others:
+        lines += ["", "Other prompts of the job:", *(f"- {prompt}" for prompt in others)]
+    return "\n".join(lines)
