@@ -105,7 +105,7 @@ def span(seconds: float) -> str:
 def of_bytes(done: float, of: float | None) -> tuple[float, float | None, str]:
     """So many bytes, of so many, in the unit that suits them, as `tell` takes them."""
     largest = max(done, of or 0)
-    unit, size = next((pair for pair in BYTES if largest >= 0.1 * pair[1]), BYTES[-1])
+    unit, size = next((pair for pair in BYTES if largest >= pair[1]), BYTES[-1])
     return round(done / size, 3), None if of is None else round(of / size, 3), unit
 
 
