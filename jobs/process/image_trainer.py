@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast
 from PIL import Image
 from torch import Tensor
 
-from jobs.process.trainer import Trainer
+from jobs.process.trainer import BASE_IMAGES, Trainer
 from toolkit.config.output import SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.data.cache import ForgetfulCache
@@ -214,7 +214,7 @@ class ImageTrainer(Trainer):
             [*self.unmade.values()][self.process_group.rank :: self.process_group.world_size],
         )
         for index, sample in enumerate(own):
-            self.progress("images of the base model", index, len(own))
+            self.progress(BASE_IMAGES, index, len(own))
             assert self.base_sampler is not None  # it has as many prompts
             try:
                 image = generate(self.base_sampler, index)

@@ -26,6 +26,7 @@ from toolkit.data.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output
+from toolkit.files.now import tell, told_to
 from toolkit.files.writing import sha256_of, why_not_replaced
 from toolkit.memory.account import memory_account
 from toolkit.memory.compiling import Programs
@@ -35,7 +36,7 @@ from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.trial import LORA_SHAPES, measured_states, try_optimizer
 from toolkit.plan.memory import machine_of
 from toolkit.plan.next_commands import lead_on, next_commands
-from toolkit.plan.planning import why_not_started
+from toolkit.plan.planning import time_left, why_not_started
 from toolkit.plan.run_plan import RunPlan
 from toolkit.shortage import MEMORY, is_short_of, shortage
 from toolkit.system import signals, threads
@@ -56,17 +57,32 @@ from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
     remove_partial_writes,
+    step_of,
     try_saving,
     verify,
 )
 from toolkit.train.config_diff import flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import FETCH_EVERY
+from toolkit.train.now import RunNow
 from toolkit.train.optimizer_step import Role
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
 from toolkit.train.run import Callback, LossScaler, Run
 
 logger = logging.getLogger(__name__)
+
+
+BASE_IMAGES = "images of the base model"
+
+COUNTED = {
+    "latents": "images",
+    "text embeddings": "captions",
+    "text encoder layers": "layers of the text encoder",
+    "control images of samples": "control images",
+}
+"""What `Progress` is told -> what a person would count; other words stay."""
+
+IN_THE_CACHE = " in the cache"
 
 
 class Trainer(BaseTrainProcess):
@@ -80,6 +96,12 @@ class Trainer(BaseTrainProcess):
 
     section: TrainerConfig
 
+    status: StatusLine
+    """The last line of the terminal."""
+
+    now: RunNow
+    """What the run does, there and in run.json."""
+
     # In the order of the steps that make them.
 
     request: StopRequest
@@ -92,7 +114,6 @@ class Trainer(BaseTrainProcess):
     resumption: ResumePlan
     seed: int
     device: torch.device
-    status: StatusLine
 
     roles: dict[str, Role]
     """What is trained, with its optimizers; `attach` makes them."""
@@ -110,7 +131,8 @@ class Trainer(BaseTrainProcess):
     def run(self) -> None:
         group = self.process_group
         measured = measured_states(lambda: group.device(pick_device(self.section.device, quiet=True)))
-        with self._attributes_until_the_end(), measured, signals.defer_signals() as self.request:
+        ends = self._attributes_until_the_end()
+        with ends, self._listening(), measured, signals.defer_signals() as self.request:
             self.data = self.scan()
             self.plan = self.make_plan()
             self.request.check()
@@ -121,7 +143,7 @@ class Trainer(BaseTrainProcess):
                     logger.info(self.plan.render())
                     if not self.is_complete(start):
                         self.set_up(start)
-                        with recorded_end(self.save_root, self.name) if group.is_main_process else nullcontext():
+                        with self.recorded(start) if group.is_main_process else nullcontext():
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
@@ -138,6 +160,23 @@ class Trainer(BaseTrainProcess):
         finally:
             for name in vars(self).keys() - before:
                 delattr(self, name)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        self.status = StatusLine()
+        self.now = RunNow(self.status)
+        with told_to(self.now):
+            yield
+
+    @contextmanager
+    def recorded(self, start: Start) -> Iterator[None]:
+        """Inside the block run.json says what the run does, and at its end how it ended."""
+        done = step_of(start.checkpoint) if start.checkpoint else 0
+        planned, _ = time_left(self.section, self.plan, done)
+        self.now.plan(planned.parts if planned else {}, self.plan.time.work.pictures if self.plan.time else 0, done)
+        tell("reading")
+        with recorded_end(self.save_root, self.name), self.now.written(self.save_root, self.name):
+            yield
 
     def train(self) -> None:
         """The run from the model to its end."""
@@ -156,6 +195,8 @@ class Trainer(BaseTrainProcess):
             self.load_checkpoint(run)
             if self.device.type == "cpu" and not self.chooses_threads():
                 report(torch.get_num_threads())
+            self.now.follow(run)
+            self.now.step(run, None)
             self.fit(run)
             self.end(run)
 
@@ -363,20 +404,24 @@ class Trainer(BaseTrainProcess):
             free, cores = threads.free_cores(), threads.usable_cores()
             found = "1" if free == 1 else "found by the first steps"
             logger.info(f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them")
-        self.status = StatusLine()
+        self.status = self.now.line = StatusLine()  # standard output is copied to the log by now
 
     def chooses_threads(self) -> bool:
         """Whether the number of threads is found by the program: on a CPU, alone, unless the environment says it."""
         return self.device.type == "cpu" and self.process_group.is_single_process and not threads.is_given()
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Shows progress; raises Interrupted where a signal requests a stop."""
-        self.status.update(f"{what} {done}/{total}")
+        """Tells progress; raises Interrupted where a signal requests a stop. what: see `COUNTED`; with `IN_THE_CACHE`
+        behind it that which was encoded before."""
+        unit = COUNTED.get(what.removesuffix(IN_THE_CACHE), what)
+        if what.endswith(IN_THE_CACHE):
+            tell("reading", done, total, f"cached {unit}")
+        else:
+            tell("generating" if what == BASE_IMAGES else "encoding", done, total, unit)
         self.request.check()  # what is already encoded stays in the cache
 
     def watch_sampling(self, index: int, step: int, steps: int) -> bool:
-        """Shows how far a sample image is; True where a signal requests a stop (`watch` of a `Sampler`)."""
-        self.status.update(f"sample image {index + 1}, step {step}/{steps}", at_once=False)
+        """True where a signal requests a stop (`watch` of a `Sampler`)."""
         return self.request.requested
 
     def build_callbacks(self) -> list[Callback]:
@@ -395,7 +440,8 @@ class Trainer(BaseTrainProcess):
             samples = replace(samples, draw=keep.timed(samples.draw)) if samples else None
             times = [keep]
         compiled = self.programs.used
-        callbacks = standard_callbacks(self.section, self.save_root, status, writer, validation, samples, compiled)
+        folder = self.save_root
+        callbacks = standard_callbacks(self.section, folder, status, writer, validation, samples, compiled, self.now)
         return [*callbacks, *times]
 
     def build_run(self) -> Run:

@@ -86,7 +86,7 @@ def test_a_disk_without_what_durability_needs_ends_no_run(job: Job, fault: str, 
     """It is said at the start, once, and all saves are made."""
     job.change(train__steps=2, sample=None)
     said = job.run(faults=[(fault,)])
-    assert said.count(warning) == 1 and said.index(warning) < said.index("step 1/2")
+    assert said.count(warning) == 1 and said.index(warning) < said.index("step 1 of 2")
     assert job.states() == [2] and nothing_is_half_written(job.folder)
 
 

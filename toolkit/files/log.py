@@ -278,11 +278,12 @@ class StatusLine:
         self._quiet_since = clock()
         self._shown = ""
 
-    def update(self, text: str, at_once: bool = True) -> None:
-        """Shows the newest state. at_once: False for what is over soon as a rule, whose first plain line can wait."""
+    def update(self, text: str, at_once: bool = True, always: bool = False) -> None:
+        """Shows the newest state. at_once: False for what is over soon as a rule, whose first plain line can wait.
+        always: a plain line too, however short the last one is ago."""
         if self._terminal:
             self._draw(text)
-        elif self._clock() >= (self._next_s if at_once else self._quiet_since + self._every_s):
+        elif always or self._clock() >= (self._next_s if at_once else self._quiet_since + self._every_s):
             self._quiet_since = self._clock()
             self._next_s = self._quiet_since + self._every_s
             self._stream.write(escape_controls(text) + "\n")
@@ -318,6 +319,8 @@ class StatusLine:
         if len(text) > width:  # the parts between ` | ` that have room; the beginning of the first where none has
             whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
             text = whole[:width]
+        if _last_drawn is not None and _last_drawn is not self:
+            _last_drawn._erase()
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown, _last_drawn = text, self
 

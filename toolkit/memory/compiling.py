@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from toolkit.config.train import CompileConfig
 from toolkit.errors import RunError, UserError
+from toolkit.files import now
 from toolkit.memory.quantization import with_gradient
 from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.system.device import is_out_of_memory
@@ -131,6 +132,7 @@ class _CompileClock:
     def __init__(self) -> None:
         self.total = CompileTime()
         self._begun = CompileTime()
+        self._before = now.NOTHING
 
     def listen(self) -> None:
         """Has PyTorch call it; `torch._dynamo.reset` forgets that."""
@@ -142,10 +144,11 @@ class _CompileClock:
         return CompileTime(torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter())
 
     def _begin(self, of: object) -> None:
-        self._begun = self._now()
+        self._begun, self._before = self._now(), now.enter("compiling")
 
     def _end(self, of: object) -> None:
         took = self._now().since(self._begun)
+        now.go_back(self._before)
         self.total = CompileTime(self.total.programs + took.programs, self.total.seconds + took.seconds)
 
 

@@ -270,6 +270,9 @@ class ModelLoadOptions:
     transform_text_block: BlockTransform | None = None
     """The same for the text encoder's layers."""
 
+    quantizes: bool = False
+    """Whether `transform_block` quantizes; otherwise it shards, say."""
+
     keeps_codes: str = ""
     """Weights of blocks that `files` has in this number type, of `FILE_CODES`, come to `transform_block` as they are
     stored (`STORED_CODES`). Empty: none."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -38,6 +39,7 @@ from toolkit.config.model_files import (
     where_else,
 )
 from toolkit.errors import UserError
+from toolkit.files import now
 from toolkit.files.writing import free_space
 from toolkit.models.families import why_no_room
 
@@ -63,10 +65,10 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
         configs = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGS))
         if (configs / INDEX).is_file() and (fault := ModelFolder(configs, name).quantization_fault(given)):
             raise UserError(f"{KEY}: {fault}")
-        enable_progress_bars()
-        _print_download_size(name, revision, given)
+        total = _print_download_size(name, revision, given)
         wanted, unneeded = needed_files(), unneeded_files(given)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
+        with _watched(name, total):
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
 
 
 def fetch_index(name: str, revision: str | None) -> Path:
@@ -120,7 +122,8 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
         if weights and (fault := quantization_fault(configs, "model")):
             raise UserError(f"{key}: {fault}")
         logger.info(f"downloading {name} to {hub_cache()}")
-        return Path(snapshot_download(name, **files))
+        with _watched(name):
+            return Path(snapshot_download(name, **files))
 
 
 @contextmanager
@@ -160,7 +163,8 @@ def download_file(name: str, key: str) -> Path:
     except HFValidationError as error:
         raise UserError(f"{place}: neither a local file nor one of the hub: {_first_line(error)}") from error
     try:
-        return Path(hf_hub_download(repository, file))
+        with _watched(repository):
+            return Path(hf_hub_download(repository, file))
     except GatedRepoError as error:
         raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
     except RepositoryNotFoundError as error:
@@ -187,7 +191,8 @@ def download_lora(name: str, key: str) -> Path:
             raise UserError(f"{key}: {fault}") from fault
         logger.info(f"downloading {file} of {repository}")
         # By way of `snapshot_download`, which also keeps the list of the repository's files.
-        return Path(snapshot_download(repository, allow_patterns=[file])) / file
+        with _watched(repository):
+            return Path(snapshot_download(repository, allow_patterns=[file])) / file
 
 
 def _out_of_reach(place: str, error: Exception) -> UserError:
@@ -200,8 +205,41 @@ def _out_of_reach(place: str, error: Exception) -> UserError:
 _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
 
 
-def _print_download_size(name: str, revision: str | None, given: Collection[str] = ()) -> None:
-    """Logs size, target and free space before a download. Raises UserError when there is not enough space."""
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks at what a download has brought."""
+
+
+@contextmanager
+def _watched(name: str, total: int | None = None) -> Iterator[None]:
+    """Tells how far the download in the block is, by the files that grow in the cache: the same for each way in which
+    the client library brings them. Where nobody listens its own bars show it. total: bytes; None: not known."""
+    if not now.is_heard():
+        enable_progress_bars()
+        yield
+        return
+    disable_progress_bars()
+    ended = Event()
+
+    def look() -> None:
+        while True:
+            with suppress(OSError):  # a file that got its name meanwhile
+                done = downloaded_bytes(name)
+                now.tell("downloading", *now.of_bytes(done if total is None else min(done, total), total))
+            if ended.wait(LOOK_EVERY_S):
+                return
+
+    watching = Thread(target=look, daemon=True, name="download")
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+
+
+def _print_download_size(name: str, revision: str | None, given: Collection[str] = ()) -> int:
+    """Logs size, target and free space before a download; returns its bytes. Raises UserError when there is not enough
+    space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(file.size or 0 for file in info.siblings or [] if is_needed(file.rfilename, given))
     target = hub_cache()
@@ -209,6 +247,7 @@ def _print_download_size(name: str, revision: str | None, given: Collection[str]
     logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
     if message := why_no_room(name, total, free, target):
         raise UserError(message)
+    return total
 
 
 def _first_line(error: Exception) -> str:

@@ -30,6 +30,7 @@ from toolkit.config.model_files import (
     whole_files,
 )
 from toolkit.errors import RunError, UserError
+from toolkit.files import now
 from toolkit.files.unreadable import explained, unread_file
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hashes import part_hashes, weights_hash
@@ -306,7 +307,9 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     with ExitStack() as stack:
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
+        phase = "quantizing" if options.quantizes else "reading"
         for index, block in enumerate(model.transformer_blocks):
+            now.tell(phase, index + 1, len(model.transformer_blocks), now.BLOCK)
             kept += fill(block, reader, f"{BLOCKS}.{index}.", dtype, codes=codes)
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
@@ -415,6 +418,7 @@ def load_model(
         merge_fn=merge_fn,
         modulation_table=bool(table) and block_sharing is None,
         transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
+        quantizes=model.quantize,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
         keeps_codes=keeps,
         keeps_text_codes=keeps_text,

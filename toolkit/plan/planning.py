@@ -241,12 +241,17 @@ def run_outlook(
         there = sum(state.size for state in list_checkpoints(folder))
         there += sum(file.size for file in list_network_files(folder))
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
-    time, no_time = None, ""
-    if plan.time:
-        compile = getattr(section.train, "compile", None)
-        compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
-        time, no_time = time_outlook(plan.time, section.training_folder, start.step, compiled)
+    time, no_time = time_left(section, plan, start.step)
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
+
+
+def time_left(section: TrainerConfig, plan: RunPlan, done: int) -> tuple[TimeOutlook | None, str]:
+    """`time_outlook` of a planned run of which so many optimizer steps are done."""
+    if not plan.time:
+        return None, ""
+    compile = getattr(section.train, "compile", None)
+    compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
+    return time_outlook(plan.time, section.training_folder, done, compiled)
 
 
 GROWS = ("steps", "samples", "validation", "saving")

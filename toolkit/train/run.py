@@ -9,7 +9,7 @@ gradients are scaled down after it. The rule is that of `torch.amp.GradScaler`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +171,11 @@ class Callback:
     hears: Sequence[str] = ()
     """Names of the events that `event` is told: `save`, `sample` and others."""
 
+    def coming(self, run: Run) -> Mapping[str, float]:
+        """What it will still do until the end, besides what is being done: phase of `toolkit.files.now` -> how often
+        what that counts, `{"sampling": 6}`."""
+        return {}
+
     def on_start(self, run: Run) -> None:
         """Before the first step of this process; `run.state.step` is 0, or the step that the run resumes from."""
 
@@ -223,3 +228,15 @@ class Interval:
             return False
         ended = self.epochs and state.epochs_done // self.epochs > state.epochs_before // self.epochs
         return bool(ended) or due(state.step, self.steps)
+
+    def coming(self, run: Run) -> int:
+        """How often it is still due after the step just done, the last step included in any case."""
+        step, last = run.state.step, run.steps
+        if step >= last:
+            return 0
+        begin = max(step, self.start - 1)
+        by_steps = last // self.steps - begin // self.steps if self.steps else 0
+        steps_per_epoch = self.epochs * run.batches_per_epoch / run.grad_accum_steps
+        by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch) if steps_per_epoch else 0
+        at_last = due(last, self.steps) and begin < last
+        return max(by_steps, by_epochs) + (not at_last)

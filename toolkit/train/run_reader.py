@@ -34,6 +34,7 @@ from typing import Any, BinaryIO
 
 from toolkit.errors import RunError
 from toolkit.files import run_files
+from toolkit.files.now import STEP, Now
 from toolkit.files.writing import open_regular
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
 from toolkit.train.lock import FILE as LOCK
@@ -106,7 +107,10 @@ class RunInfo:
     """Seconds per optimizer step: median of the latest 50."""
 
     eta_s: float | None
-    """Seconds of training left at this speed, saving and sampling not counted; None unless it is running."""
+    """Seconds left of everything; of a run that does not say it, of training alone. None unless it is running."""
+
+    now: Now | None
+    """What it does while it runs, or did last when it was killed; None of other runs."""
 
     started: datetime | None
     """UTC; when the latest start of the run began to train."""
@@ -252,6 +256,14 @@ def _info(folder: Path) -> RunInfo:
     eta_s = None
     if status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None:
         eta_s = max(0, total - step) * step_s
+    now = None
+    if status in (RunStatus.RUNNING, RunStatus.KILLED):
+        now = _now(document) if "now" in document else None
+    if status is RunStatus.RUNNING:
+        now = now or (
+            Now("starting") if step is None else Now(STEP, step, total, left_s=eta_s, share=_share(step, total))
+        )
+        eta_s = now.left_s
     config = folder / run_files.CONFIG
     return RunInfo(
         folder=folder,
@@ -267,6 +279,7 @@ def _info(folder: Path) -> RunInfo:
         lr=_number(document, "lr"),
         step_s=step_s,
         eta_s=eta_s,
+        now=now,
         started=_time(document, "started"),
         updated=_time(document, "updated"),
         error=_text(document, "error") if status is RunStatus.FAILED else None,
@@ -275,6 +288,35 @@ def _info(folder: Path) -> RunInfo:
         best_loss=_number(best, "loss"),
         config=config if config.is_file() else None,
     )
+
+
+def _now(document: Row) -> Now | None:
+    """What run.json says that the run does, the time since it was written taken off; None for what is not a record."""
+    entry = document.get("now")
+    if not isinstance(entry, dict) or not (phase := _text(entry, "phase")):
+        return None
+    updated = _time(document, "updated")
+    since = max(0.0, (datetime.now(UTC) - updated).total_seconds()) if updated else 0.0
+
+    def left(key: str) -> float | None:
+        seconds = _number(entry, key)
+        return None if seconds is None else max(0.0, seconds - since)
+
+    share = _number(entry, "share")
+    return Now(
+        phase,
+        _number(entry, "done"),
+        _number(entry, "of"),
+        _text(entry, "unit") or "",
+        _text(entry, "started") or "",
+        left("phase_left_s"),
+        left("left_s"),
+        None if share is None else min(max(share, 0.0), 1.0),
+    )
+
+
+def _share(step: int, total: int | None) -> float | None:
+    return min(1.0, max(0.0, step / total)) if total else None
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:

@@ -77,7 +77,8 @@ def status_of(run: RunInfo) -> dict[str, Any]:
         "steps": run.total_steps,
         "loss": run.loss,
         "step_s": run.step_s,
-        "eta": run_files.duration(run.eta_s) if run.eta_s else "",
+        "now": redact_text(run.now.line()) if run.now else "",
+        "share": run.now.share if run.now else None,
         "error": redact_text(run.error or ""),
     }
 

@@ -256,7 +256,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     assert len(losses(stopped)) < 6
     assert start("stopped") == stopped
     assert losses(stopped) == losses(whole)
-    shown = [re.findall(r"step 6/6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1] for run in (stopped, whole)]
+    shown = [re.findall(r"step 6 of 6 .* (avg [0-9.]+)", (run / "log.txt").read_text())[-1] for run in (stopped, whole)]
     assert shown[0] == shown[1], "the mean of the loss is that of the run, not of this start"
     assert same_tensors(stopped / "stopped.safetensors", whole / "whole.safetensors")
     for file in ("weights", "ema", "optimizer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.light_start import FORBID
 from toolkit.errors import RunError
 from toolkit.train import lock
 from toolkit.train.callbacks.metrics import truncate_after_step
+from toolkit.train.lock import run_lock
 from toolkit.train.run_reader import (
     RunStatus,
     list_checkpoints,
@@ -91,15 +93,59 @@ def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) ->
     child.wait_until(lambda: (job.folder / "run.json").exists() and read_run(job.folder).step_s)
     run = read_run(job.folder)
     assert (run.status, run.owner.pid, run.owner.host) == (RunStatus.RUNNING, child.pid, socket.gethostname())
-    assert run.eta_s == pytest.approx((6 - run.step) * run.step_s)
+    child.wait_until(lambda: read_run(job.folder).now.text() == "step 3 of 6")
+    assert read_run(job.folder).eta_s is not None
     child.send(signal.SIGKILL)
     child.wait()
     killed = read_run(job.folder)
     assert job.status() == "running", "run.json alone would tell it wrongly"
     assert (killed.status, killed.owner.pid, killed.eta_s) == (RunStatus.KILLED, child.pid, None)
+    assert killed.now.text() == "step 3 of 6", "what it did last"
     job.run()
     assert read_run(job.folder).status is RunStatus.FINISHED
     assert read_run(job.folder).owner is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        ({"phase": "step", "done": 3, "of": 9, "left_s": 30.5}, "step 3 of 9, 20 s left"),
+        (
+            {"phase": "encoding", "done": 3, "of": 9, "unit": "images", "phase_left_s": 5},
+            "encoding 3 of 9 images, 0 s left",
+        ),
+        ({"phase": "reading", "done": "x", "of": [], "unit": 7, "left_s": True, "share": 1e400}, "reading"),
+        ({"phase": 3}, "step 4 of 8, 8 s left"),
+        ({}, "step 4 of 8, 8 s left"),
+        ([], "step 4 of 8, 8 s left"),
+        (None, "step 4 of 8, 8 s left"),
+    ],
+)
+def test_what_a_run_does_is_read_with_the_time_that_has_passed_since(tmp_path: Path, entry: object, line: str) -> None:
+    """A record that is not one, or of an earlier version, is made from the steps."""
+    updated = (datetime.now(UTC) - timedelta(seconds=10)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    document = {
+        "name": "x",
+        "status": "running",
+        "step": 4,
+        "steps": 8,
+        "step_s": 2.0,
+        "updated": updated,
+        "now": entry,
+    }
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with run_lock(tmp_path):
+        assert re.sub(r"\b19\b", "20", read_run(tmp_path).now.line()) == line
+    killed = json.dumps(document | {"updated": "2026-01-01T00:00:00Z"})
+    (tmp_path / "run.json").write_text(killed)
+    assert read_run(tmp_path).status is RunStatus.KILLED
+    (tmp_path / "run.json").write_text(json.dumps(document | {"status": "finished"}))
+    assert read_run(tmp_path).now is None
+
+
+def test_a_run_that_has_said_nothing_yet_is_starting(tmp_path: Path) -> None:
+    with run_lock(tmp_path):
+        assert read_run(tmp_path).now.line() == "starting"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError, over_white
+from toolkit.files import now
 from toolkit.files.run_files import DRIFT, LAYERS, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.train.callbacks.metrics import append_row, truncate_after_step
@@ -109,6 +110,9 @@ class SampleCallback(Callback):
         if self.every.due(run):
             self.sample_now(run)
 
+    def coming(self, run: Run) -> Mapping[str, float]:
+        return {"sampling": self.every.coming(run) * len(self.images.prompts)}
+
     def on_end(self, run: Run, finished: bool) -> None:
         if finished and self._sampled_at != run.state.step:
             self.sample_now(run)
@@ -120,7 +124,7 @@ class SampleCallback(Callback):
         if not images.prompts:
             return
         self._remove(run, step)
-        with using_eval_weights(run):
+        with using_eval_weights(run), now.during("sampling", 1, len(images.prompts)):
             try:
                 files, drifts, scores = self._generate_set(run, step, images)
             except SamplingInterrupted:
@@ -148,6 +152,7 @@ class SampleCallback(Callback):
         """The names of the images, their drift by index, and their survival scores. Raises SamplingInterrupted."""
         samples, files, drifts, drawn = self.samples, list[str](), dict[int, Drift](), dict[int, Image.Image]()
         for index, prompt in enumerate(images.prompts):
+            now.tell("sampling", index + 1, len(images.prompts))
             image = samples.draw(prompt)
             if samples.survival:
                 drawn[prompt] = image

@@ -4,12 +4,14 @@ thread writes them, one task at a time, so that the training does not wait."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 from toolkit.errors import RunError
+from toolkit.files import now
 from toolkit.files.writing import os_error_as_run_error
 from toolkit.networks.save import remove_old_step_files
 from toolkit.train.checkpoint_state import snapshot_state
@@ -61,6 +63,9 @@ class SaveCallback(Callback):
         if self.every.due(run):
             self.save_now(run)
 
+    def coming(self, run: Run) -> Mapping[str, float]:
+        return {"saving": self.every.coming(run)}
+
     def save_now(self, run: Run) -> None:
         """Saves the current step, whatever the interval."""
         self._start_save(run, step=run.state.step)
@@ -88,13 +93,19 @@ class SaveCallback(Callback):
         """Logs the line of a finished save, and raises what it raised. wait: for the save in progress."""
         if self._writing and (wait or self._writing.done()):
             writing, self._writing = self._writing, None
-            logger.info(writing.result())
+            with nullcontext() if writing.done() else now.during("saving"):
+                told = writing.result()
+            logger.info(told)
 
     def _start_save(self, run: Run, step: int | None, checkpoint_only: bool = False) -> bool:
         """Starts writing the network file, and the checkpoint where one is wanted and does not exist. Returns whether
         there is room.
         """
         run.flush_metrics()
+        with now.during("saving"):
+            return self._start_writing(run, step, checkpoint_only)
+
+    def _start_writing(self, run: Run, step: int | None, checkpoint_only: bool) -> bool:
         folder, name, done, epoch = run.folder, run.name, run.state.step, run.state.epochs_done
         wanted = checkpoint_only or self.states == "always" or (self.states == "at_end" and step is None)
         # The checkpoint of this step may be on disk already: the end of a run often follows a save.

@@ -27,6 +27,7 @@ from toolkit.train.callbacks.tool_at_saves import diagrams_at_saves, publish_at_
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
+from toolkit.train.now import RunNow
 from toolkit.train.run import Callback, Interval
 
 
@@ -38,9 +39,10 @@ def standard_callbacks(
     validation: Validation | None = None,
     samples: Samples | None = None,
     compiled: bool = False,
+    now: RunNow | None = None,
 ) -> list[Callback]:
     """The callbacks of a section. folder: of the run's files. prepare_weights: as of `SaveCallback`. compiled: whether
-    blocks are."""
+    blocks are. now: as of `StatusCallback`."""
     save, train, settings = section.save, section.train, section.sample or SampleIntervalConfig()
     interval, keep = Interval(*save.interval()), save.files_to_keep()
     saving = SaveCallback(prepare_weights, interval, keep, save.max_states_to_keep, save.states)
@@ -59,7 +61,7 @@ def standard_callbacks(
     # The status comes behind all that writes files: "finished" means that every file is there. The report and the
     # upload come behind the status, which they show; the sheet of all samples has the last word.
     callbacks += [ControlFilesCallback(actions), *_tracking(section, folder)]
-    callbacks.append(StatusCallback(status, section.logging.log_every))
+    callbacks.append(StatusCallback(status, section.logging.log_every, now))
     if section.logging.report:
         callbacks.append(report_at_saves(folder))
     if isinstance(save, SaveConfig) and save.push_to_hub:

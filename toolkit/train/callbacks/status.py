@@ -24,6 +24,7 @@ from toolkit.files import run_files
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import remove, write_json
 from toolkit.train.interface import StepResult
+from toolkit.train.now import RunNow
 from toolkit.train.run import Callback, Run, due
 from toolkit.train.run_reader import Row, rows_by_step, step_of_row
 
@@ -87,9 +88,12 @@ _TERM = re.compile(r"^loss_(?!scale$|disc_|.*_weighted$)|^loss/|_loss$")
 class StatusCallback(Callback):
     """Rewrites run.json at most once a second and keeps the status line current."""
 
-    def __init__(self, line: StatusLine, log_every: int = 0) -> None:
-        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace to the line itself."""
+    def __init__(self, line: StatusLine, log_every: int = 0, now: RunNow | None = None) -> None:
+        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace to the line itself. now: what the
+        run does, which run.json says too."""
         self.line = line
+        self.now = now or RunNow(line)
+        self._is_first = True
         self.log_every = log_every
         self._recent_s: deque[float] = deque(maxlen=50)
         self._losses: deque[float] = deque(maxlen=50)
@@ -100,6 +104,8 @@ class StatusCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         self._started, self._begun = run_files.utc_now(), time.monotonic()
+        self.now.follow(run)
+        self.now.step(run, None)
         run.programs.on_stop.append(self._recent_s.clear)  # uncompiled blocks take longer
         with rows_by_step(run.folder / run_files.METRICS) as rows:
             self._losses.extend(row["loss"] for row in rows if has_loss(row, run.state.step))
@@ -115,35 +121,38 @@ class StatusCallback(Callback):
         if is_trained and not result.skipped:
             self._losses.append(result.loss)
         if not self.log_every or due(result.step, self.log_every):
-            self.line.update(self._text(run, result))
-        if time.monotonic() - self._written >= WRITE_EVERY_S:
+            self.line.update(self._text(run, result), always=self._is_first)
+            self._is_first = False
+        if self.now.writes or time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write(run, "running")
 
     def on_end(self, run: Run, finished: bool) -> None:
-        self.line.finish(self._text(run, self._last) if self._last else "")
+        self.line.finish(self._text(run, self._last, ended=True) if self._last else "")
+        self.now.close()
         # A stop may have interrupted the last samples: only a run without a stop request is surely complete.
         self._write(run, run_files.FINISHED if finished and not run.interrupted else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
+        self.now.close()
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._write(run, "stopped")
         else:
             with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
                 self._write(run, "failed", error=_describe(error))
 
-    def _text(self, run: Run, result: StepResult) -> str:
+    def _text(self, run: Run, result: StepResult, ended: bool = False) -> str:
         seconds = median(self._recent_s) if self._recent_s else None
         # Most important first, the loss within 40 columns, the pace within 80: a narrow terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
-        left = "" if seconds is None else f", ETA {run_files.duration((run.steps - result.step) * seconds)}"
-        known = run.steps != UNTIL_THE_DATA_ENDS
+        now = replace(self.now.step(run, seconds), done=result.step)
+        left = "" if ended or not now.left() else f", {now.left()}"
         parts = [
-            f"step {result.step}/{run.steps} {100 * result.step // run.steps}%" if known else f"step {result.step}",
+            now.text(),
             f"loss {result.loss:.4f}",
             f"avg {sum(self._losses) / max(1, len(self._losses)):.4f}",
             "compiling" if seconds is None else f"{seconds:.2f} s/it",
-            f"{took}{left}" if known else took,
+            f"{took}{left}",
             f"lr {result.lr:.1e}",
             memory_text(),
         ]
@@ -171,6 +180,8 @@ class StatusCallback(Callback):
             **run.status_fields,
             **more,
         }
+        if self.now.writes:
+            return self.now.post(document)
         write_json(run.folder / run_files.STATUS, document, durable=status != "running")
 
 
@@ -202,7 +213,8 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
             status = {"status": "failed", "error": _describe(error)}
         with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
             before = run_files.read_status(folder) or {"name": name}
-            before.pop("error", None)
+            for key in ("error", "now"):
+                before.pop(key, None)
             write_json(folder / run_files.STATUS, before | {"updated": run_files.utc_now()} | status)
         raise
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import OutOfMemory, RunError
-from toolkit.files import run_files
+from toolkit.files import now, run_files
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.distributed import PeerFailedError
 from toolkit.train.callbacks.metrics import append_row, truncate_after_step
@@ -72,6 +72,9 @@ class ValidationCallback(Callback):
         if self.every.due(run) or run.complete:
             self.validate(run)
 
+    def coming(self, run: Run) -> Mapping[str, float]:
+        return {"validating": self.every.coming(run)}
+
     def on_end(self, run: Run, finished: bool) -> None:
         if finished:
             self.validate(run)
@@ -82,7 +85,7 @@ class ValidationCallback(Callback):
         if known.get("step") == step:
             return
         try:
-            with using_eval_weights(run):
+            with using_eval_weights(run), now.during("validating"):
                 losses = self.validation.measure(lambda: run.interrupted)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -42,10 +42,10 @@ function showStatus(status) {
     const place = document.querySelector(`[data-fact=${name}]`);
     if (place && text(status)) place.textContent = text(status);
   }
-  const bar = $('state').querySelector('progress'), steps = $('state').querySelector('.steps'), left = $('state').querySelector('.faint');
-  if (bar && status.steps) bar.value = status.step / status.steps;
-  if (steps && status.step !== null) steps.textContent = status.step.toLocaleString('en') + (status.steps ? ` / ${status.steps.toLocaleString('en')}` : '');
-  if (left && status.eta) left.textContent = left.textContent.replace(/^\S+/, status.eta);
+  const bar = document.querySelector('.doing progress'), line = document.querySelector('.doing .line');
+  if (bar && status.share !== null) bar.value = status.share;
+  else bar?.removeAttribute('value');
+  if (line) line.textContent = status.now;
 }
 
 let seen = data.cursor;

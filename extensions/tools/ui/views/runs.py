@@ -47,6 +47,7 @@ def _facts(ui: Ui, run: RunInfo) -> dict[str, Any]:
         "step": run.step,
         "steps": run.total_steps,
         "eta_s": run.eta_s,
+        "now": run.now.line() if run.now else "",
     }
 
 

@@ -1,0 +1,144 @@
+"""What a real job says that it does: in run.json while it does it, after it was killed, and on a terminal."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, child_environment
+from tests.faults.conftest import Job
+from toolkit.train.run_reader import RunStatus, read_run
+
+QUANTIZED = {"model__quantize": True, "model__qtype": "int8", "train__dtype": "float32"}
+COMPILED = {"train__compile": {"enabled": True, "backend": "aot_eager"}}
+
+
+def doing(job: Job) -> str:
+    """The text in run.json, without the time that is left."""
+    try:
+        run = read_run(job.folder)
+    except Exception:  # noqa: BLE001 - no folder yet
+        return ""
+    return run.now.text() if run.now else ""
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "said", "changes"),
+    [
+        ("toolkit.train.base_model:load_model", 1, "reading", {}),
+        ("toolkit.data.latent_cache:CacheEntry.encode", 2, "encoding 1 of 3 images", {}),
+        ("toolkit.models.loading:fill", 2, "quantizing block 2 of 2", QUANTIZED),
+        ("toolkit.memory.compiling:_CompileClock._end", 1, "compiling", COMPILED),
+        ("toolkit.train.sampling:Sampler.generate", 1, "sampling 1 of 1", {}),
+        ("toolkit.train.flow_step:FlowMatchingStep.__call__", 1 + 2 * 2 + 1, "step 2 of 6", {}),
+        ("toolkit.train.callbacks.save:snapshot_state", 1, "saving", {}),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) and ":" not in value else None,
+)
+def test_it_is_said_while_it_is_done_and_after_a_kill(
+    job: Job, place: str, call: int, said: str, changes: dict
+) -> None:
+    job.change(**changes)
+    child = job.start(faults=[("hold", place, call, str(job.cwd / "never"))])
+    child.wait_until(lambda: doing(job) == said, 60)
+    run = read_run(job.folder)
+    assert run.status is RunStatus.RUNNING and run.now and run.now.started
+    child.send(signal.SIGKILL)
+    child.wait()
+    killed = read_run(job.folder)
+    assert killed.status is RunStatus.KILLED and killed.now and killed.now.text() == said
+    assert killed.eta_s is None
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
+def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
+    """Also where the end comes before the first step."""
+    faults = {
+        "finished": [],
+        "stopped": [("kill_self", "toolkit.data.latent_cache:CacheEntry.encode", 2, int(signal.SIGTERM))],
+        "failed": [("fail", "toolkit.models.loading:fill", 1, errno.EIO)],
+    }[end]
+    job.change(train__steps=2)
+    child = job.start(faults=faults)
+    child.wait()
+    document = json.loads((job.folder / "run.json").read_text())
+    assert (document["status"], "now" in document) == (end, False), child.output
+    assert read_run(job.folder).now is None
+
+
+def test_the_second_run_knows_its_time_from_the_first_second(job: Job) -> None:
+    job.change(train__steps=12, sample=None)
+    job.run()
+    held = ("hold", "toolkit.train.base_model:load_model", 1, str(job.cwd / "never"))
+    job.name = "again"
+    child = job.start(faults=[held])
+    child.wait_until(lambda: doing(job) == "reading", 60)
+    now = read_run(job.folder).now
+    assert now and now.left_s is not None and now.share is not None
+    assert re.fullmatch(r"reading, \d+ s left for everything", now.line())
+    child.end()
+
+
+def lines_of(printed: str) -> list[str]:
+    """Each state that the last line of a terminal had, and each line that stayed."""
+    return [state.rstrip() for state in re.split(r"[\r\n]+", printed) if state.strip()]
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_each_phase_in_one_line_that_is_rewritten(job: Job) -> None:
+    job.change(train__steps=4)
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), str(job.write())],
+        cwd=job.cwd, stdout=follower, stderr=follower, env=child_environment(), close_fds=True,
+    )  # fmt: skip
+    os.close(follower)
+    printed = b""
+    while True:
+        try:
+            piece = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        printed += piece
+    os.close(leader)
+    assert process.wait() == 0, printed.decode()
+    states = lines_of(printed.decode())
+    wanted = [
+        r"reading$",
+        r"encoding 1 of 3 images",
+        r"sampling 1 of 1",
+        r"step 1 of 4 \| loss",
+        "saving",
+        r"step 4 of 4 \|",
+    ]
+    places = [next((place for place, state in enumerate(states) if re.match(each, state)), None) for each in wanted]
+    assert None not in places and places == sorted(places), (places, states)
+    log = (job.folder / "log.txt").read_text()
+    assert "encoding 1 of 3" not in log and "step 4 of 4 | " in log, "the log has what stayed"
+    assert "\x1b" not in printed.decode()
+
+
+def test_a_pipe_gets_a_line_for_each_phase_and_the_first_step(job: Job) -> None:
+    job.change(train__steps=4)
+    said = job.run().splitlines()
+    wanted = ["reading", "encoding 1 of 3 images", "sampling 1 of 1", "step 1 of 4 | loss ", "saving", "step 4 of 4 | "]
+    places = [next((place for place, line in enumerate(said) if line.startswith(each)), -1) for each in wanted]
+    assert -1 not in places and places == sorted(places), said
+    assert len([line for line in said if line.startswith("step ")]) == 2
+
+
+def test_the_log_of_a_run_has_no_more_than_its_output(job: Job) -> None:
+    job.change(train__steps=2, sample=None)
+    said = job.run()
+    assert all(line in said for line in (Path(job.folder) / "log.txt").read_text().splitlines())

@@ -1,0 +1,180 @@
+"""What a run does at the moment, in one line: `downloading 12 of 58 GB, 40 min left`, `encoding 12 of 29 images`, `step
+120 of 2000`. Imports no torch.
+
+Whatever takes long tells its phase with `tell`; who listens (`told_to`) shows it and keeps it. Where nobody listens
+nothing happens, so that a download or a block that is quantized need not know for whom it works.
+
+    with during("saving"):            # and the phase before it afterwards
+        write()
+    tell("encoding", 12, 29, "images")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from toolkit.files.run_files import amount
+
+STEP = "step"
+"""The phase of training."""
+
+BLOCK = "block"
+"""A unit that stands before its number; others stand behind it."""
+
+
+BYTES = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+@dataclass(frozen=True)
+class Now:
+    """One moment of a run. None: not known."""
+
+    phase: str
+    """`downloading`, `reading`, `quantizing`, `encoding`, `compiling`, `step`, `sampling`, `validating` or `saving`."""
+
+    done: float | None = None
+    of: float | None = None
+    unit: str = ""
+    """What is counted; empty where the phase says it."""
+
+    started: str = ""
+    """When the phase began, as `run_files.utc_now` writes it."""
+
+    phase_left_s: float | None = None
+    """Seconds left of this phase."""
+
+    left_s: float | None = None
+    """Seconds left of everything, samples and saves included."""
+
+    share: float | None = None
+    """Share of everything that is done, 0 to 1."""
+
+    def text(self) -> str:
+        """The phase and how far it is: `quantizing block 31 of 60`."""
+        if self.done is None:
+            return self.phase
+        count = _figure(self.done) + (f" of {_figure(self.of)}" if self.of is not None else "")
+        words = (self.phase, self.unit, count) if self.unit == BLOCK else (self.phase, count, self.unit)
+        return " ".join(word for word in words if word)
+
+    def left(self) -> str:
+        """What is left of the phase, and of everything; of a step only the latter. Empty where neither is known."""
+        of_phase = "" if self.phase == STEP or self.phase_left_s is None else f"{span(self.phase_left_s)} left"
+        if self.left_s is None:
+            return of_phase
+        of_all = span(self.left_s)
+        if of_phase:
+            return f"{of_phase}; {of_all} for everything"
+        return f"{of_all} left" + " for everything" * (self.phase != STEP)
+
+    def line(self) -> str:
+        """The line, wherever it stands: `encoding 12 of 29 images, 40 s left; 35 min for everything`."""
+        return ", ".join(filter(None, [self.text(), self.left()]))
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry `now` of run.json."""
+        return {
+            "phase": self.phase,
+            "done": self.done,
+            "of": self.of,
+            "unit": self.unit,
+            "started": self.started,
+            "phase_left_s": _rounded(self.phase_left_s, 1),
+            "left_s": _rounded(self.left_s, 1),
+            "share": _rounded(self.share, 4),
+        }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _figure(value: float) -> str:
+    """12, 2,000, 0.5: whole from 10 on."""
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def span(seconds: float) -> str:
+    """A time that is left: 45 s, 14 min, 5.3 h."""
+    return f"{max(0, round(seconds))} s" if seconds < 60 else amount(seconds)
+
+
+def of_bytes(done: float, of: float | None) -> tuple[float, float | None, str]:
+    """So many bytes, of so many, in the unit that suits them, as `tell` takes them."""
+    largest = max(done, of or 0)
+    unit, size = next((pair for pair in BYTES if largest >= pair[1]), BYTES[-1])
+    return round(done / size, 3), None if of is None else round(of / size, 3), unit
+
+
+# ------------------------------------------------------------ telling
+
+Told = tuple[str, float | None, float | None, str]
+"""The arguments of `tell`."""
+
+NOTHING: Told = ("", None, None, "")
+
+
+class Listener(Protocol):
+    """Who shows and keeps what is told."""
+
+    def tell(self, phase: str, done: float | None, of: float | None, unit: str) -> None: ...
+
+    def count(self, phase: str, units: float) -> None:
+        """So many of what the phase makes are done, and took what it took so far."""
+
+    @property
+    def told(self) -> Told:
+        """What was told last; an empty phase before anything was."""
+
+
+_listener: Listener | None = None
+
+
+def tell(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> None:
+    """Says what is done from now on, and how far it is. From any thread."""
+    if _listener is not None:
+        _listener.tell(phase, done, of, unit)
+
+
+def is_heard() -> bool:
+    """Whether anybody listens."""
+    return _listener is not None
+
+
+@contextmanager
+def told_to(listener: Listener) -> Iterator[None]:
+    """Inside the block `listener` is told."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+@contextmanager
+def during(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> Iterator[None]:
+    """Inside the block this phase; behind it the one before, as it was."""
+    before = enter(phase, done, of, unit)
+    try:
+        yield
+        if _listener is not None:
+            _listener.count(phase, of or 1)
+    finally:
+        go_back(before)
+
+
+def enter(phase: str, done: float | None = None, of: float | None = None, unit: str = "") -> Told:
+    """As `tell`; returns what was told before it, for `go_back`."""
+    before = _listener.told if _listener is not None else NOTHING
+    tell(phase, done, of, unit)
+    return before
+
+
+def go_back(before: Told) -> None:
+    """Tells again what `enter` returned."""
+    if before[0]:
+        tell(*before)
