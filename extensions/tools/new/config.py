@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from extensions.tools.shared.examples import LAYERS, WITHOUT_GPU, is_small, layers_in, written_job
+from extensions.tools.shared.examples import LAYERS, MODELS, WITHOUT_GPU, is_small, layers_in, written_job
 from extensions.tools.shared.keys import check_folder, name_like
+from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.field_types import PathStr, value_error
+from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import INDEX, near_id
 from toolkit.config.process import Diagnostic, JobContext
@@ -34,8 +35,8 @@ def _run_name(name: str) -> str:
 
 
 class NewConfig(ToolConfig):
-    """`type: new`: writes a job that trains a character or a style on a folder of images, based on the example for this
-    GPU, then checks the images (`lint`, with a preview page) and prints the plan."""
+    """`type: new`: writes a job that trains a character or a style on a folder of images, or an edit on pairs of them,
+    based on the example for this GPU, then checks the images (`lint`, with a preview page) and prints the plan."""
 
     process_types: ClassVar[tuple[str, ...]] = ("new",)
     example: ClassVar[str] = "my_char config/examples/photos --model config/examples/tiny_mascots"
@@ -54,10 +55,18 @@ class NewConfig(ToolConfig):
     """Name of the run and of its files: letters, digits, `_`, `-` and `.`."""
 
     folder: PathStr
-    """Folder of images, or one whose subfolders are named `<repeats>_<name>`."""
+    """Folder of images, or one whose subfolders are named `<repeats>_<name>`; for pairs the images after the edit, or a
+    folder of both, or a table with columns for both (CSV, TSV, JSON, JSONL)."""
+
+    control_path: Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
+    """For pairs: the folder of the images before the edit, or several, in the order of *Picture 1*, *Picture 2*. Not
+    needed where names or a table say what the pairs are."""
+
+    default_caption: str = ""
+    """Caption of images that have none; of pairs the instruction, such as "turn the photo into a drawing"."""
 
     trigger_word: str = ""
-    """Word for the character or style in prompts. Empty: `job_name`."""
+    """Word for the character or style in prompts. Empty: `job_name`; of pairs none."""
 
     model: PathStr = ""
     """Hub id, local folder, or file of a transformer as ComfyUI keeps it (docs/models.md). Empty: the one of the
@@ -75,9 +84,15 @@ class NewConfig(ToolConfig):
 
     def job_text(self) -> str:
         """The job. Raises UserError where the GPU is too small for the model."""
-        trigger = self.trigger_word or self.job_name
-        text = written_job(self.job_name, self.folder, trigger, self.model, self.gpu_gb() or WITHOUT_GPU)
+        pairs = self.pairs()
+        trigger = self.trigger_word or ("" if pairs else self.job_name)
+        gpu = self.gpu_gb() or WITHOUT_GPU
+        text = written_job(self.job_name, self.folder, trigger, self.model, gpu, pairs, self.default_caption)
         return with_addresses(text)
+
+    def pairs(self) -> FoundPairs | None:
+        """The pairs of the folder; None: it has images alone."""
+        return found_pairs(self.folder, self.control_path)
 
     def gpu_gb(self) -> int:
         """GB of the GPU that the job is for; 0: there is none."""
@@ -109,10 +124,13 @@ class NewConfig(ToolConfig):
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
             yield Diagnostic(("folder",), f"{message}Write: {command('new', self.folder, self.job_name)}")
         else:
-            found = list(check_folder(("folder",), self.folder, job))
+            found = [] if is_table(self.folder) else list(check_folder(("folder",), self.folder, job))
+            for slot, control in enumerate(self.control_path):
+                found += check_folder(("control_path", slot), control, job)
             yield from found
-            if self.model and not any(finding.severity == "error" for finding in found):
-                yield from self._layer_findings()
+            if not any(finding.severity == "error" for finding in found):
+                yield from self._layer_findings() if self.model else ()
+                yield from self._pair_findings()
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
         elif file := file_in_the_way(path.parent):
@@ -121,6 +139,22 @@ class NewConfig(ToolConfig):
             message = f"'{path}' exists, with other contents, and is never replaced. "
             message += f"Run it ({command(path)}), remove it, or give another --output or name."
             yield Diagnostic(("output",), message)
+
+    def _pair_findings(self) -> Iterable[Diagnostic]:
+        """Control images that belong to no image, or that the model does not take."""
+        pairs = self.pairs()
+        if pairs is None and self.control_path:
+            names = (next(iter(sorted(Path(place).expanduser().glob("[!.]*"))), None) for place in self.control_path)
+            seen = f" (there: {', '.join(repr(str(name)) for name in names if name)})"
+            message = f"no image in {self.folder!r} has a control image of its name in {', '.join(self.control_path)}"
+            yield Diagnostic(("control_path",), f"{message}{seen}. Give both files of a pair the same name.")
+        with suppress(UserError):  # of the model
+            family = family_for(ModelConfig(name_or_path=self.model or MODELS[0].id))
+            if pairs and not family.stacks_layers and pairs.most() > family.max_references:
+                message = family.too_many_references(pairs.most(), "the folders of control images")
+                edits = " or ".join(model.id for model in MODELS if model.references)
+                message = f"{pairs.place!r} {message} Models that edit: {edits}."
+                yield Diagnostic(("control_path" if self.control_path else "folder",), message)
 
     def _layer_findings(self) -> Iterable[Diagnostic]:
         """Images without layers, for a model of layers."""

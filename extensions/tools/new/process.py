@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, layers_in, left_out_in, numbers_in, pairs_in
+from extensions.tools.shared.examples import WITHOUT_GPU, layers_in, left_out_in, numbers_in
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
-from toolkit.data.partners import with_affix
 from toolkit.errors import RunError
 from toolkit.files.writing import TOOLKIT_ROOT, write_text
 from toolkit.plan.cards import assumed_card
@@ -40,10 +39,8 @@ class NewProcess(BaseExtensionProcess):
         found = layers_in(section.folder)
         if found and found.key in text:
             logger.info(f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md")
-        elif names := pairs_in(section.folder):
-            image = with_affix("X", names.image)
-            controls = ", ".join(with_affix("X", control) for control in names.controls)
-            logger.info(f"pairs: the control images of {image} are {controls}; docs/before_and_after_pairs.md")
+        elif pairs := section.pairs():
+            logger.info(f"{pairs.describe()}; docs/before_and_after_pairs.md")
         if left_out := left_out_in(section.folder):
             logger.info(f"left out, as their names keep them from the training: {', '.join(left_out)}")
         if why := numbers_in(section.folder):

@@ -14,13 +14,16 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import published_family
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import find_images
 from toolkit.data.found import held_out_folders, named_as_regularisation
-from toolkit.data.partners import LAYER, LAYER_SUFFIXES, PairNames, in_yaml, pair_names
+from toolkit.data.images import ImageError, image_size
+from toolkit.data.items import SIZE_MULTIPLE, bucket_for
+from toolkit.data.partners import LAYER, LAYER_SUFFIXES
 from toolkit.data.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
@@ -198,6 +201,22 @@ SMALL: tuple[Edit, ...] = (
 )
 """From the quickstart to a job on a folder, for a model that is as small."""
 
+SMALL_EDIT: tuple[Edit, ...] = (
+    (r"linear_alpha: \d+", "linear_alpha: 16"),
+    (r"(?<=batch_size: )\d+", "4"),
+    (r"(?<=\s)steps: \d+", "steps: 300"),
+    (r"optimizer: muon .*", "optimizer: adamw"),
+    (r"lr: \S+\n +lr_scheduler: .*", "lr: 0.003   # for the small model; a real one wants about 0.0001"),
+    (r"(?<=save_every: )\d+", "100"),
+    (r"(?<=sample_every: )\d+", "100"),
+)
+"""From the quickstart to the settings of config/examples/mascot_hats.yaml."""
+
+SMALL_SIDE = 128
+"""Pixels of a sample of a small model."""
+
+PAIRS_GUIDE = "before_and_after_pairs.md"
+
 WRITTEN = f"Written by `{COMMAND} new`"
 
 WITHOUT_GPU = 24
@@ -216,19 +235,33 @@ def model_of(name: str) -> Model:
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
     own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": model.folder, "id": model.id}
-    text = _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, recipe=RECIPES[model.title], **own)
-    return _with_partners(text, model.folder, FAMILIES.load(model.arch))
+    recipe, family = RECIPES[model.title], FAMILIES.load(model.arch)
+    text = _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, pairs=False, recipe=recipe, **own)
+    return _of_images(text, model.folder, family, None, "", model.cards[gpu].sample_side)
 
 
-def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> str:
-    """The job of a user for a GPU of so many GB. model: hub id or local folder; empty: the first of MODELS. A model
-    that is small enough for any machine gets the settings of the quickstart. Raises UserError for a model's folder of
-    no known family, and for a GPU that is too small for the model."""
+def written_job(
+    name: str,
+    folder: str,
+    trigger: str,
+    model: str,
+    gpu: int,
+    pairs: FoundPairs | None = None,
+    instruction: str = "",
+) -> str:
+    """The job of a user for a GPU of so many GB. folder: of images, or a table that names them. model: hub id or local
+    folder; empty: the first of MODELS. A model that is small enough for any machine gets the settings of the
+    quickstart. pairs: of `found_pairs`, where control images are elsewhere than it looks by itself. instruction: the
+    caption of images without one. Raises UserError for a model's folder of no known family, and for a GPU that is too
+    small for the model."""
+    pairs = pairs or found_pairs(folder)
+    folder = pairs.place if pairs else folder
     own = {"name": _quoted(name), "folder": _quoted(folder), "trigger": _quoted(trigger)}
     if is_small(model):
         family = family_for(ModelConfig(name_or_path=model))
-        text = _with_partners(_small_job(family, _quoted(model), **own), folder, family)
-        return _with_subfolders(_with_numbers(text, folder), folder)
+        is_edit = bool(pairs) and not family.stacks_layers
+        text = _small_job(family, _quoted(model), is_edit=is_edit, **own)
+        return _of_images(text, folder, family, pairs, instruction, SMALL_SIDE)
     like = model_of(model) if model else MODELS[0]
     family = FAMILIES.load(like.arch)
     with suppress(UserError):  # of a model that is not known the family is that of the example
@@ -243,23 +276,30 @@ def written_job(name: str, folder: str, trigger: str, model: str, gpu: int) -> s
         )
     own["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
-    text = _fill(like, card, written=True, recipe=RECIPES.get(title, RECIPES[like.title]), **own)
-    text = _with_partners(f"# {WRITTEN}. Guide: docs/first_character.md\n{text}", folder, family)
+    is_edit, recipe = bool(pairs) and not family.stacks_layers, RECIPES.get(title, RECIPES[like.title])
+    text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **own)
+    text = f"# {WRITTEN}. Guide: docs/{PAIRS_GUIDE if is_edit else 'first_character.md'}\n{text}"
+    return _of_images(text, folder, family, pairs, instruction, card.sample_side)
+
+
+def _of_images(
+    text: str, folder: str, family: ModelFacts, pairs: FoundPairs | None, instruction: str, side: int
+) -> str:
+    """A job with what the images of its folder need. side: of a sample, in pixels."""
+    if instruction:
+        text = _with_keys(text, [f"          default_caption: {_quoted(instruction)}"])
+    if family.stacks_layers:
+        text = _with_layers(text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4))
+    elif pairs:
+        text = _with_pairs(text, pairs, instruction, side)
+    if is_table(folder):
+        return text.replace("        - folder_path: ", "        - captions_file: ", 1)
     return _with_subfolders(_with_numbers(text, folder), folder)
 
 
 def is_small(model: str) -> bool:
     """Whether a model, a hub id or local folder, is trained on any machine; empty: the first of MODELS."""
     return bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
-
-
-def pairs_in(folder: str) -> PairNames | None:
-    """How the pairs of a folder, or of a subfolder, are named; None for other images."""
-    with suppress(OSError):
-        top = list_folder(folder)
-        below = (list_folder(join(folder, name)) for name in (() if top.images else top.subfolders))
-        return next(filter(None, (pair_names(listing.images) for listing in (top, *below))), None)
-    return None
 
 
 LAYERS = "layers"
@@ -356,16 +396,31 @@ def _tables_above(folder: str) -> dict[str, str]:
     return {os.path.dirname(image.path): image.table for image in images if os.path.dirname(image.table) == above}
 
 
-def _with_partners(text: str, folder: str, family: ModelFacts) -> str:
-    """A job with the keys of pairs that lie in one folder, or of a model of layers with those of the layers."""
-    if family.stacks_layers:
-        return _with_layers(text, layers_in(folder) or FoundLayers(f"layers_suffix: {LAYER}", "", 4))
-    if (names := pairs_in(folder)) is None:
-        return text
-    keys = [f"image_suffix: {in_yaml(names.image)}", f"control_suffix: [{', '.join(map(in_yaml, names.controls))}]"]
-    keys += ["control_optional: true"] if names.optional else []
-    keys[0] = _noted(f"          {keys[0]}", "pairs: docs/before_and_after_pairs.md").strip()
-    return _with_keys(text, [f"          {key}" for key in keys])
+def _with_pairs(text: str, pairs: FoundPairs, instruction: str, side: int) -> str:
+    """A job that learns the edit of pairs, and makes it with the control images of its first and last pair."""
+    keys = [f"          {key}" for key in pairs.lines()]
+    if pairs.without_caption and not instruction:
+        missing = (
+            f'          # default_caption: "turn the photo into a drawing"   # {pairs.without_caption} have no caption'
+        )
+        keys += [f"{missing}: say what the edit is   <- yours"]
+    note = "the instruction, and images before the edit; better some that are not trained   <- yours"
+    drawn = [f"        samples:  # {note}"]
+    for image in dict.fromkeys((pairs.images[0], pairs.images[-1])):
+        drawn += [f"          - prompt: {_quoted(' '.join((image.caption or instruction).split()))}"]
+        names = [f"ctrl_img_{slot}" for slot in range(1, len(image.references) + 1)]
+        slots = zip(names if len(names) > 1 else ["ctrl_img"], image.references, strict=True)
+        drawn += [f"            {name}: {_quoted(path)}" for name, path in slots]
+        with suppress(ImageError, OSError):  # of its shape; one that cannot be read is an error of the check
+            bucket = bucket_for(image_size(image.path), side, SIZE_MULTIPLE).bucket
+            drawn += [f"            width: {bucket.width}", f"            height: {bucket.height}"]
+    return _with_samples(_with_keys(text, keys), drawn)
+
+
+def _with_samples(text: str, lines: Sequence[str]) -> str:
+    """A job with other samples."""
+    drawn = "".join(f"{line}\n" for line in lines)
+    return re.sub(r"(?ms)^        samples:\n.*?(?=^meta:)", lambda _: drawn, text, count=1)
 
 
 def _with_layers(text: str, found: FoundLayers) -> str:
@@ -377,8 +432,7 @@ def _with_layers(text: str, found: FoundLayers) -> str:
         _noted('          - prompt: "[trigger]"', "what is in the image   <- yours"),
         _noted(f"            ctrl_img: {_quoted(found.image)}", "the image to take apart   <- yours"),
     ]
-    drawn = "".join(f"{line}\n" for line in sample)
-    return re.sub(r"(?ms)^        samples:\n.*?(?=^meta:)", lambda _: drawn, _with_keys(text, [key]), count=1)
+    return _with_samples(_with_keys(text, [key]), sample)
 
 
 def _with_keys(text: str, lines: Sequence[str]) -> str:
@@ -387,7 +441,7 @@ def _with_keys(text: str, lines: Sequence[str]) -> str:
     return re.sub(r"(?m)^        - folder_path: .*\n", lambda found: found[0] + added, text, count=1)
 
 
-def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: str) -> str:
+def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: str, is_edit: bool) -> str:
     example = EXAMPLES / "quickstart.yaml"
     yours = {
         r"(?<=config:\n)  name: \S+": f"  name: {name}",
@@ -401,13 +455,14 @@ def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: 
     if family.stacks_layers:  # which sees the image in its own size
         yours[r" +model_kwargs: .*\n"] = ""
     text = example.read_text(encoding="utf-8")
-    for pattern, replacement in (*SMALL, *yours.items()):
+    for pattern, replacement in (*SMALL, *(SMALL_EDIT if is_edit else ()), *yours.items()):
         filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
     body = body.replace("output/quickstart/", "output/<name>/")  # in comments; the name may change
-    return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
+    guide = PAIRS_GUIDE if is_edit else "first_character.md"
+    return f"# {WRITTEN} from config/examples/{example.name}. Guide: docs/{guide}\njob: {body}"
 
 
 def _quoted(text: str) -> str:

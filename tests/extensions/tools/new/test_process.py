@@ -15,12 +15,14 @@ from PIL import Image
 
 from extensions.tools.new.config import NewConfig
 from extensions.tools.shared.examples import MODELS, Model, example_text, left_out_in, written_job
+from extensions.tools.shared.pairs import found_pairs
 from jobs.dry_run import plan_job
 from jobs.job import ExtensionJob
 from tests.conftest import ROOT
 from tests.layer_files import write_layers
 from tests.model_folders import write_header
 from toolkit.config import load_job
+from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.config.tool import load_tool
@@ -247,10 +249,143 @@ def test_a_word_before_a_number_makes_pairs_of_the_job(tmp_path: Path) -> None:
     for name in ("after_1", "before_1", "after_2", "before_2", "before_3"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / f"{name}.png")
     text = job_text(24, folder=str(tmp_path), model=str(TINY))
-    assert "image_suffix: after_*  " in text and "control_suffix: [before_*]\n" in text
+    assert "image_suffix: after_*\n" in text and "control_suffix: [before_*]\n" in text
     plan = plan_of(text, tmp_path)
     assert f"{tmp_path}: 2 x 1 = 2 samples" in " ".join(plan.split()) and "2 with 1" in plan
     assert "without image_suffix 'after_*', and control image of no image: before_3.png" in plan
+
+
+def draw(folder: Path, *names: str, suffix: str = ".png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (96, 64), "red").save(folder / f"{name}{suffix}")
+
+
+def pair_job(folder: Path, *flags: str) -> tuple[DatasetConfig, object, str]:
+    """The dataset and the process of the job that `run.py new` writes, and the whole of it."""
+    section = load_tool("new", NewConfig, ["zuzu", *flags]).processes[0].section
+    (folder / "job.yaml").write_text(text := section.job_text(), encoding="utf-8")
+    process = load_job(str(folder / "job.yaml"), discover().find_config).processes[0].section
+    (dataset,) = process.datasets
+    return dataset, process, text
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen-Image-Edit-2511", str(TINY)])
+def test_two_folders_are_a_job_of_pairs_as_the_guide_describes_it(tmp_path: Path, model: str) -> None:
+    draw(tmp_path / "after", "1", "2", "3"), draw(tmp_path / "before", "1", "2", "3", suffix=".jpg")
+    (tmp_path / "after" / "1.txt").write_text("draw it")
+    flags = ["--model", model, "--gpu", "24", "--default-caption", "a drawing: #1"]
+    after, before = str(tmp_path / "after"), str(tmp_path / "before")
+    dataset, process, text = pair_job(tmp_path, after, "--control-path", before, *flags)
+    assert (dataset.folder_path, dataset.control_path, dataset.control_optional) == (after, (before,), False)
+    assert dataset.default_caption == "a drawing: #1" and process.trigger_word == ""
+    rank, steps, rate = (16, 300, 0.003) if model == str(TINY) else (32, 3000, 0.0001)
+    assert (process.network.linear, process.network.linear_alpha) == (rank, rank)
+    assert (process.train.steps, process.train.lr) == (steps, rate)
+    drawn = [(each.prompt, each.ctrl_img, each.width, each.height) for each in process.sample.samples]
+    assert drawn == [
+        ("draw it", (f"{before}/1.jpg",), 96, 64),
+        ("a drawing: #1", (f"{before}/3.jpg",), 96, 64),
+    ]
+    assert "docs/before_and_after_pairs.md" in text and "first_character" not in text
+    assert "control images: 3 with 1" in plan_of(text, tmp_path)
+
+
+def test_several_control_images_have_their_places(tmp_path: Path) -> None:
+    for name in ("after", "persons", "clothes"):
+        draw(tmp_path / name, "1")
+    folders = [str(tmp_path / name) for name in ("persons", "clothes")]
+    dataset, process, text = pair_job(tmp_path, str(tmp_path / "after"), "--control-path", *folders)
+    assert dataset.control_path == tuple(folders)
+    assert [each.ctrl_img for each in process.sample.samples] == [tuple(f"{each}/1.png" for each in folders)]
+    assert '# default_caption: "turn the photo into a drawing"   # 1 have no caption' in text
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "keys"),
+    [
+        (("a_start", "a_end", "b_start", "b_end"), "", {"image_suffix": "_end", "control_suffix": ("_start",)}),
+        (("before_1", "after_1", "before_2", "after_2"), "", {"image_suffix": "after_*"}),
+        (("before/a", "after/a", "after/b", "before/b"), "/after", {"control_path": ("{folder}/before",)}),
+        (("source/a", "target/a"), "/target", {"control_path": ("{folder}/source",)}),
+    ],
+)
+def test_names_of_pairs_make_a_job_of_pairs(
+    tmp_path: Path, names: tuple[str, ...], place: str, keys: dict[str, object]
+) -> None:
+    for name in names:
+        draw((tmp_path / "set" / name).parent, Path(name).name)
+    dataset, process, _ = pair_job(tmp_path, str(tmp_path / "set"))
+    assert dataset.folder_path == f"{tmp_path}/set{place}" and process.trigger_word == ""
+    for key, value in keys.items():
+        filled = tuple(each.format(folder=tmp_path / "set") for each in value) if isinstance(value, tuple) else value
+        assert getattr(dataset, key) == filled
+    assert all(sample.ctrl_img for sample in process.sample.samples)
+
+
+TABLES = {
+    "rows.csv": "file_name,source_image,instruction\nafter/1.png,before/1.png,draw it\nafter/2.png,before/2.png,\n",
+    "rows.jsonl": '{"edited_image": "after/1.png", "original_image": "before/1.png", "edit_prompt": "draw it"}\n'
+    '{"edited_image": "after/2.png", "original_image": "before/2.png", "edit_prompt": "draw it"}\n',
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_of_pairs_is_a_job_of_pairs(tmp_path: Path, table: str) -> None:
+    draw(tmp_path / "set" / "after", "1", "2"), draw(tmp_path / "set" / "before", "1", "2")
+    (tmp_path / "set" / table).write_text(TABLES[table])
+    dataset, process, text = pair_job(tmp_path, str(tmp_path / "set" / table), "--default-caption", "a drawing")
+    assert dataset.captions_file == f"{tmp_path}/set/{table}" and not dataset.folder_path
+    assert process.trigger_word == "" and dataset.default_caption == "a drawing"
+    assert process.sample.samples[0].prompt == "draw it"
+    assert "control images: 2 with 1" in plan_of(text, tmp_path)
+
+
+def test_a_table_in_the_folder_of_the_images_makes_pairs_too(tmp_path: Path) -> None:
+    draw(tmp_path / "set", "1", "2", "1b", "2b")
+    rows = [{"file_name": f"{n}b.png", "before_file_name": f"{n}.png", "text": "draw it"} for n in (1, 2)]
+    (tmp_path / "set" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset, process, text = pair_job(tmp_path, str(tmp_path / "set"))
+    assert dataset.folder_path == f"{tmp_path}/set" and process.trigger_word == ""
+    assert "control images: 2 with 1" in plan_of(text, tmp_path)
+
+
+def test_what_was_found_is_said_with_what_has_no_partner(tmp_path: Path, monkeypatch, said: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
+    draw(tmp_path / "after", "1", "2", "a"), draw(tmp_path / "before", "1", "2", "b")
+    ExtensionJob(load_tool("new", NewConfig, ["x", "after", "--control-path", "before"]), discover()).run()
+    (line,) = (line for line in said if "partner" in line)
+    assert line.startswith(
+        "2 pairs in after; after/a.png, before/b.png have no partner: give each one of the same name"
+    )
+    (tmp_path / "before" / "b.png").rename(tmp_path / "before" / "a.png")
+    pairs = found_pairs("after", ["before"])
+    assert pairs and pairs.describe() == "3 pairs in after"
+    draw(tmp_path / "both", "1_start", "1_end", "a")
+    pairs = found_pairs("both")
+    said_of_both = "1 pair in both (the control images of X_end are X_start); both/a.png has no partner"
+    assert pairs and pairs.describe().startswith(said_of_both)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["after", "--control-path", "befor"], "--control-path: 'befor' is not a folder"),
+        (["after", "--control-path", "other"], "no image in 'after' has a control image of its name in other (there: "),
+        (["after", "--control-path", "before", "--model", "Qwen/Qwen-Image-2512"], "takes none. Leave the folders"),
+        (["pairs", "--model", "Qwen/Qwen-Image-2512"], "Models that edit: Qwen/Qwen-Image-Edit-2509 or "),
+    ],
+)
+def test_pairs_that_cannot_be_trained_are_refused_before_the_job_is_written(
+    tmp_path: Path, monkeypatch, flags: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "after", "1"), draw(tmp_path / "before", "1"), draw(tmp_path / "other", "one")
+    draw(tmp_path / "pairs", "1_start", "1_end")
+    with pytest.raises(UserError) as refused:
+        load_tool("new", NewConfig, ["a", *flags])
+    assert said in str(refused.value)
 
 
 LAYERED = "Qwen/Qwen-Image-Layered"
