@@ -44,8 +44,9 @@ REPORT_S = 120
 """Seconds that the making of a report may take."""
 
 
-def page(request: Request) -> Response:
-    """The whole page, complete without its script."""
+def page(request: Request, code: int = 200, **after: Any) -> Response:
+    """The whole page, complete without its script. code: the HTTP status. after: what the template names of the parts
+    in `views.after`."""
     ui, run = _asked(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
@@ -58,7 +59,9 @@ def page(request: Request) -> Response:
     return render(
         request,
         "live.html.j2",
+        code,
         **values,
+        **after,
         base="base.html.j2",
         id=id_,
         here=here,
