@@ -13,7 +13,7 @@ from starlette.staticfiles import StaticFiles
 from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.guard import Guard, protect
 from extensions.tools.ui.state import HERE, Ui, render
-from extensions.tools.ui.views import compare, datasets, new, queue, run, runs, system, tools, votes
+from extensions.tools.ui.views import after, compare, datasets, new, queue, run, runs, system, tools, votes
 
 
 def _get(path: str, view: object) -> Route:
@@ -26,7 +26,7 @@ def _post(path: str, view: object) -> Route:
 
 ROUTES = [
     _get("/", runs.index),
-    _get("/runs/{run}", run.page),
+    _get("/runs/{run}", after.page),
     _get("/runs/{run}/samples/{name}", run.sample),
     _get("/runs/{run}/references/{index:int}/{slot:int}", run.reference),
     _get("/runs/{run}/curves", run.curves),
@@ -35,6 +35,11 @@ ROUTES = [
     _get("/runs/{run}/log", run.log),
     _get("/runs/{run}/report", run.report),
     _get("/runs/{run}/files/{name:path}", run.file),
+    _post("/runs/{run}/try", after.try_it),
+    _get("/runs/{run}/tried", after.tried),
+    _post("/runs/{run}/compare", after.compare),
+    _get("/runs/{run}/compared", after.compared),
+    _get("/runs/{run}/images/{folder}/{name}", after.tried_image),
     _post("/runs/{run}/favourite", run.favourite),
     _post("/runs/{id}/resume", queue.resume),
     _post("/runs/{id}/control", queue.control),

@@ -106,6 +106,9 @@ class Entry(BaseModel):
     boot: str = ""
     """Boot id of the machine."""
 
+    yields: bool = False
+    """It waits while a run of the folder trains that the queue did not start: both would need the GPU."""
+
     is_stopping: bool = False
     added: str = ""
     started: str = ""
@@ -197,12 +200,19 @@ class Queue:
         self.folder = folder.absolute()
         self._seen: dict[str, tuple[tuple[int, ...], Entry]] = {}
 
-    def add(self, argv: Sequence[str], name: str, cwd: Path | None = None, unless: Collection[State] = ()) -> Entry:
+    def add(
+        self,
+        argv: Sequence[str],
+        name: str,
+        cwd: Path | None = None,
+        unless: Collection[State] = (),
+        yields: bool = False,
+    ) -> Entry:
         """A new entry at the end, started by the runner when a GPU is free. Raises UserError for what is not a command
         for the queue; whether its settings are right is the caller's to check.
 
         unless: an entry of the same command in one of these states is returned instead, as for a button that was
-        pressed twice."""
+        pressed twice. yields: as of `Entry`."""
         where = str((cwd or Path.cwd()).absolute())
         if reason := why_not_queued(argv, where):
             raise UserError(reason)
@@ -221,6 +231,7 @@ class Queue:
                 order=self.last_order() + 1,
                 cwd=where,
                 added=utc_now(),
+                yields=yields,
             )
             self.save(entry)
         return entry
@@ -298,7 +309,14 @@ class Queue:
             if entry.state not in (DONE, STOPPED, FAILED):
                 raise UserError(f"entry {id_} has not ended.")
             argv = entry.argv if entry.exit_code == EXIT_MISTAKE else without_restart(entry.argv)
-            kept = {"id": id_, "argv": argv, "name": entry.name, "cwd": entry.cwd, "added": entry.added}
+            kept = {
+                "id": id_,
+                "argv": argv,
+                "name": entry.name,
+                "cwd": entry.cwd,
+                "added": entry.added,
+                "yields": entry.yields,
+            }
             self.save(Entry(**kept, state=WAITING, order=self.last_order() + 1))
 
     def start_runner(self) -> None:
@@ -465,6 +483,12 @@ def runs_of(entry: Entry) -> list[RunInfo]:
         with suppress(RunError, OSError, ValueError):
             found.append(read_run(Path(folder)))
     return found
+
+
+def trains_elsewhere(runs: Iterable[RunInfo], entries: Iterable[Entry]) -> list[RunInfo]:
+    """The runs that train and that no running entry has started."""
+    owned = {str(Path(folder).resolve()) for entry in entries if entry.state == RUNNING for folder in entry.runs}
+    return [run for run in runs if run.status is RunStatus.RUNNING and str(run.folder.resolve()) not in owned]
 
 
 def mark_of(folder: Path) -> str:

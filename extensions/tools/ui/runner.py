@@ -27,6 +27,7 @@ from toolkit.errors import EXIT_DONE, EXIT_MISTAKE, EXIT_SIGINT, EXIT_SIGTERM, R
 from toolkit.files.run_files import utc_now
 from toolkit.system.nvidia import ask_nvml
 from toolkit.train.lock import boot_id
+from toolkit.train.run_index import RunIndex
 from toolkit.train.run_reader import RunStatus, read_run
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Runner:
     ) -> None:
         self._queue, self._pauses, self._poll_s, self._linger_s = queue, tuple(pauses), poll_s, linger_s
         self._slots = slots()
+        self._runs = RunIndex(queue.folder.parents[1])
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._not_before: dict[str, float] = {}
         self._left: dict[str, float] = {}
@@ -106,6 +108,8 @@ class Runner:
         entries = self._queue.entries()
         busy = [entry.gpu for entry in entries if entry.state == RUNNING]
         waiting = [entry for entry in entries if entry.state == WAITING]
+        if any(entry.yields for entry in waiting) and q.trains_elsewhere(self._runs.runs(), entries):
+            waiting = [entry for entry in waiting if not entry.yields]
         free = [slot for slot in self._slots if slot not in busy][: max(0, len(self._slots) - len(busy))]
         for slot, entry in zip(free, waiting, strict=False):
             if self._not_before.get(entry.id, 0.0) <= time.monotonic():  # else the GPU is kept for it

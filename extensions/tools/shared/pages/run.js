@@ -91,6 +91,9 @@ const shared = {
   texts: {step: 'step'}, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
 };
 
+// The first diagram marks the sets of samples alone; all events are marked in those below More.
+const sets = () => samples.steps.map(step => [step, words.samples]);
+
 // The diagrams of the steps of `range`: those of the page itself, cut, where live.js does not ask a server.
 export const source = {
   async diagrams() {
@@ -108,9 +111,11 @@ export async function showCurves() {
 }
 
 export function draw() {
-  $('curve-control').hidden = !latest.diagrams?.length;
-  for (const {title, exact, curves, left_out} of latest.diagrams ?? []) {
-    if (!plots.has(title)) plots.set(title, new Diagram($('plots'), title, shared));
+  const found = latest.diagrams ?? [], first = (found.find(each => each.title === 'Loss') ?? found[0])?.title;
+  $('curve-control').hidden = !found.length;
+  if ($('no-curves')) $('no-curves').hidden = found.length > 0;
+  for (const {title, exact, curves, left_out} of found) {
+    if (!plots.has(title)) plots.set(title, title === first ? new Diagram($('plots'), title, {...shared, marks: sets}) : new Diagram($('more-plots'), title, shared));
     plots.get(title).show(curves, exact, left_out.length ? words.not_drawn.replace('{names}', left_out.join(', ')) : '');
   }
 }
@@ -120,4 +125,8 @@ $('whole').addEventListener('click', () => shared.zoomed(null));
 document.addEventListener('themechange', () => { plots.forEach(plot => { plot.names = ''; }); draw(); });
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', () => document.dispatchEvent(new Event('themechange')));
 if (!here) showCurves();
+// A link to a part that is folded away opens it.
+const unfold = () => document.querySelector(location.hash.length > 1 ? `[id="${CSS.escape(decodeURIComponent(location.hash.slice(1)))}"]` : 'main')?.closest('details')?.setAttribute('open', '');
+addEventListener('hashchange', unfold), unfold();
+$('more').addEventListener('toggle', () => { if ($('tail')) $('tail').scrollTop = $('tail').scrollHeight; });
 if ($('tail')) $('tail').scrollTop = $('tail').scrollHeight;

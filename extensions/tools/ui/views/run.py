@@ -20,6 +20,7 @@ from extensions.tools.shared.feed import status_of
 from extensions.tools.shared.html_page import as_json, texts
 from extensions.tools.shared.run_records import diagrams, marks, page_values, sample_table, saved_files, settings_text
 from extensions.tools.shared.series import MOST_BUCKETS
+from extensions.tools.ui.chosen import chosen_file, chosen_sample
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.decoder import thumbnail
 from extensions.tools.ui.queue import CONTROL
@@ -43,25 +44,31 @@ REPORT_S = 120
 """Seconds that the making of a report may take."""
 
 
-def page(request: Request) -> Response:
-    """The whole page, complete without its script."""
+def page(request: Request, code: int = 200, **after: Any) -> Response:
+    """The whole page, complete without its script. code: the HTTP status. after: what the template names of the parts
+    in `views.after`."""
     ui, run = _asked(request)
     id_ = run_id(ui, run.folder)
     here = f"/runs/{quote(id_, safe='')}"
     values, cursor = page_values(run, feed(ui, run.folder))
     samples = sample_table(run.folder)
     step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
+    chosen = chosen_file(run.folder)
     files, other = list(saved_files(run.folder, hashed=False)), request.query_params.get("diff", "")
     words = texts()["run"]["script"]
     return render(
         request,
         "live.html.j2",
+        code,
         **values,
+        **after,
         base="base.html.j2",
         id=id_,
         here=here,
         cost=cost(ui, run),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
+        chosen_file=chosen,
+        chosen_sample=chosen_sample(samples, chosen.step if chosen else None),
         samples=samples,
         shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
         picture=lambda file, side: f"{here}/samples/{file}" + f"?side={side}" * bool(side),

@@ -41,7 +41,7 @@ def send(request: Request, form: Form) -> Response:
     wrong = [(field["key"], missing) for field in fields if field["required"] and not given[field["key"]]]
     argv = [f"{f['flag']}={text}" for f in fields if given[f["key"]] != _default(f) for text in given[f["key"]]]
     try:
-        wrong = wrong or _asked({"uid": uid, "argv": argv})
+        wrong = wrong or asked({"uid": uid, "argv": argv})
         if not wrong:
             first = next((Path(text.partition("=")[2]).name for text in argv), "")
             queue_of(ui).add([uid, *argv], f"{uid} {first}", unless=(WAITING,))
@@ -93,12 +93,13 @@ def _tool(ui: Ui, uid: str) -> Any:
 
 def _tools(ui: Ui) -> dict[str, Any]:
     if "tools" not in ui.memory:
-        ui.memory["tools"] = _asked(None)
+        ui.memory["tools"] = asked(None)
     found: dict[str, Any] = ui.memory["tools"]
     return found
 
 
-def _asked(request: dict[str, object] | None) -> Any:
+def asked(request: dict[str, object] | None) -> Any:
+    """What the tools' own process says of a form, as `forms.ask`. Raises HTTPException 503 where it does not answer."""
     try:
         return ask(request)
     except RunError as error:

@@ -25,6 +25,7 @@ from extensions.tools.ui.commands import check_job
 from extensions.tools.ui.datasets import MOST_SHARED, below
 from extensions.tools.ui.preference_job import base_job, preference_job
 from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of, whole
+from extensions.tools.ui.tries import TRIED
 from extensions.tools.ui.views.new import save_new, short, unused_name, why_not_started
 from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references
@@ -78,8 +79,8 @@ class Place:
 
 
 def place_of(request: Request) -> Place:
-    """The samples of a run, a dataset, or the images that an entry of the queue has made. Raises HTTPException 404
-    where there is none."""
+    """The samples of a run, what was tried with its files, a dataset, or the images that an entry of the queue has
+    made. Raises HTTPException 404 where there is none."""
     ui, kind, id_ = ui_of(request), request.path_params["kind"], request.path_params["id"]
     back = f"/{kind}/{quote(id_, safe='')}"
     address = f"/votes{back}"
@@ -88,7 +89,10 @@ def place_of(request: Request) -> Place:
         folder = inside(run.folder, SAMPLES)
         groups = joined(_of_samples(ui, run, folder))
         return Place(address, back, run.name, folder, groups, pairs_of(groups), run, short(run.folder))
-    if kind == "datasets":
+    tried = ui.run(id_) if kind == TRIED else None
+    if tried:
+        folder, title, back = inside(tried.folder, TRIED), tried.name, f"/runs/{quote(id_, safe='')}"
+    elif kind == "datasets":
         folder, title = below(ui.datasets, id_), id_
     elif kind == "queue":
         (folder, title), back = images_folder(ui, id_), "/queue"
@@ -100,7 +104,7 @@ def place_of(request: Request) -> Place:
     with conflicts():
         _, groups, pairs = shared.now()
     source = next((lora[0] for group in groups for lora in group.lora if lora), "")
-    return Place(address, back, title, folder, groups, pairs, source=source)
+    return Place(address, back, title, folder, groups, pairs, tried, source)
 
 
 _Read = tuple[object, tuple[Group, ...], list[Pair]]

@@ -72,7 +72,7 @@ def test_a_page_for_others_has_nothing_of_the_dataset_and_this_machine(run: Path
     text, private = write_page(run, share=True).read_text(), (str(run), "/home/me", "images/", "caption of", "the plan")
     assert [part for part in (*private, "name: tiny", "step 120 of the log") if part in text] == []
     parts = re.findall(r'<section id="(\w+)"', text)
-    assert parts == ["samples", "curves", "files"] == re.findall(r'<a href="#(\w+)"', text)
+    assert parts == ["samples", "files", "curves"] == re.findall(r'<a href="#(\w+)"', text)
 
 
 def test_a_page_names_the_file_and_the_next_commands(run: Path, trainer, write_job) -> None:

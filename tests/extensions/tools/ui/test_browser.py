@@ -54,6 +54,7 @@ def test_numbers_samples_and_log_appear_while_a_run_trains(
     folder = make_run("one", status="running")
     browser.open(f"{served.address}/runs/one")
     until(lambda: points(browser) >= 2)
+    browser.click("#more > summary")
     goes_on(folder, 11, sample=True)
     until(lambda: "step 11 of the test" in browser.text("#tail"), 3)
     until(lambda: browser.run("return document.getElementById('step').max") == "2", 3)
@@ -123,6 +124,7 @@ def test_nothing_is_missing_and_nothing_twice_after_the_page_was_killed(
     folder = make_run("one", status="running")
     browser.open(f"{served.address}/runs/one")
     until(lambda: points(browser) >= 2)
+    browser.click("#more > summary")
     for step in range(11, 31):
         goes_on(folder, step)
         if step in (15, 22):

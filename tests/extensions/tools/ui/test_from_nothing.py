@@ -98,5 +98,6 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
         assert time.monotonic() < deadline, list(loaded.iterdir())
         time.sleep(0.05)
     assert (loaded / "pipo.safetensors").read_bytes() == made
+    browser.click("#more > summary")
     assert "step 40 of 40" in browser.text("#tail") and "resum" in browser.text("#tail")
     assert browser.errors() == [] and browser.requests_elsewhere() == []

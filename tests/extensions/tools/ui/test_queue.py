@@ -22,6 +22,7 @@ from tests.conftest import ROOT, heard
 from toolkit.commands import command
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import python_path
+from toolkit.train.lock import run_lock
 
 FAKE = f"""
 import json, os, sys, time
@@ -79,11 +80,11 @@ class Yard:
         self.fake.write_text(FAKE)
         self.runners: list[subprocess.Popen[str]] = []
 
-    def add(self, name: str, *acts: dict, flags: tuple[str, ...] = ()) -> str:
+    def add(self, name: str, *acts: dict, flags: tuple[str, ...] = (), yields: bool = False) -> str:
         """Adds a job that does these things at its starts."""
         job = {"run": str(self.folder / "output" / name), "acts": acts or ({},)}
         (self.folder / f"{name}.json").write_text(json.dumps(job))
-        return self.queue.add([f"{name}.json", *flags], name, self.folder).id
+        return self.queue.add([f"{name}.json", *flags], name, self.folder, yields=yields).id
 
     def runner(self, gpus: str = "") -> subprocess.Popen[str]:
         """Starts a runner."""
@@ -158,6 +159,21 @@ def test_one_job_per_gpu(yard):
     Path(door).touch()
     assert runner.wait(30) == 0
     assert sorted(gpu for _, gpu, _ in yard.starts()[:2]) == ["4", "7"]
+
+
+def test_what_yields_waits_while_a_run_trains_that_the_queue_did_not_start(yard):
+    image, job = yard.add("image", yields=True), yard.add("job")
+    other = yard.folder / "output" / "other"
+    other.mkdir()
+    (other / "run.json").write_text('{"status": "running"}')
+    with run_lock(other):
+        runner = yard.runner()
+        yard.wait(lambda: yard.state(job) == DONE)
+        time.sleep(0.3)
+        assert yard.begun() == ["job"] and yard.state(image) == WAITING and runner.poll() is None
+    assert runner.wait(30) == 0 and yard.begun() == ["job", "image"]
+    yard.queue.retry(image)
+    assert yard.queue.entry(image).yields
 
 
 @pytest.mark.parametrize(("code", "state"), [(2, FAILED), (75, STOPPED), (130, STOPPED)])

@@ -1,0 +1,266 @@
+"""After a run: an image with one of its files, and all of its files compared, on the page of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from extensions.tools.shared.html_page import texts
+from extensions.tools.ui import uploads
+from extensions.tools.ui.chosen import MEASURED, chosen_file
+from extensions.tools.ui.decoder import decoder
+from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
+from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, run_id, ui_of, whole
+from extensions.tools.ui.tries import COMPARED, TRIED, TrySettings, compared_files, settings_of, tried_in
+from extensions.tools.ui.views import run as run_view
+from extensions.tools.ui.views import tools
+from extensions.tools.ui.views.new import short
+from extensions.tools.ui.views.queue import queue_of
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import read_object
+from toolkit.train.run_reader import RunInfo
+
+MOST_SEEDS = 4
+"""Images of one press of the button."""
+
+MOST_CELLS = 400
+"""Images of a comparison that are shown."""
+
+SENT = "control"
+"""Folder in TRIED: control images that were sent to the page."""
+
+
+def page(request: Request) -> Response:
+    """The page of a run."""
+    ui, run = _asked(request)
+    return run_view.page(request, **_values(ui, run))
+
+
+def _asked(request: Request) -> tuple[Ui, RunInfo]:
+    ui = ui_of(request)
+    return ui, ui.run(request.path_params["run"])
+
+
+def _values(ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: Any = None) -> dict[str, Any]:
+    """What the template names of the parts of this module. given: the form as it was sent. faults: field -> message."""
+    found: dict[str, Any] = {"try_settings": (settings := settings_of(run)), "try_faults": faults or {}}
+    if settings is not None:
+        found |= {"given": _form(run, settings) | (given or {}), "sent": _sent(run), **_tried(ui, run)}
+        found |= _compared(ui, run)
+    return found
+
+
+def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
+    """The form at first: the file that is recommended, and the prompt and size of the run's first sample."""
+    chosen, first = chosen_file(run.folder), settings.first
+    file = chosen.path.name if chosen and chosen.path.name in settings.files else settings.files[0]
+    values = {"file": file, "strength": "1", "seed": "42", "count": "1", "prompt": settings.prompt, "control": ""}
+    if first is None:
+        return values | {"width": "", "height": ""}
+    values |= {"width": str(first.width), "height": str(first.height), "seed": str(first.seed)}
+    return values | {"control": "0" if first.ctrl_img else ""}
+
+
+def _sent(run: RunInfo) -> list[str]:
+    """Names of the control images that were sent, the latest first."""
+    folder = run.folder / TRIED / SENT
+    files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
+    return [path.name for path in sorted(files, key=lambda path: -path.stat().st_mtime)]
+
+
+def _tried(ui: Ui, run: RunInfo) -> dict[str, Any]:
+    return {"tried": tried_in(run.folder / TRIED), "tries": _states(ui, "generate", short(run.folder / TRIED))}
+
+
+def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
+    """The commands of a tool for a folder that wait, run, or have failed since the last one that was done: each with
+    its `entry`, and what it waits for (`behind`), or its last words (`told`)."""
+    queue, found = queue_of(ui), list[dict[str, Any]]()
+    entries = queue.entries()
+    training = [run.name for run in trains_elsewhere(ui.runs(), entries)]
+    behind = [entry.name for entry in entries if entry.state == RUNNING] + training
+    for entry in entries:
+        if entry.argv[:1] != (tool,) or not {f"--output={output}", f"--run={output}"} & set(entry.argv):
+            continue
+        if entry.state in (DONE, STOPPED):
+            break
+        told = "" if entry.state in (RUNNING, WAITING) else queue.tail(entry.id, 600).strip().rpartition("\n")[2]
+        found.append({"entry": entry, "behind": behind, "told": told or entry.why})
+    return found
+
+
+# ------------------------------------------------------------ try it
+
+
+@posted(files=10, fields=30, part_size=2**16)
+def try_it(request: Request, form: Form) -> Response:
+    """Puts an image of the form into the queue, before the runs that wait there."""
+    ui, run = _asked(request)
+    settings = settings_of(run)
+    if settings is None or (form.get("file") or "") not in settings.files:
+        raise HTTPException(404, "no such file")
+    count, seed = whole(form.get("count", ""), 1, MOST_SEEDS) or 1, whole(form.get("seed", ""), 0, 2**62)
+    faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
+    strength = number(form.get("strength", ""))
+    faults |= {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
+    controls, fault = _controls(ui, run, settings, form)
+    faults |= {"control": fault} if fault else {}
+    if not faults:
+        file, output = short(run.folder / form["file"]), short(run.folder / TRIED)
+        sides = (form.get("width", "").strip(), form.get("height", "").strip())
+        seeds = [(seed or 0) + number for number in range(count)]
+        prompt = form.get("prompt", "").strip()
+        argv = settings.command(file, output, prompt, f"{strength:g}", sides, seeds, controls)
+        wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
+        names = {"--reference": "control"}
+        faults = {names.get(place, place.removeprefix("--")): message for place, message in reversed(wrong)}
+    if faults:
+        return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
+    _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
+    return RedirectResponse(f"{_address(ui, run)}#try", 303)
+
+
+def number(text: str) -> float | None:
+    """A strength of a form, -100 to 100; None for any other text."""
+    try:
+        found = float(text.strip().replace(",", "."))
+    except ValueError:
+        return None
+    return found if -100 <= found <= 100 else None
+
+
+def _controls(ui: Ui, run: RunInfo, settings: TrySettings, form: Form) -> tuple[list[Path], str]:
+    """The control images of a form, and what is wrong with them."""
+    sent = [file for file in form.data.getlist("image") if isinstance(file, UploadFile) and file.filename]
+    if form.get("control") == "send" or (sent and not form.get("control")):
+        if not sent:
+            return [], texts()["after"]["send_none"]
+        return _take(ui, run, sent[: settings.most_controls])
+    kind, _, name = form.get("control", "").partition(":")
+    if kind == SENT and name in _sent(run):
+        return [Path(short(run.folder / TRIED / SENT / name))], ""
+    place, known = whole(kind), run_view.references(ui, run)
+    return (known[place] if place is not None and place < len(known) else []), ""
+
+
+def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path], str]:
+    """Keeps images that were sent; the text is the first refusal."""
+    folder, home = run.folder / TRIED / SENT, ui.own / "uploads"
+    for place in (folder, home):
+        place.mkdir(parents=True, exist_ok=True)
+    files = []
+    for file in sent:
+        name = str(file.filename)
+        files.append(uploads.Incoming(name, PurePosixPath(), name, file.size or 0, partial(getattr, file, "file")))
+        if not uploads.is_image(name):
+            return [], texts()["after"]["send_no_image"].format(name=name)
+    told = list(uploads.take_all(files, home, folder, decoder(ui), takes_zip=False))
+    refused = [f"{each['name']} {each['text']}" for each in told if each["state"] == "refused"]
+    kept = [each["text"] if each["state"] in ("same", "renamed") else each["name"] for each in told]
+    return [Path(short(folder / name)) for name in kept], " ".join(refused[:1])
+
+
+def _enqueue(ui: Ui, *commands: Sequence[str] | str) -> None:
+    """Puts commands, each followed by its name, before whatever waits: somebody looks at the page. They wait while a
+    run trains."""
+    queue = queue_of(ui)
+    with conflicts():
+        first = next((entry.id for entry in queue.entries() if entry.state == WAITING and not entry.yields), "")
+        for argv, name in zip(commands[::2], commands[1::2], strict=True):
+            entry = queue.add(list(argv), str(name), unless=(WAITING, RUNNING), yields=True)
+            if first and entry.state == WAITING:
+                queue.move(entry.id, first)
+    queue.start_runner()
+
+
+def _address(ui: Ui, run: RunInfo) -> str:
+    return f"/runs/{quote(run_id(ui, run.folder), safe='')}"
+
+
+def tried(request: Request) -> Response:
+    """The images alone, for the script that keeps them current."""
+    ui, run = _asked(request)
+    return render(request, "tried.html.j2", here=_address(ui, run), id=run_id(ui, run.folder), **_tried(ui, run))
+
+
+def tried_image(request: Request) -> Response:
+    """An image of TRIED or COMPARED, or a control image that was sent; always made small, so that it is an image
+    whatever the file holds."""
+    ui, run = _asked(request)
+    folder, name = run.folder / request.path_params["folder"], request.path_params["name"]
+    if request.path_params["folder"] not in (TRIED, COMPARED, SENT):
+        raise HTTPException(404, "no such image")
+    folder = run.folder / TRIED / SENT if folder.name == SENT else folder
+    side = request.query_params.get("side", "")
+    return run_view.image(ui, inside(folder, name), 400 if side == "400" else 960)
+
+
+# ------------------------------------------------------------ compare
+
+
+@posted()
+def compare(request: Request, form: Form) -> Response:
+    """Puts a grid of all files and `best` into the queue."""
+    ui, run = _asked(request)
+    settings, files = settings_of(run), [file.path for file in compared_files(run.folder)]
+    if settings is None or len(files) < 2:
+        raise HTTPException(409, texts()["after"]["too_few"])
+    with conflicts():
+        prompts = settings.write_prompts()
+    output = run.folder / COMPARED
+    grid = ["grid", *(f"--lora={short(file)}" for file in files), f"--prompts={short(prompts)}"]
+    grid += [f"--trigger-word={settings.trigger_word}"] if settings.trigger_word else []
+    words = texts()["after"]["compare"]
+    best = ["best", f"--run={short(run.folder)}"]
+    _enqueue(ui, [*grid, f"--output={short(output)}"], f"{words}: {run.name}", best, f"best: {run.name}")
+    return RedirectResponse(f"{_address(ui, run)}#compared", 303)
+
+
+def compared(request: Request) -> Response:
+    """The comparison alone, for the script that keeps it current."""
+    ui, run = _asked(request)
+    shown = {"here": _address(ui, run), "chosen_file": chosen_file(run.folder), **_compared(ui, run)}
+    return render(request, "compared.html.j2", **shown)
+
+
+def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
+    """The images of all files, by prompt and file, and the numbers of `best`."""
+    images = tried_in(run.folder / COMPARED, MOST_CELLS)
+    columns = ["", *(file.path.name for file in compared_files(run.folder))]
+    cells: dict[tuple[str, tuple[str, ...], int], dict[str, str]] = {}
+    for image in images:
+        row = cells.setdefault((image.prompt, image.controls, image.seed), {})
+        row[image.files[0][0] if image.files else ""] = image.name
+    rows = [(prompt, [found.get(column) for column in columns]) for (prompt, *_), found in sorted(cells.items())]
+    grid = _states(ui, "grid", short(run.folder / COMPARED))
+    return {
+        "comparison": {"columns": columns, "rows": rows} if rows else None,
+        "measured": _measured(run.folder),
+        "comparing": [*grid, *_states(ui, "best", short(run.folder))],
+        "file_names": columns[1:],
+    }
+
+
+def _measured(folder: Path) -> dict[str, Any]:
+    """What `best` has found: `recommended`, `reason` and `rows` of file, step, loss and drift; empty: nothing."""
+    found = read_object(folder / MEASURED)
+    files = found.get("files")
+    rows = [row for row in files if isinstance(row, dict)] if isinstance(files, list) else []
+    shown = [{key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows]
+    shown = [
+        row for row in shown if isinstance(row["file"], str) and all(_is_number(row[k]) for k in ("loss", "drift"))
+    ]
+    texts_ = {key: redact_text(str(found.get(key, ""))) for key in ("recommended", "reason", "measured_on")}
+    return texts_ | {"rows": shown} if shown else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e12
