@@ -34,4 +34,13 @@ def mapped_bytes(path: Path) -> Tensor:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor is in a file that `mapped_bytes` has mapped."""
-    return tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _maps
+    return bool(_maps) and tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _maps
+
+
+def will_read(tensor: Tensor) -> None:
+    """Asks the system to read a mapped tensor from the disk, where it is not in its cache; returns at once."""
+    area = _maps.get(tensor.untyped_storage().data_ptr())
+    if area is not None and hasattr(mmap, "MADV_WILLNEED"):
+        first = tensor.storage_offset() * tensor.element_size()
+        begin = first - first % mmap.PAGESIZE
+        area.madvise(mmap.MADV_WILLNEED, begin, first + tensor.nbytes - begin)
