@@ -41,6 +41,6 @@ def will_read(tensor: Tensor) -> None:
     """Asks the system to read a mapped tensor from the disk, where it is not in its cache; returns at once."""
     area = _maps.get(tensor.untyped_storage().data_ptr())
     if area is not None and hasattr(mmap, "MADV_WILLNEED"):
-        first = tensor.storage_offset() * tensor.element_size()
+        first = int(tensor.storage_offset()) * tensor.element_size()
         begin = first - first % mmap.PAGESIZE
-        area.madvise(mmap.MADV_WILLNEED, begin, first + tensor.nbytes - begin)
+        area.madvise(mmap.MADV_WILLNEED, begin, first - begin + tensor.numel() * tensor.element_size())

@@ -116,8 +116,8 @@ class HostBlock:
         """The piece of the mapped file that has these tensors: nothing is copied."""
         first, last = _span(waiting)
         for tensor in waiting:
-            begin = tensor.storage_offset() * tensor.element_size() - first
-            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, begin + tensor.nbytes))
+            begin, end = (place - first for place in _span([tensor]))
+            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
         return torch.empty(0, dtype=torch.uint8).set_(waiting[0].untyped_storage(), first, (last - first,), (1,))
 
     def point_to(self, memory: Tensor) -> None:
@@ -145,8 +145,9 @@ def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
 
 def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
     """First byte and end of what tensors of one storage take of it."""
-    begins = [tensor.storage_offset() * tensor.element_size() for tensor in tensors]
-    return min(begins), max(begin + tensor.nbytes for begin, tensor in zip(begins, tensors, strict=True))
+    begins = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    return min(begins), max(map(sum, zip(begins, sizes, strict=True)))
 
 
 class PinnedWindow:
