@@ -168,7 +168,7 @@ class SdTrainerProcess(ImageTrainer):
             section.training_folder,
             decoder=section.decoder(),
             keep=True,
-            maps=not any(way.model for way in section.deployments().values()),  # which take their place in turns
+            maps=section.maps_kept(),
         )
 
     def _as_planned(self) -> SdTrainerConfig:

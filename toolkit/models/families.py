@@ -497,6 +497,11 @@ def published_names() -> set[str]:
     return set(published())
 
 
+def kept_label(model: ModelConfig) -> str:
+    """What the quantized transformer of a section is called where it is kept."""
+    return f"{model.public_name()} in {model.qtype}"
+
+
 def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
     """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`), about. number_bytes: of a weight
     that is not quantized."""

@@ -19,7 +19,7 @@ from toolkit.files.writing import CACHE_FOLDER, sha256_of
 from toolkit.memory.offload import swapped_blocks
 from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer
 from toolkit.memory.stored_blocks import describe, restore
-from toolkit.models.families import BlockTransform, family_for, kept_bytes
+from toolkit.models.families import BlockTransform, family_for, kept_bytes, kept_label
 from toolkit.models.hub import download_file
 from toolkit.models.interface import DiffusionModel
 from toolkit.models.kept import Kept
@@ -60,8 +60,8 @@ def load_base_model(
     cache, own = Path(training_folder).expanduser() / CACHE_FOLDER, weights_dtype or dtype
     kept = None
     if keep and make is None and block_sharing is None and model.keeps_quantized():
-        name, label = kept_name(model, own, device.type), f"{model.public_name()} in {model.qtype}"
-        kept = Kept(cache, name, kept_bytes(model, own.itemsize), label, describe, restore, maps)
+        name = kept_name(model, own, device.type)
+        kept = Kept(cache, name, kept_bytes(model, own.itemsize), kept_label(model), describe, restore, maps)
 
     def quantizing() -> Quantizer | None:
         if make:
