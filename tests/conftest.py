@@ -30,6 +30,7 @@ from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
 from tests.processes import environment, free_port
 from toolkit.files.log import OWN_LOGGERS
+from toolkit.models import kept
 
 if TYPE_CHECKING:
     from tests.diffusers_reference import Member
@@ -78,6 +79,13 @@ FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 READ_AT_THE_START = ("PYTHON", "HF_", "OMP_", "TORCH")
 """How names of variables begin that count for an interpreter or a library once, when it starts."""
+
+
+@pytest.fixture(autouse=True)
+def room_to_keep_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans and starts keep quantized models whatever is free on the disk of the tests; processes of their own see what
+    is free."""
+    monkeypatch.setattr(kept, "LEAST_FREE", -(10**12))
 
 
 @pytest.fixture(scope="session")

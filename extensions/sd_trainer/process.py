@@ -161,7 +161,15 @@ class SdTrainerProcess(ImageTrainer):
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
         settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
         self.model = load_base_model(
-            settings, device, dtype, weights, sharing, section.training_folder, decoder=section.decoder()
+            settings,
+            device,
+            dtype,
+            weights,
+            sharing,
+            section.training_folder,
+            decoder=section.decoder(),
+            keep=True,
+            maps=section.maps_kept(),
         )
 
     def _as_planned(self) -> SdTrainerConfig:

@@ -251,6 +251,13 @@ class ModelConfig(StrictModel):
     qtype_te: Qtype = "int8"
     """Data type of the quantized text encoder weights."""
 
+    keep_quantized: bool = True
+    """Keep the quantized transformer in the cache of the `training_folder`, so that the next start reads it instead of
+    quantizing the published weights: the same bits in a fraction of the time. Blocks that wait (`blocks_to_swap`,
+    `modulation_table`) are mapped from there and take no main memory. At least 10 GB of the disk stay free: entries
+    that were not used for longest go first, and where that is not enough none is written. `run.py cache JOB --prune`
+    deletes those of other models."""
+
     low_vram: bool = False
     """Quantize on the CPU, and move the VAE off the device while it is not used; the text encoder too where captions
     are shuffled or come from a stream."""
@@ -275,7 +282,7 @@ class ModelConfig(StrictModel):
 
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
-        **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap"), "harmless"),
+        **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap", "keep_quantized"), "harmless"),
         **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
@@ -353,6 +360,10 @@ class ModelConfig(StrictModel):
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
         return looks_like_a_path(self.name_or_path) or self.folder().is_dir()
+
+    def keeps_quantized(self) -> bool:
+        """Whether the quantized transformer is kept for the next start."""
+        return self.quantize and self.keep_quantized
 
     def makes_recovery(self) -> bool:
         """Whether the recovery adapter is made from the weights."""

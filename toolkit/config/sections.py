@@ -402,6 +402,11 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
         also = self.sample.also if self.sample else ()
         return {entry.key(index): entry for index, entry in enumerate(also)}
 
+    def maps_kept(self) -> bool:
+        """Whether weights that wait may stay in the file of the kept model: nothing writes to them."""
+        writes = self.network.trains_model or any(way.model for way in self.deployments().values())
+        return self.model.keeps_quantized() and not writes
+
     def other_model(self, way: DeploymentConfig) -> ModelConfig:
         """The model of an entry of `sample.also`, loaded as that of the section is."""
         files = {"name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision", "arch"}

@@ -3,7 +3,8 @@
 Block swap: weights of some blocks stay in CPU memory and are copied to the device before their block runs. Two buffers
 on the device alternate: while one block computes, the weights of the next one are copied to the other. Frozen weights
 do not change, so nothing is copied back; the parameters of an adapter stay on the device. The blocks are spread evenly,
-so that several others compute while one arrives. (musubi-tuner spreads them so too:
+so that several others compute while one arrives. Weights that are mapped from a file stay there, and pass through a
+pinned window of two blocks on their way. (musubi-tuner spreads them so too:
 modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
 
 Where the blocks themselves are trained, each of their parameters is stepped in the backward pass, while it is on the
@@ -18,6 +19,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
+from toolkit.files.mapped import is_mapped, will_read
 from toolkit.models.interface import BlockForward
 from toolkit.system.device import is_out_of_memory, pinned
 
@@ -87,12 +90,19 @@ class HostBlock:
 
     def __init__(self, block: nn.Module, device: torch.device, trained: bool = False) -> None:
         """trained: trained parameters are in CPU memory too, not on the device."""
-        self.parts: list[_BlockTensors] = []
-        end = 0
+        waiting = list[Tensor]()
         for tensor in (*block.parameters(), *block.buffers()):
             if tensor.requires_grad and not trained:
                 tensor.data = tensor.data.to(device)
-                continue
+            else:
+                waiting.append(tensor)
+        self.parts: list[_BlockTensors] = []
+        self.is_mapped = not trained and _is_one_piece(waiting)
+        if self.is_mapped:
+            self.memory = self._piece(waiting)
+            return
+        end = 0
+        for tensor in waiting:
             begin = -(-end // ALIGNMENT) * ALIGNMENT
             end = begin + tensor.numel() * tensor.element_size()
             self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
@@ -101,6 +111,14 @@ class HostBlock:
         for part in self.parts:
             self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
             part.point_to(self.memory)
+
+    def _piece(self, waiting: Sequence[Tensor]) -> Tensor:
+        """The piece of the mapped file that has these tensors: nothing is copied."""
+        first, last = _span(waiting)
+        for tensor in waiting:
+            begin, end = (place - first for place in _span([tensor]))
+            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
+        return torch.empty(0, dtype=torch.uint8).set_(waiting[0].untyped_storage(), first, (last - first,), (1,))
 
     def point_to(self, memory: Tensor) -> None:
         for part in self.parts:
@@ -111,6 +129,57 @@ class HostBlock:
         return [part.tensor._version for part in self.parts]
 
 
+MOST_HOLES = 1.25
+"""Bytes of a mapped piece for each byte of the tensors in it, at the most; other pieces are copied."""
+
+
+def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
+    """Whether the tensors lie in one piece of a mapped file."""
+    if not tensors or not all(is_mapped(tensor) and tensor.is_contiguous() for tensor in tensors):
+        return False
+    if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) > 1:
+        return False
+    first, last = _span(tensors)
+    return last - first <= MOST_HOLES * sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+
+
+def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:
+    """First byte and end of what tensors of one storage take of it."""
+    begins = [int(tensor.storage_offset()) * tensor.element_size() for tensor in tensors]
+    sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
+    return min(begins), max(map(sum, zip(begins, sizes, strict=True)))
+
+
+class PinnedWindow:
+    """Two pieces of pinned memory, through which mapped weights reach a GPU: one is filled from the file, by a thread
+    of its own, while the other is copied."""
+
+    def __init__(self, size: int, stream: torch.cuda.Stream) -> None:
+        """size: bytes of a piece. stream: of the copies."""
+        self._pieces = deque[tuple[Tensor, torch.cuda.Event | None]]()
+        """Each with the end of its last copy; the one used longest ago first."""
+        for _ in range(2):
+            self._pieces.append((pinned(partial(torch.empty, size, dtype=torch.uint8)), None))
+        self._stream, self._worker = stream, ThreadPoolExecutor(1, "mapped weights")
+
+    def send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> Future[torch.cuda.Event]:
+        """Copies a mapped piece to the device once `ready` has come; the event of its arrival."""
+        will_read(source)
+        return self._worker.submit(self._send, source, target, ready)
+
+    def _send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> torch.cuda.Event:
+        piece, sent = self._pieces.popleft()
+        if sent is not None:
+            sent.synchronize()
+        piece[: len(source)].copy_(source)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            target.copy_(piece[: len(source)], non_blocking=True)
+            arrived = self._stream.record_event()
+        self._pieces.append((piece, arrived))
+        return arrived
+
+
 class _Buffer:
     """Device memory for one block."""
 
@@ -119,6 +188,8 @@ class _Buffer:
         self.place: int | None = None
         """Index of the swapped block that is in it, or being copied to it."""
         self.arrived: torch.cuda.Event | None = None
+        self.arriving: Future[torch.cuda.Event] | None = None
+        """What gives `arrived`, where it comes through a `PinnedWindow`."""
         self.versions: list[int] = []
         """Versions of the block's tensors when it came; empty once one of them may have been stepped."""
 
@@ -138,6 +209,8 @@ class BlockSwap:
         size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        mapped = [len(host_block.memory) for host_block in self._waiting if host_block.is_mapped]
+        self._window = PinnedWindow(max(mapped), self._stream) if self._stream and mapped else None
         for place, block in enumerate(blocks if trained else ()):
             for parameter in block.parameters():
                 if parameter.requires_grad:
@@ -178,6 +251,8 @@ class BlockSwap:
     def _ensure_loaded(self, place: int, ahead: int | None) -> _Buffer:
         """The buffer with the weights of one block, once they have arrived; starts prefetching those of another."""
         current = self._fetch(place, keep=None)
+        if current.arriving is not None:
+            current.arrived, current.arriving = current.arriving.result(), None
         if current.arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(current.arrived)
         if ahead is not None:
@@ -198,6 +273,7 @@ class BlockSwap:
         if buffer.place is not None:
             leaving = self._waiting[buffer.place]
             if leaving.versions() != buffer.versions:
+                assert not leaving.is_mapped  # its weights are frozen
                 self._copy_back(buffer, leaving.memory)
             leaving.point_to(leaving.memory)  # a wrong use of it raises an error on CUDA
         buffer.place, arriving = place, self._waiting[place]
@@ -222,7 +298,11 @@ class BlockSwap:
         if self._stream is None:
             target.copy_(source)
             return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what was in the buffer is still in use
+        if self._window is not None and is_mapped(source):
+            ready = torch.cuda.current_stream(self._device).record_event()  # what was in the buffer is still in use
+            buffer.arriving = self._window.send(source, target, ready)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # as above
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
             buffer.arrived = self._stream.record_event()

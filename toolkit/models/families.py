@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config.few_step import DeploymentConfig
-from toolkit.config.model import ModelConfig
+from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.config.model_files import (
     INDEX,
     SINGLE_FILE_PARTS,
@@ -42,6 +43,8 @@ from toolkit.registry import FAMILIES, load_object
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from toolkit.models.kept import Kept
 
 
 FEW_STEPS = 4
@@ -294,6 +297,9 @@ class ModelLoadOptions:
     low_vram: bool = False
     """Quantize on the CPU and move only the finished blocks to the device."""
 
+    kept: Kept | None = None
+    """The copy of the trained module, as it is quantized, on the disk. None: it is neither read nor written."""
+
 
 class ModelFamily(ModelFacts, ABC):
     """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
@@ -492,6 +498,24 @@ def title_of(model: ModelSection, family: ModelFamily) -> str:
 def published_names() -> set[str]:
     """The hub ids of the models that the families were published with."""
     return set(published())
+
+
+def kept_label(model: ModelConfig) -> str:
+    """What the quantized transformer of a section is called where it is kept."""
+    return f"{model.public_name()} in {model.qtype}"
+
+
+def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
+    """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`), about. number_bytes: of a weight
+    that is not quantized."""
+    facts, recovery = family_for(model).footprint(model.files_folder()), 0
+    if model.makes_recovery():
+        layers = family_for(model).linear_layers(model.files_folder())
+        recovery = AUTO_RANK * sum(map(sum, layers.values())) * number_bytes
+    elif model.accuracy_recovery_adapter and model.recovery_is_path():
+        with suppress(OSError):
+            recovery = Path(model.accuracy_recovery_adapter).expanduser().stat().st_size
+    return facts.stored(facts.linear_params, model.qtype, number_bytes) + facts.other_params * number_bytes + recovery
 
 
 def model_bytes(model: ModelConfig) -> int:

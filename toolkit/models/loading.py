@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +37,7 @@ from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOption
 from toolkit.models.hashes import part_hashes, weights_hash
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.interface import DiffusionModel
+from toolkit.models.kept import Kept, KeptReader, KeptWriter
 from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES
 from toolkit.rotation import regular_hadamard, rotate
@@ -292,18 +294,54 @@ STRICTLY: dict[str, Any] = {
 def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str] = ()) -> Any:
     """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
 
-    It is built empty and filled block by block straight from the memory-mapped shards, so that at most one block
-    stands in memory in its stored precision while the rest is already quantized.
+    It is built empty and filled block by block, so that at most one block stands in memory in its stored precision
+    while the rest is already quantized. With `ModelLoadOptions.kept` it is read as it was quantized before, or written
+    for the next time.
 
     kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory with `modulation_table`.
     Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
     """
+    read, make = partial(_read_kept, options, kind, tabulated), partial(_from_weights, options, kind, tabulated)
+    model = options.kept.used_by(read, make) if options.kept else make(None)
+    for name, child in model.named_children():
+        if name != BLOCKS:
+            child.to(options.device)
+    return model.requires_grad_(False).eval()
+
+
+def _empty(options: ModelLoadOptions, kind: Any) -> Any:
+    with init_empty_weights(include_buffers=False):
+        return kind.from_config(kind.load_config(options.folder / "transformer"))
+
+
+def _place(options: ModelLoadOptions, index: int, block: nn.Module, tabulated: Sequence[str]) -> None:
+    """Puts the parts of a block where they stay."""
+    for name, child in block.named_children():
+        child.to("cpu" if _stays(options, index, tabulated, name) else options.device)
+
+
+def _stays(options: ModelLoadOptions, index: int, tabulated: Sequence[str], name: str) -> bool:
+    """Whether a part of a block, or a tensor of it, stays in CPU memory. name: in the block."""
+    return index in options.cpu_blocks or (options.modulation_table and name.split(".")[0] in tabulated)
+
+
+def _read_kept(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptReader) -> Any:
+    """As it was quantized before; not yet on its device what is around the blocks."""
+    model = _empty(options, kind)
+    for index, block in enumerate(model.transformer_blocks):
+        entry.fill(f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated))
+        _place(options, index, block, tabulated)
+    entry.fill_rest(model, without=f"{BLOCKS}.")
+    return model
+
+
+def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str], entry: KeptWriter | None) -> Any:
+    """From the published weights, straight from the memory-mapped shards; the same."""
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
     merge, kept = options.merge_fn() if options.merge_fn else None, 0
     codes = "" if merge else options.keeps_codes  # merging changes the weights
-    with init_empty_weights(include_buffers=False):
-        model = kind.from_config(kind.load_config(part))
+    model = _empty(options, kind)
     with ExitStack() as stack:
         reader = ShardReader(part, stack, options.files.get("transformer"))
         part = reader.folder
@@ -318,9 +356,9 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
                 merge(block, f"{BLOCKS}.{index}")
             if options.transform_block:
                 options.transform_block(block, f"{BLOCKS}.{index}")
-            for name, child in block.named_children():
-                stays = index in options.cpu_blocks or (options.modulation_table and name in tabulated)
-                child.to("cpu" if stays else options.device)
+            if entry:
+                entry.add(f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated), last=tabulated)
+            _place(options, index, block, tabulated)
         fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
         for name, child in model.named_children():
             if name != BLOCKS:
@@ -334,10 +372,9 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
             logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
-    for name, child in model.named_children():
-        if name != BLOCKS:
-            child.to(options.device)
-    return model.requires_grad_(False).eval()
+    if entry:
+        entry.finish(model, without=f"{BLOCKS}.")
+    return model
 
 
 def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
@@ -392,12 +429,14 @@ def load_model(
     cpu_blocks: frozenset[int] = frozenset(),
     block_sharing: BlockTransform | None = None,
     decoder: Path | None = None,
+    kept: Kept | None = None,
 ) -> DiffusionModel:
     """The model of a `model:` section; its parts are loaded on first use.
 
     weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
-    merge_fn, cpu_blocks, decoder: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where
-    it is not `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
+    merge_fn, cpu_blocks, decoder, kept: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module,
+    where it is not `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation
+    cache.
     Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
     """
     folder = model_folder(model)
@@ -425,6 +464,7 @@ def load_model(
         cpu_blocks=cpu_blocks,
         text_encoder_cache_tag=model.qtype_te + as_stored if model.quantize_te else "",
         low_vram=model.low_vram,
+        kept=kept,
     )
     return family.open(options)
 

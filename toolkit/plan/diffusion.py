@@ -38,6 +38,7 @@ from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note
 from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
+from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
 from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards
 from toolkit.plan.memory_plan import plan_memory
@@ -307,6 +308,9 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
         if not model.quantize:
             return
+        kept = kept_outlook(self.section)
+        if kept and kept.lack:
+            yield f"warning: model.keep_quantized: the quantized model will not be kept: {kept.lack}"
         is_hopper = self.machine.kind == "cuda" and self.machine.capability in (None, 9)
         if is_hopper and model.qtype == "int8" and model.int8_matmul == "auto" and self.section.train.compile.enabled:
             yield "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"

@@ -28,6 +28,7 @@ from toolkit.models.families import (
 from toolkit.models.folder_family import with_single_files
 from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
+from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import (
     CUDA_CONTEXT,
     ENCODING,
@@ -73,6 +74,9 @@ STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 
 SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
+
+WINDOW = 2
+"""Blocks in pinned memory on their way from the kept model to the device (`PinnedWindow`)."""
 
 LAYER_COPIES = 2
 """Layers of the text encoder in main memory while one is copied out of its file."""
@@ -171,6 +175,9 @@ class _Estimator:
         # which are encoded at each use; both for a stream.
         self.encoders: Bytes = {}
         self.waiting: Bytes = {}
+        # Whether weights that wait in main memory are mapped from the kept model.
+        kept = kept_outlook(section) if section.maps_kept() and self.shards == 1 else None
+        self.mapped = kept is not None and not kept.lack
         if self.samples or self.is_streamed:
             (self.waiting if self.low_vram else self.encoders)["VAE"] = self.vae
         self.stays_whole = any(group.shuffled for group in groups)
@@ -206,6 +213,11 @@ class _Estimator:
                 "captions that are encoded at each use, shuffled or of a stream, keep the whole text encoder "
                 f"({gigabytes(self.text)}) in memory"
             )
+        if mapped := self._mapped():
+            notes.append(
+                f"{gigabytes(mapped)} of weights that wait are read from the kept model (model.keep_quantized): they "
+                "take main memory only as the system's cache of files, which it takes back where it needs it"
+            )
         always: Bytes = {"context": CUDA_CONTEXT} if self.on_gpu else {"process baseline": PROCESS_BASELINE}
         found = tuple(Phase(name, positive(always | parts)) for name, parts in phases.items())
         beside = self.within_backward + sum(self.whole_blocks)
@@ -221,8 +233,24 @@ class _Estimator:
         read = self._text_on_host()
         if self.stays_whole:
             read = max(read, self._whole_text_encoder())
-        more = {"text encoder, read": read - sum(training.values())}
+        loaded = self._block_on_host() + sum(self._beside().values())
+        most = max(read, sum(training.values()))
+        more = {"text encoder, read": read - sum(training.values()), "one block, loaded": loaded - most}
         return positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **training, **more})
+
+    def _block_on_host(self) -> float:
+        """Bytes of the block that is read from the published weights, or quantized there with `low_vram`."""
+        weights = self.facts.linear_params // self.facts.blocks
+        if self.qtype and self.low_vram:
+            weights += QUANTIZING_COPIES * self.facts.largest_layer
+        return weights * self.own
+
+    def _mapped(self) -> int:
+        """Bytes that wait in the kept model, not in main memory."""
+        if not self.mapped:
+            return 0
+        table = self.modulation if self.has_table else 0
+        return int(table + min(self.model.blocks_to_swap, self.facts.blocks) * self.block_at_rest)
 
     def _on_cpu(self, parts: Bytes) -> Bytes:
         """Nothing on a GPU: it is part of `_host` there."""
@@ -428,11 +456,15 @@ class _Estimator:
     def _beside(self) -> Bytes:
         """What lies in main memory all the time. A block stays there while it is in a buffer on the device."""
         pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
+        swapped, layers = min(self.model.blocks_to_swap, self.facts.blocks), TABULATED_LAYERS * self.facts.blocks
+        average = self._swapped_average() if swapped else 0
+        if self.mapped:  # what is in main memory are the windows through which they pass
+            swapped, layers = (WINDOW * self.on_gpu * bool(count) for count in (swapped, layers))
         found = self.waiting | {
-            "weights of the table": TABULATED_LAYERS * self.facts.blocks * pinned(self.modulation_layer)
+            "weights of the table": layers * pinned(self.modulation_layer),
+            "swapped blocks": swapped * pinned(self.block_at_rest),
+            "average": average,
         }
-        if swapped := min(self.model.blocks_to_swap, self.facts.blocks):
-            found |= {"swapped blocks": swapped * pinned(self.block_at_rest), "average": self._swapped_average()}
         if self.section.deployments():
             found["transformers of sample.also"] = self._others()
         return found

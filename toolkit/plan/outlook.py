@@ -100,6 +100,9 @@ class DiskOutlook(NamedTuple):
 
     free_bytes: int
 
+    kept_bytes: int = 0
+    """Bytes of the quantized model, which is kept in the cache of the `training_folder`; 0: none is."""
+
 
 class TimeOutlook(NamedTuple):
     """The time that is left of a run."""
@@ -224,7 +227,8 @@ class Outlook:
         if begins and (disk := self.disk):
             there = f", of which {readable_size(disk.there_bytes)} are there" if disk.there_bytes else ""
             needed = f"disk: up to {readable_size(disk.needed_bytes)} of states and files"
-            line = f"{needed}{there} ({readable_size(disk.free_bytes)} free)"
+            kept = f"; {readable_size(disk.kept_bytes)} of the quantized model" if disk.kept_bytes else ""
+            line = f"{needed}{there}{kept} ({readable_size(disk.free_bytes)} free)"
             short = disk.needed_bytes - disk.there_bytes > disk.free_bytes
             lines = [f"warning: {line}: too little, saves are put off once the disk is full" if short else line]
         if begins and self.time:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.sections import DiffusionSection, ImageTrainingSection, TrainerConfig
 from toolkit.config.train import (
     LEAST_IMAGES,
     LEAST_LATER,
@@ -35,6 +35,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
 from toolkit.memory.kept_times import compile_seconds, run_times
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
+from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
 from toolkit.plan.oom_hints import advice_line, why_too_large
 from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
@@ -240,7 +241,9 @@ def run_outlook(
     if needed_bytes is not None:
         there = sum(state.size for state in list_checkpoints(folder))
         there += sum(file.size for file in list_network_files(folder))
-        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder))
+        kept = kept_outlook(section) if isinstance(section, DiffusionSection) else None
+        kept_bytes = kept.bytes if kept and not kept.lack else 0
+        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder), kept_bytes)
     time, no_time = time_left(section, plan, start.step)
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
 

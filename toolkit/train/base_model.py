@@ -6,20 +6,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from toolkit.config.model import AUTO_RANK, ModelConfig
+from toolkit.data.cache import key_of
 from toolkit.errors import UserError
-from toolkit.files.writing import CACHE_FOLDER
+from toolkit.files.writing import CACHE_FOLDER, sha256_of
 from toolkit.memory.offload import swapped_blocks
 from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer
-from toolkit.models.families import BlockTransform, family_for
+from toolkit.memory.stored_blocks import describe, restore
+from toolkit.models.families import BlockTransform, family_for, kept_bytes, kept_label
 from toolkit.models.hub import download_file
 from toolkit.models.interface import DiffusionModel
-from toolkit.models.loading import Quantizer, load_model, model_folder
+from toolkit.models.kept import Kept
+from toolkit.models.loading import Quantizer, load_model, model_folder, part_hash
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
 from toolkit.train.recovery import RecoveryMaker, auto_file
@@ -27,6 +31,11 @@ from toolkit.train.recovery import RecoveryMaker, auto_file
 logger = logging.getLogger(__name__)
 
 RECOVERY = "model.accuracy_recovery_adapter"
+MERGED = "model.base_loras"
+
+
+QUANTIZING = 1
+"""Version of the rule by which blocks are quantized and kept: what changes the numbers, or the files, adds 1."""
 
 
 def load_base_model(
@@ -38,27 +47,95 @@ def load_base_model(
     training_folder: str = "output",
     make: MakeLowRank | None = None,
     decoder: Path | None = None,
+    keep: bool = False,
+    maps: bool = True,
 ) -> DiffusionModel:
     """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`.
 
-    training_folder: whose cache has, or gets, the recovery adapter of `auto`. make: makes the recovery adapter.
-    decoder: see `ModelLoadOptions`.
+    training_folder: whose cache has, or gets, the recovery adapter of `auto` and the quantized transformer. make: makes
+    the recovery adapter. decoder: see `ModelLoadOptions`. keep: whether the quantized transformer is read from the
+    cache, or put there, if `model.keep_quantized` says so. maps: whether blocks of it that wait may be mapped; not
+    where something writes to their weights.
     """
-    of_blocks: Quantizer | None = partial(quantizer, make=make) if make else None
-    if of_blocks is None and model.makes_recovery():
-        of_blocks = _auto_quantizer(model, weights_dtype or dtype, Path(training_folder).expanduser() / CACHE_FOLDER)
+    cache, own = Path(training_folder).expanduser() / CACHE_FOLDER, weights_dtype or dtype
+    kept = None
+    if keep and make is None and block_sharing is None and model.keeps_quantized():
+        name = kept_name(model, own, device.type)
+        kept = Kept(cache, name, kept_bytes(model, own.itemsize), kept_label(model), describe, restore, maps)
+
+    def quantizing() -> Quantizer | None:
+        if make:
+            return partial(quantizer, make=make)
+        return _auto_quantizer(model, own, cache) if model.makes_recovery() else block_quantizer(model)
+
+    is_there = kept is not None and kept.is_there()
     return load_model(
         model,
         device,
         dtype,
         quantizer,
         weights_dtype=weights_dtype,
-        merge_fn=base_merging(model),
-        block_quantizer=of_blocks or block_quantizer(model),
+        merge_fn=partial(_merging, model) if is_there and model.base_loras else base_merging(model),
+        block_quantizer=partial(_Later, quantizing) if is_there else quantizing(),
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
         decoder=decoder,
+        kept=kept,
     )
+
+
+class _Later:
+    """A transform of blocks that is made when the first block comes: it reads files that a kept model does not need."""
+
+    def __init__(self, quantizing: Callable[[], Quantizer | None], qtype: str) -> None:
+        self._make = lambda: (quantizing() or quantizer)(qtype)
+        self._transform: BlockTransform | None = None
+
+    def __call__(self, block: torch.nn.Module, name: str) -> None:
+        if self._transform is None:
+            self._transform = self._make()
+        self._transform(block, name)
+
+
+def _merging(model: ModelConfig) -> LoraMerger:
+    merging = base_merging(model)
+    assert merging is not None  # the model has base LoRAs
+    return merging()
+
+
+def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
+    """The name of the entry with the quantized transformer of a section: it says what its bits were made from. dtype:
+    of its weights. device: type of the one that quantizes.
+
+    Raises UserError where the model or a file that is merged into it is not there.
+    """
+    family, recovery = family_for(model), model.accuracy_recovery_adapter
+    if recovery == "auto":
+        recovery = f"auto {AUTO_RANK}"
+    elif recovery:
+        path = Path(recovery).expanduser() if model.recovery_is_path() else download_file(recovery, RECOVERY)
+        recovery = _hash_of(path, RECOVERY)
+    key = key_of(
+        rule=QUANTIZING,
+        libraries=[version("torch"), version("optimum-quanto")],
+        arch=family.arch,
+        weights=part_hash(model, family.trained_part),
+        qtype=model.qtype,
+        dtype=str(dtype),
+        device="cpu" if model.low_vram else device,
+        merged=[
+            [_hash_of(Path(one.path).expanduser(), "model.base_loras"), one.multiplier] for one in model.base_loras
+        ],
+        recovery=recovery,
+    )
+    return f"{model.qtype}_{key[:32]}"
+
+
+def _hash_of(path: Path, key: str) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{key}: {path}: cannot be read: {error.strerror or error}.") from error
 
 
 def block_quantizer(model: ModelConfig) -> Quantizer | None:

@@ -35,8 +35,9 @@ class CacheOptions(ProcessConfig):
     """Threads that read images and entries; the encoders process one item at a time."""
 
     prune: bool = False
-    """Delete the latents and text embeddings that the datasets and sample prompts do not use. Other jobs of the same
-    `training_folder` share the cache: entries that only they use are recomputed when they need them."""
+    """Delete the latents and text embeddings that the datasets and sample prompts do not use, and the quantized models
+    other than the job's (`model.keep_quantized`). Other jobs of the same `training_folder` share the cache: entries
+    that only they use are recomputed when they need them."""
 
     keep: bool = False
     """Only count what `prune` would delete."""

@@ -14,11 +14,13 @@ from toolkit.data.from_base import not_made_yet
 from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
 from toolkit.data.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
-from toolkit.files.writing import CACHE_FOLDER, readable_size
+from toolkit.files.writing import CACHE_FOLDER, readable_size, remove
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import model_bytes
+from toolkit.models.kept import MODELS, kept_entries
 from toolkit.models.loading import checked_family, load_model
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
+from toolkit.train.base_model import kept_name
 from toolkit.train.sampling import Sampler, measured_edits, sample_prompts
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ class CacheProcess(BaseExtensionProcess):
             keys = used.setdefault(folder, defaultdict(set))
             for kind, key in self._encode(section, folder):
                 keys[kind].add(key)
+            if section.model.keeps_quantized():  # its files are here now
+                dtype, device = DTYPES[section.weights_dtype()], pick_device(section.device, quiet=True)
+                keys[MODELS].add(kept_name(section.model, dtype, device.type))
         for folder, keys in used.items():
             self._account(folder, keys)
 
@@ -109,6 +114,13 @@ class CacheProcess(BaseExtensionProcess):
             if self.section.prune and not self.section.keep:
                 for key in rest:
                     store.remove(key)
+        for entry in kept_entries(folder / CACHE_FOLDER):
+            is_used = entry.folder.name in used[MODELS]
+            unused += not is_used
+            by_it = "used" if is_used else "not used by this job"
+            logger.info(f"models: {entry.model} ({readable_size(entry.bytes)}) {by_it}, in {entry.folder}")
+            if not is_used and self.section.prune and not self.section.keep:
+                remove(entry.folder)
         if unused and self.section.prune and not self.section.keep:
             logger.info(f"{unused} entries deleted")
 

@@ -38,7 +38,7 @@ def encoded_run(
     as of `encode_items`."""
     check_device(device, model_bytes(training.model))
     used, dtype = use_device(pick_device(device)), DTYPES[training.train.dtype]
-    model = load_base_model(training.model, used, dtype, training_folder=training.training_folder)
+    model = load_base_model(training.model, used, dtype, training_folder=training.training_folder, keep=True)
     stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
     dataset = encode_items(items, model, lambda _: stores, dtype, progress, later=later)
     return EncodedRun(model, dataset, used, dtype)

@@ -18,6 +18,7 @@ from tests.processes import several
 from toolkit.data.types import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
+from toolkit.models import kept as kept_model
 from toolkit.plan.memory import Machine, MemoryEstimate
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
@@ -288,13 +289,48 @@ def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytes
 
 def test_swapped_blocks_and_weights_of_the_table_are_in_the_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)  # as with PyTorch 2.13
-    plain, swapped = plan(model=INT8), plan(model=INT8 | {"blocks_to_swap": 32})
+    not_kept = INT8 | {"keep_quantized": False}
+    plain, swapped = plan(model=not_kept), plan(model=not_kept | {"blocks_to_swap": 32})
     moved = taken(plain, "weights") - taken(swapped, "weights")
     assert moved == pytest.approx(13.6 / 2, abs=0.1)  # 30 of 60 blocks: two are on the device at a time
     assert kept(swapped, "swapped blocks") == 32 * 256 * 2**20  # 217 MiB each, rounded as pinned
-    whole = plan(model=INT8 | {"blocks_to_swap": 55, "modulation_table": False})
+    whole = plan(model=not_kept | {"blocks_to_swap": 55, "modulation_table": False})
     assert kept(whole, "swapped blocks") / GB == pytest.approx(20.4 * 55 / 60, abs=0.1)  # exact
     assert kept(swapped, "weights of the table") == 120 * 64 * 2**20  # 54 MiB each, rounded as pinned
+
+
+def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "pins_exactly", lambda: True)
+    swapped = plan(model=INT8 | {"blocks_to_swap": 32})
+    assert (
+        kept(swapped, "swapped blocks") == 2 * 256 * 2**20 and kept(swapped, "weights of the table") == 2 * 64 * 2**20
+    )
+    (note,) = swapped.notes
+    assert note.startswith("14.0 GB of weights that wait are read from the kept model (model.keep_quantized)")
+    assert plan(model={"blocks_to_swap": 32}).notes == ()  # not quantized, so not kept
+    on_cpu = plan(model=INT4 | {"blocks_to_swap": 32}, machine=Machine("cpu"))
+    copied = plan(model=INT4 | {"blocks_to_swap": 32, "keep_quantized": False}, machine=Machine("cpu"))
+    assert (copied.peak_bytes - on_cpu.peak_bytes) / GB == pytest.approx(10.9 * 32 / 60, abs=0.1)
+
+
+def test_weights_are_not_mapped_where_the_disk_has_no_room_or_another_model_takes_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    also = {"sample": SAMPLES["sample"] | {"also": [{"model": "Qwen/Qwen-Image-Edit-2509", "steps": 4, "cfg": 1}]}}
+    asked = INT4 | {"blocks_to_swap": 56}
+    copied = kept(plan(model=asked | {"keep_quantized": False}), "swapped blocks")
+    assert kept(plan(model=asked, **also), "swapped blocks") == copied
+    assert kept(plan(model=asked), "swapped blocks") < copied / 20
+    monkeypatch.setattr(kept_model, "LEAST_FREE", 10**18)
+    assert kept(plan(model=asked), "swapped blocks") == copied
+
+
+@pytest.mark.parametrize(("name", "most"), [("Qwen/Qwen-Image-2.1", 10), ("Qwen/Qwen-Image-Edit-2509", 15)])
+def test_the_smallest_jobs_need_little_main_memory(name: str, most: float) -> None:
+    """With 4 bits and all blocks but four that wait."""
+    blocks = {"Qwen/Qwen-Image-2.1": 30, "Qwen/Qwen-Image-Edit-2509": 56}[name]
+    found = plan(model=INT4 | {"name_or_path": name, "low_vram": True, "blocks_to_swap": blocks}, train=EMA, **SAMPLES)
+    assert found.host_bytes <= most * GB
 
 
 def test_a_save_copies_everything_to_the_main_memory() -> None:
@@ -308,7 +344,7 @@ def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_i
     assert there.host_bytes / GB - 2.5 == pytest.approx(16.6, abs=0.2)  # it is first read into main memory
     assert taken(here, "text encoder") == 0 and kept(here, "text encoder") / GB == pytest.approx(15.5, abs=0.1)
     assert taken(plan(), "text encoder") == 0 and plan().notes == ()
-    assert there.notes == (
+    assert plan(item(**SHUFFLED), model=INT8 | {"keep_quantized": False}).notes == (
         "captions that are encoded at each use, shuffled or of a stream, keep the whole text encoder (15.5 GB) in "
         "memory",
     )

@@ -24,7 +24,7 @@ KINDS = {
         train.memory_account train.cache_text_embeddings train.skip_first_sample train.force_first_sample
         first_sample train.disable_sampling train.gradient_checkpointing train.compile.enabled train.compile.backend
         train.compile.mode train.compile.dynamic train.compile.fullgraph train.compile.cache_size_limit train.parallel
-        train.ddp_timeout model.low_vram memory_check model.modulation_table
+        train.ddp_timeout model.low_vram model.keep_quantized memory_check model.modulation_table
         model.blocks_to_swap network.pretrained_lora_path
     """,
     "impossible": """

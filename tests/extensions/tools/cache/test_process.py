@@ -18,9 +18,13 @@ from jobs.dry_run import plan_job
 from tests.conftest import readme_commands
 from tests.running import run_job, run_tool, section_of
 from toolkit.config import JobContext, load_job
+from toolkit.config.model import ModelConfig
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
+from toolkit.models.kept import kept_entries
 from toolkit.system import nvidia
+from toolkit.system.device import DTYPES
+from toolkit.train.base_model import load_base_model
 from toolkit.train.run_reader import RunStatus
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -151,6 +155,30 @@ def test_the_commands_of_the_page_see_and_prune_the_cache(
             run(*pruning)
     assert run(*pruning)[-1] == "5 entries deleted"
     assert entries(cache).keys() == mine.keys()
+
+
+def test_the_models_that_the_job_does_not_keep_are_listed_and_pruned(
+    write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = section("sd_trainer")
+    for qtype in ("int4", "int8"):
+        model = ModelConfig(**whole["model"], quantize=True, qtype=qtype)
+        dtype = CacheConfig.model_validate(section("cache")).weights_dtype()
+        kept = {"training_folder": whole["training_folder"], "keep": True}
+        assert load_base_model(model, torch.device("cpu"), DTYPES[dtype], **kept).network_module
+    job = write_job({**whole, "model": {**whole["model"], "quantize": True, "qtype": "int4"}})
+    cache = Path(whole["training_folder"]) / "_cache"
+    run_tool("cache", [str(job), "--prune", "--keep"])
+    lines = sorted(line.partition(", in ")[0] for line in said if line.startswith("models: "))
+    assert [re.sub(r" \([\d.]+ k?M?B\)", "", line) for line in lines] == [
+        "models: tiny in int4 used",
+        "models: tiny in int8 not used by this job",
+    ]
+    assert len(kept_entries(cache)) == 2
+    run_tool("cache", [str(job), "--prune"])
+    assert [entry.model for entry in kept_entries(cache)] == ["tiny in int4"]
+    assert said[-1] == "1 entries deleted"
 
 
 def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Tensors in a mapped file: their bytes stay on the disk, and in the system's cache of it, until they are read.
+
+Nothing of them is memory of this process that the system could not take back.
+"""
+
+from __future__ import annotations
+
+import mmap
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_maps: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+"""Address -> the map there, as long as a tensor is in it."""
+
+
+def mapped_bytes(path: Path) -> Tensor:
+    """All bytes of a file that has some, uint8, read-only: writing to them ends the process. The file may be renamed
+    and deleted meanwhile."""
+    import torch
+
+    with path.open("rb") as file:
+        area = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they cannot be written to
+        tensor = torch.frombuffer(area, dtype=torch.uint8)
+    _maps[tensor.data_ptr()] = area
+    return tensor
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor is in a file that `mapped_bytes` has mapped."""
+    return bool(_maps) and tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _maps
+
+
+def will_read(tensor: Tensor) -> None:
+    """Asks the system to read a mapped tensor from the disk, where it is not in its cache; returns at once."""
+    area = _maps.get(tensor.untyped_storage().data_ptr())
+    if area is not None and hasattr(mmap, "MADV_WILLNEED"):
+        first = int(tensor.storage_offset()) * tensor.element_size()
+        begin = first - first % mmap.PAGESIZE
+        area.madvise(mmap.MADV_WILLNEED, begin, first - begin + tensor.numel() * tensor.element_size())

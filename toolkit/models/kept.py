@@ -1,0 +1,436 @@
+"""A model's quantized transformer on the disk, so that the next start reads it instead of the published weights.
+
+An entry is a folder in `_cache/models`, whose name says what it was made from: content of the weights, type of the
+quantized ones, merged files, rule. It has a safetensors file for each block, one for the rest, and MANIFEST. It is
+written under a temporary name: it is there completely or not at all. Each file has a checksum, which is compared while
+it is read. A damaged entry is deleted and made again.
+
+Blocks that wait in main memory are mapped: they are read where they are copied to the device, and take no memory of the
+process. That holds for the start that writes the entry too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from toolkit.errors import RunError
+from toolkit.files.mapped import mapped_bytes
+from toolkit.files.safetensors_io import LENGTH_BYTES, METADATA, read_header
+from toolkit.files.writing import (
+    TEMP_FILE_GLOB,
+    atomic_write_dir,
+    folder_lock,
+    free_space,
+    locked,
+    read_object,
+    readable_size,
+    remove,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+MODELS = "models"
+"""The folder of the entries, in the cache of a training folder."""
+
+MANIFEST = "kept.json"
+REST = "rest"
+"""Name of what is around the blocks."""
+
+LEAST_FREE = 10 * 10**9
+"""Bytes of the disk that entries leave free."""
+
+ALIGNMENT = 256
+"""Bytes; as the places of tensors in a block that waits (`toolkit.memory.offload`)."""
+
+PAGE = 4096
+GAP = "_gap."
+"""Beginning of the names of the bytes between two tensors: the format allows no holes."""
+
+WAIT_S = 0.2
+
+DTYPES = {
+    "U8": "uint8",
+    "I8": "int8",
+    "I32": "int32",
+    "I64": "int64",
+    "BOOL": "bool",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
+"""Number types of a safetensors file -> torch's."""
+
+_CODES = {name: code for code, name in DTYPES.items()}
+
+ModelT = TypeVar("ModelT")
+
+
+class DamagedEntryError(Exception):
+    """What is wrong with an entry."""
+
+
+@dataclass(frozen=True)
+class KeptEntry:
+    """A finished entry on the disk."""
+
+    folder: Path
+    bytes: int
+    used: float
+    """When it was last read or written, in seconds since 1970."""
+
+    model: str
+    """What the model is called, and its type."""
+
+
+def kept_entries(cache: Path) -> list[KeptEntry]:
+    """The entries in a cache folder, the one used longest ago first."""
+    found = []
+    for manifest in (cache / MODELS).glob(f"[!.]*/{MANIFEST}"):
+        with suppress(OSError):  # deleted by another process meanwhile
+            files = manifest.parent.glob("*.safetensors")
+            size, said = sum(file.stat().st_size for file in files), read_object(manifest)
+            found.append(KeptEntry(manifest.parent, size, manifest.stat().st_mtime, str(said.get("model", ""))))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def why_not_kept(cache: Path, needed: int, own: Path | None = None) -> str:
+    """Why an entry of so many bytes is not written; empty: it is, or is there. own: its folder."""
+    return _room_for(cache, needed, own)[1]
+
+
+def _room_for(cache: Path, needed: int, own: Path | None) -> tuple[list[KeptEntry], str]:
+    """The entries that make room, and why there is none."""
+    free = free_space(cache / MODELS)
+    lacks, going = needed + LEAST_FREE - free, list[KeptEntry]()
+    for entry in kept_entries(cache):
+        if lacks <= 0:
+            break
+        if entry.folder != own:
+            going.append(entry)
+            lacks -= entry.bytes
+    if lacks <= 0:
+        return going, ""
+    sizes = f"{readable_size(needed)}, {readable_size(free)} are free, and {readable_size(LEAST_FREE)} stay free"
+    return [], f"it takes {sizes}"
+
+
+class Kept:
+    """The entry of one model, as a load uses it."""
+
+    def __init__(
+        self,
+        cache: Path,
+        name: str,
+        needed: int,
+        model: str,
+        describe: Callable[[nn.Module], Mapping[str, Any]],
+        restore: Callable[[nn.Module, Mapping[str, Any], Mapping[str, Tensor]], None],
+        maps: bool = True,
+    ) -> None:
+        """cache: of the training folder. name: of the entry. needed: its bytes, about. model: what it is called.
+        describe, restore: the quantized layers of a block as JSON values, and a block of these and all its tensors.
+        maps: whether blocks that wait may be mapped; not where something writes to their weights."""
+        self.cache, self.folder, self.needed, self.model = cache, cache / MODELS / name, needed, model
+        self.describe, self.restore, self.maps = describe, restore, maps
+
+    def is_there(self) -> bool:
+        """Whether there is an entry; a damaged one counts too."""
+        return (self.folder / MANIFEST).is_file()
+
+    def used_by(self, read: Callable[[KeptReader], ModelT], make: Callable[[KeptWriter | None], ModelT]) -> ModelT:
+        """The model that `read` fills from the entry, or `make` makes and hands to the writer, block by block; without
+        one it is not kept."""
+        while True:
+            entry = self._begin()
+            if isinstance(entry, KeptReader):
+                try:
+                    model = read(entry)
+                except (DamagedEntryError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                    if not isinstance(error, DamagedEntryError) and _is_out_of_memory(error):
+                        raise
+                    reason = " ".join(str(error).split())[:200] or type(error).__name__
+                    logger.warning(f"{self.folder}: the kept model is damaged ({reason}), it is made again")
+                    self._remove()
+                    continue
+                logger.info(f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized")
+                return model
+            if entry is None:
+                return make(None)
+            with entry:
+                return make(entry)
+
+    def _begin(self) -> KeptReader | KeptWriter | None:
+        """The reader of the entry, or its writer; None where it cannot be written. Waits for another process that
+        writes it."""
+        waits = False
+        while True:
+            if self.is_there():
+                return KeptReader(self)
+            try:
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                with folder_lock(self.folder.parent):
+                    if self.is_there():
+                        continue
+                    if not self._is_being_written():
+                        return self._writer()
+            except (OSError, RunError) as error:
+                self.say_not_kept(error)
+                return None
+            if not waits:
+                logger.info(f"transformer: waits for another process, which writes {self.folder}")
+            waits = True
+            time.sleep(WAIT_S)
+
+    def _is_being_written(self) -> bool:
+        return any(_is_taken(left) for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
+
+    def _writer(self) -> KeptWriter | None:
+        for left in self.folder.parent.glob(TEMP_FILE_GLOB):  # of processes that were killed
+            if not _is_taken(left):
+                shutil.rmtree(left, ignore_errors=True)
+        going, lack = _room_for(self.cache, self.needed, self.folder)
+        if lack:
+            self.say_not_kept(lack)
+            return None
+        for entry in going:
+            logger.info(f"{entry.folder}: deleted to make room ({entry.model}, {readable_size(entry.bytes)})")
+            remove(entry.folder)
+        return KeptWriter(self).begun()
+
+    def say_not_kept(self, reason: object) -> None:
+        """The one line of warning."""
+        logger.warning(f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}")
+
+    def _remove(self) -> None:
+        """Deletes the entry, which another process may do as well."""
+        try:
+            with suppress(FileNotFoundError):
+                remove(self.folder)
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be deleted: {error.strerror or error}. Delete it.") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    from toolkit.system.device import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether a living process has the lock of a temporary folder."""
+    try:
+        with locked(folder) as is_free:
+            return is_free is False
+    except OSError:  # it is gone
+        return False
+
+
+class KeptReader:
+    """Reads an entry file by file."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept, self.bytes = kept, 0
+
+    def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
+        """Gives a block, whose own weights are never read, what was written of it. stays: of a tensor's name, whether
+        it waits in main memory: such a one is mapped. Raises DamagedEntryError and what `restore` raises."""
+        path, layers, tensors = self._read(name)
+        self._kept.restore(block, layers, tensors)
+        if self._kept.maps:
+            _map(block, path, stays)
+
+    def fill_rest(self, model: nn.Module, without: str) -> None:
+        """The same for what is around the blocks, whose names begin with `without`."""
+        *_, tensors = self._read(REST)
+        missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        if lost := [name for name in missing if not name.startswith(without)]:
+            raise DamagedEntryError(f"it lacks {lost[0]}")
+        with suppress(OSError):  # the time of its last use
+            os.utime(self._kept.folder / MANIFEST)
+
+    def _read(self, name: str) -> tuple[Path, Mapping[str, Any], dict[str, Tensor]]:
+        """A file, its quantized layers, its tensors. Raises DamagedEntryError."""
+        import torch
+
+        path = _file(self._kept.folder, name)
+        try:
+            with path.open("rb", buffering=0) as file:
+                header = read_header(file)
+                begin, end = file.tell(), file.seek(0, 2)
+                file.seek(begin)
+                memory = torch.empty(end - begin, dtype=torch.uint8)
+                _read_into(file, memory)
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedEntryError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+        said = header.pop(METADATA, {})
+        if said.get("crc32") != str(_checksum([memory.numpy()])):
+            raise DamagedEntryError(f"the bytes of {path.name} are not those that were written")
+        self.bytes += end
+        return path, json.loads(said["layers"]), _views(header, memory)
+
+
+class KeptWriter:
+    """Writes an entry file by file, inside a `with`. Where the disk does not take it there is none, and a warning."""
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._stack: ExitStack | None = ExitStack()
+        self._temporary = Path()
+        self._bytes = 0
+
+    def begun(self) -> KeptWriter:
+        """Itself, with its temporary folder. Raises RunError where that cannot be made."""
+        assert self._stack is not None
+        self._temporary = self._stack.enter_context(atomic_write_dir(self._kept.folder))
+        return self
+
+    def __enter__(self) -> KeptWriter:
+        return self
+
+    def add(
+        self,
+        name: str,
+        module: nn.Module,
+        stays: Callable[[str], bool] = lambda name: False,
+        last: Collection[str] = (),
+    ) -> None:
+        """Writes a module. stays: as of `KeptReader.fill`; such tensors are in the file from here on. last: children
+        whose tensors come behind all others, so that those without them are one piece."""
+        if self._stack is None:
+            return
+        state = sorted(module.state_dict().items(), key=lambda item: item[0].split(".")[0] in last)
+        path = _file(self._temporary, name)
+        try:
+            self._bytes += _write(path, state, json.dumps(self._kept.describe(module)))
+        except OSError as error:
+            self._give_up(error)
+            return
+        if self._kept.maps:
+            _map(module, path, stays)
+
+    def finish(self, rest: nn.Module, without: str) -> None:
+        """Writes what is around the blocks, whose names begin with `without`, and puts the entry in its place."""
+        if self._stack is None:
+            return
+        state = [(name, tensor) for name, tensor in rest.state_dict().items() if not name.startswith(without)]
+        try:
+            self._bytes += _write(_file(self._temporary, REST), state, "{}")
+            write_json(self._temporary / MANIFEST, {"model": self._kept.model, "bytes": self._bytes})
+            self._stack.close()
+        except (OSError, RunError) as error:
+            self._give_up(error)
+            return
+        self._stack = None
+        logger.info(f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start")
+
+    def _give_up(self, error: Exception) -> None:
+        """Ends the writing. What is mapped already stays so: its file has no name any more."""
+        self._end()
+        self._kept.say_not_kept(getattr(error, "strerror", None) or error)
+
+    def _end(self) -> None:
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            with suppress(_NotFinished):
+                stack.__exit__(_NotFinished, _NotFinished(), None)
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+
+class _NotFinished(Exception):
+    """An entry is not put in its place."""
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
+    """A safetensors file whose tensors begin at multiples of ALIGNMENT, the first at a page; its bytes."""
+    header: dict[str, Any] = {}
+    pieces: list[Any] = []
+    end = 0
+    for name, tensor in state:
+        if gap := -end % ALIGNMENT:
+            header[f"{GAP}{len(pieces)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
+            pieces.append(bytes(gap))
+            end += gap
+        raw = tensor.detach().cpu().contiguous().flatten()
+        code = _CODES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [end, end + raw.nbytes]}
+        pieces.append(_bytes_of(raw))
+        end += raw.nbytes
+    header[METADATA] = {"layers": layers, "crc32": str(_checksum(pieces))}
+    text = json.dumps(header).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % PAGE)
+    with path.open("wb", buffering=0) as file:
+        for piece in (len(text).to_bytes(LENGTH_BYTES, "little") + text, *pieces):
+            view = memoryview(piece)
+            while view.nbytes:
+                view = view[file.write(view) :]
+        os.fsync(file.fileno())
+    return LENGTH_BYTES + len(text) + end
+
+
+def _read_into(file: Any, memory: Tensor) -> None:
+    """Fills the memory from an unbuffered file. Raises ValueError where it is too short."""
+    numbers: Any = memory.numpy()
+    left = memoryview(numbers)
+    while left.nbytes:
+        count = file.readinto(left)
+        if not count:
+            raise ValueError("it is cut off")
+        left = left[count:]
+
+
+def _bytes_of(raw: Tensor) -> Any:
+    import torch
+
+    return raw.view(torch.uint8).numpy() if raw.numel() else b""
+
+
+def _checksum(pieces: Iterable[Any]) -> int:
+    found = 0
+    for piece in pieces:
+        found = zlib.crc32(piece, found)
+    return found
+
+
+def _views(header: Mapping[str, Any], memory: Tensor) -> dict[str, Tensor]:
+    """The tensors of a file by name, in the memory that has its bytes behind the header."""
+    import torch
+
+    found = {}
+    for name, entry in header.items():
+        if not name.startswith(GAP):
+            first, last = entry["data_offsets"]
+            dtype = getattr(torch, DTYPES[entry["dtype"]])
+            found[name] = memory[first:last].view(dtype).view(entry["shape"])
+    return found
+
+
+def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
+    """Puts the tensors of a module that wait in main memory in the mapped file with the same ones."""
+    with path.open("rb") as file:
+        header = read_header(file)
+        begin = file.tell()
+    header = {name: entry for name, entry in header.items() if name != METADATA and stays(name)}
+    if header:
+        tensors = _views(header, mapped_bytes(path)[begin:])
+        module.load_state_dict(tensors, strict=False, assign=True)

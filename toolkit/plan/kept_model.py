@@ -1,0 +1,37 @@
+"""What a plan says of the kept model (`model.keep_quantized`): its size, and whether the disk has room. Imports no
+torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from toolkit.config.sections import DiffusionSection
+from toolkit.files.writing import CACHE_FOLDER
+from toolkit.models.families import kept_bytes, kept_label
+from toolkit.models.kept import kept_entries, why_not_kept
+from toolkit.number_types import DTYPE_BYTES
+
+
+class KeptOutlook(NamedTuple):
+    """The kept model of a job."""
+
+    bytes: int
+    """Its size, about."""
+
+    is_there: bool
+    """Whether the cache has one of this name; the start compares what it was made from."""
+
+    lack: str
+    """Why none will be written; empty: it will, or is there."""
+
+
+def kept_outlook(section: DiffusionSection) -> KeptOutlook | None:
+    """None where the job keeps none."""
+    model = section.model
+    if not model.keeps_quantized() or section.network.trains_model:
+        return None
+    cache = Path(section.training_folder).expanduser() / CACHE_FOLDER
+    size = kept_bytes(model, DTYPE_BYTES[section.weights_dtype()])
+    is_there = any(entry.model == kept_label(model) for entry in kept_entries(cache))
+    return KeptOutlook(size, is_there, "" if is_there else why_not_kept(cache, size))
