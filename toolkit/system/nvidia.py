@@ -43,6 +43,9 @@ class Gpu(NamedTuple):
     memory: int
     """Bytes; 0: not known."""
 
+    used: int = 0
+    """Bytes of them in use, by all processes."""
+
 
 @dataclass(frozen=True)
 class NvidiaFacts:
@@ -107,7 +110,8 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
                 nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(96))
                 nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
                 nvml.nvmlDeviceGetMemoryInfo(device, total_free_used)
-                gpus.append(Gpu(name.value.decode("ascii", "replace"), major.value, total_free_used[0]))
+                total, _, used = total_free_used
+                gpus.append(Gpu(name.value.decode("ascii", "replace"), major.value, total, used))
             nvml.nvmlShutdown()
     return version.value.decode("ascii", "replace") or None, gpus
 
