@@ -46,6 +46,9 @@ class Gpu(NamedTuple):
     used: int = 0
     """Bytes of them in use, by all processes."""
 
+    load: int | None = None
+    """Percent of the last moment in which it computed; None: not known."""
+
 
 @dataclass(frozen=True)
 class NvidiaFacts:
@@ -111,7 +114,10 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
                 nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
                 nvml.nvmlDeviceGetMemoryInfo(device, total_free_used)
                 total, _, used = total_free_used
-                gpus.append(Gpu(name.value.decode("ascii", "replace"), major.value, total, used))
+                load = (ctypes.c_uint * 2)()  # nvmlUtilization_t: gpu, memory
+                is_told = nvml.nvmlDeviceGetUtilizationRates(device, load) == 0
+                known = name.value.decode("ascii", "replace"), major.value, total, used
+                gpus.append(Gpu(*known, load[0] if is_told else None))
             nvml.nvmlShutdown()
     return version.value.decode("ascii", "replace") or None, gpus
 

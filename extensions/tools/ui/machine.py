@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +28,11 @@ class Machine(NamedTuple):
     memory: int
     """Bytes of main memory; 0: not known."""
 
-    running: int
-    """Jobs of the queue that run."""
+    running: tuple[str, ...]
+    """Names of the jobs of the queue that run."""
 
     waiting: int
+    """Jobs of the queue that wait."""
 
 
 def machine_now(output: Path, kept: dict[Any, Any]) -> Machine:
@@ -47,8 +47,10 @@ def machine_now(output: Path, kept: dict[Any, Any]) -> Machine:
 
 def look(output: Path) -> Machine:
     """The machine now."""
-    states = Counter(entry.state for entry in Queue(queue_folder(output)).entries())
-    return Machine(tuple(ask_nvml()[1]), free_host_memory(), main_memory(), states[RUNNING], states[WAITING])
+    entries = Queue(queue_folder(output)).entries()
+    running = tuple(entry.name for entry in entries if entry.state == RUNNING)
+    waiting = sum(entry.state == WAITING for entry in entries)
+    return Machine(tuple(ask_nvml()[1]), free_host_memory(), main_memory(), running, waiting)
 
 
 def main_memory() -> int:

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from extensions.tools.shared.html_page import PAGES
 from extensions.tools.ui import machine
 from extensions.tools.ui.machine import LOOK_S, machine_now
+from extensions.tools.ui.queue import RUNNING, WAITING
 from extensions.tools.ui.state import HERE, Ui
 from extensions.tools.ui.views.queue import queue_of
 from tests.extensions.tools.ui.conftest import TOKEN, client_of
@@ -22,7 +23,7 @@ LEAST = 4.5
 """Contrast of text. Source: WCAG 2.2, success criterion 1.4.3."""
 
 STYLES = (PAGES / "page.css", HERE / "static" / "ui.css", HERE / "static" / "looks.css")
-CARD = Gpu("NVIDIA GeForce RTX 4090", 8, 25_757_220_864, 18_900_000_000)
+CARD = Gpu("NVIDIA GeForce RTX 4090", 8, 25_757_220_864, 18_900_000_000, 72)
 
 
 def colours() -> dict[str, tuple[str, str]]:
@@ -92,7 +93,9 @@ def bar_of(page: str) -> str:
 def test_every_page_has_the_bar(client: TestClient, page: str, gpus: Callable[..., None]) -> None:
     gpus(CARD)
     text = bar_of(client.get(page, headers={"accept": "text/html"}).text)
-    assert text.startswith("NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB Memory ") and text.endswith("Queue empty")
+    assert text.startswith("NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB 72 % busy Memory ") and text.endswith(
+        "Queue empty"
+    )
 
 
 def test_without_a_gpu_it_says_so(client: TestClient, gpus: Callable[..., None]) -> None:
@@ -107,11 +110,17 @@ def test_a_card_of_which_little_is_known_and_further_ones_are_counted(client: Te
 
 def test_it_counts_the_queue_and_is_asked_for_alone(client: TestClient, ui: Ui, gpus: Callable[..., None]) -> None:
     gpus()
-    for name in ("a", "b"):
-        queue_of(ui).add(["report", f"output/{name}"], name)
+    queue = queue_of(ui)
+    for name in ("a", "b", "maya", "c"):
+        queue.add(["report", f"output/{name}"], name)
     page = client.get("/status").text
-    assert bar_of(page).endswith("Queue 0 running, 2 waiting") and "<main" not in page
+    assert bar_of(page).endswith("Queue 4 waiting") and "<main" not in page
     assert 'data-live="/status"' in page  # by which the page finds it in the answer
+    for running, expected in ((("maya",), "Queue maya runs 3 waiting"), (("maya", "c"), "Queue 2 run 2 waiting")):
+        for entry in queue.entries():
+            queue.save(entry.model_copy(update={"state": RUNNING if entry.name in running else WAITING}))
+        ui.memory.pop("machine_look")
+        assert bar_of(client.get("/").text).endswith(expected)
 
 
 def test_it_is_looked_at_once_for_many_pages(ui: Ui, gpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,13 +154,15 @@ def test_empty_lists_have_the_drawing(client: TestClient) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
 def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, make_run, width: int, gpus) -> None:
-    gpus(Gpu("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 12, 10**11, 5 * 10**10))
+    gpus(Gpu("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 12, 10**11, 5 * 10**10, 100))
     for name in ("one", "two", "three", "four", "five"):
         make_run(name)
     browser.open(f"{address}/", width, 500)
-    assert browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].every(part => {
+    cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
-        return place.width > 0 && place.right <= innerWidth && place.bottom <= innerHeight; })""")
+        return !place.width || place.right > innerWidth || place.bottom > innerHeight;
+    }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))""")
+    assert cut == []
     assert browser.is_as_wide_as_the_window()
     browser.run("scrollTo(0, document.body.scrollHeight)")
     assert browser.run("""return document.querySelector('.runs > p button').getBoundingClientRect().bottom
