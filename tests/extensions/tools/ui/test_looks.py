@@ -153,10 +153,13 @@ def test_empty_lists_have_the_drawing(client: TestClient) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1200, 390])
-def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, make_run, width: int, gpus) -> None:
+def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, ui: Ui, make_run, width: int, gpus) -> None:
     gpus(Gpu("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 12, 10**11, 5 * 10**10, 100))
     for name in ("one", "two", "three", "four", "five"):
         make_run(name)
+        queue_of(ui).add(["report", f"output/{name}"], f"a_name_of_twenty_five_{name}")
+    first = queue_of(ui).entries()[0]
+    queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
     browser.open(f"{address}/", width, 500)
     cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
