@@ -78,6 +78,7 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
             logger.warning(f"{path.name} was not written: {error.strerror or error}")
             continue
         written.append(path)
+        logger.info(f"for ComfyUI: {path} (drop it into the window: docs/use_your_lora.md)")
     return written
 
 
