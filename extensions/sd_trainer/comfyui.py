@@ -25,6 +25,7 @@ from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.captions import inject_trigger
 from toolkit.data.types import Size
+from toolkit.files.run_files import WORKFLOWS
 from toolkit.files.writing import atomic_write, read_object
 from toolkit.models.comfyui import CLIP_TYPE, MODELS, WITHOUT, ComfyModel
 from toolkit.models.families import LARGE_MODEL_BLOCKS, family_for, title_of
@@ -32,9 +33,6 @@ from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.loading import model_folder
 
 logger = logging.getLogger(__name__)
-
-FROM_TEXT, WITH_IMAGES = "_comfyui", "_comfyui_edit"
-"""What follows the name of the LoRA in the names of the two files."""
 
 MARK = "atelier"
 """Key in `extra` of a workflow: the digest of all else in it. Where it does not fit, somebody else wrote the file."""
@@ -64,9 +62,9 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
         logger.info(f"no ComfyUI workflow for {title}: {WITHOUT.get(title, 'its files there are not known')}.")
         return []
     written = []
-    for ending, with_images in ((FROM_TEXT, False), (WITH_IMAGES, True)):
+    for ending, with_images in zip(WORKFLOWS, (False, True), strict=True):
         wanted = edits and family.max_references > 0 if with_images else plain and not family.min_references
-        path = file.with_name(f"{file.stem}{ending}.json")
+        path = file.with_name(f"{file.stem}{ending}")
         if not wanted:
             continue
         if path.exists() and not is_own(path):
@@ -80,6 +78,7 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
             logger.warning(f"{path.name} was not written: {error.strerror or error}")
             continue
         written.append(path)
+        logger.info(f"for ComfyUI: {path} (drop it into the window: docs/use_your_lora.md)")
     return written
 
 

@@ -19,7 +19,7 @@ from toolkit.extension import discover
     "text", ["1,x", "", "0", "1,,2", "1,1", "-3", "4294967296", "1 2", ",".join(map(str, range(1, 102)))]
 )
 def test_other_texts_are_refused_with_what_to_write(text: str) -> None:
-    with pytest.raises(UserError, match=r"--seeds .*(write whole numbers|give different seeds)"):
+    with pytest.raises(UserError, match=r"--seeds .*(write whole numbers from 1 on|give different seeds)"):
         read_seeds(text)
 
 

@@ -54,6 +54,9 @@ FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""
 
+WORKFLOWS = ("_comfyui.json", "_comfyui_edit.json")
+"""What follows `<name>` in the names of the workflows for ComfyUI: from text, with control images."""
+
 _MODEL_FILES = ("model_index.json", "config.json")
 """One of these is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
 
@@ -129,6 +132,11 @@ def read_status(folder: Path) -> dict[str, Any]:
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
     return [path for ending in FILE_SUFFIXES if _is_product(path := folder / f"{name}{ending}")]
+
+
+def workflow_files(folder: Path, name: str) -> list[Path]:
+    """The workflows for ComfyUI of a run that are there."""
+    return [path for ending in WORKFLOWS if (path := folder / f"{name}{ending}").is_file()]
 
 
 def is_own_result(path: Path) -> bool:

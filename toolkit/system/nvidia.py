@@ -43,6 +43,12 @@ class Gpu(NamedTuple):
     memory: int
     """Bytes; 0: not known."""
 
+    used: int = 0
+    """Bytes of them in use, by all processes."""
+
+    load: int | None = None
+    """Percent of the last moment in which it computed; None: not known."""
+
 
 @dataclass(frozen=True)
 class NvidiaFacts:
@@ -107,7 +113,11 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
                 nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(96))
                 nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
                 nvml.nvmlDeviceGetMemoryInfo(device, total_free_used)
-                gpus.append(Gpu(name.value.decode("ascii", "replace"), major.value, total_free_used[0]))
+                total, _, used = total_free_used
+                load = (ctypes.c_uint * 2)()  # nvmlUtilization_t: gpu, memory
+                is_told = nvml.nvmlDeviceGetUtilizationRates(device, load) == 0
+                known = name.value.decode("ascii", "replace"), major.value, total, used
+                gpus.append(Gpu(*known, load[0] if is_told else None))
             nvml.nvmlShutdown()
     return version.value.decode("ascii", "replace") or None, gpus
 

@@ -56,6 +56,7 @@ ROUTES = [
     _get("/tools", tools.index),
     _get("/tools/{uid}", tools.show),
     _post("/tools/{uid}", tools.send),
+    _get("/status", system.status),
     _get("/system", system.index),
     _post("/system/price", system.set_price),
     _post("/system/prune", system.prune),

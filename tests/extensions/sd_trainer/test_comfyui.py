@@ -207,11 +207,14 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comfyui, "LARGE_MODEL_BLOCKS", 1)
 
 
-def test_what_was_trained_decides_which_files_there_are(tmp_path: Path, tiny_model: Path, large: None) -> None:
+def test_what_was_trained_decides_which_files_there_are(
+    tmp_path: Path, tiny_model: Path, large: None, said: list[str]
+) -> None:
     lora, chosen = tmp_path / "maya.safetensors", section(str(tiny_model))
     assert [path.name for path in write_workflows(lora, chosen, edits=False, plain=True)] == ["maya_comfyui.json"]
     assert [path.name for path in write_workflows(lora, chosen, edits=True, plain=False)] == ["maya_comfyui_edit.json"]
     assert len(write_workflows(lora, chosen, edits=True, plain=True)) == 2
+    assert said[0] == f"for ComfyUI: {tmp_path / 'maya_comfyui.json'} (drop it into the window: docs/use_your_lora.md)"
 
 
 def test_a_small_model_has_none(tmp_path: Path, tiny_model: Path) -> None:

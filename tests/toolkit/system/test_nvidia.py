@@ -184,12 +184,18 @@ class Nvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle: ctypes.c_void_p, memory: Any) -> int:
         memory[0] = (handle.value or 0) * 10**8 if handle.value != 100 else 0
+        memory[2] = memory[0] // 4
         return 0 if memory[0] else 3
+
+    def nvmlDeviceGetUtilizationRates(self, handle: ctypes.c_void_p, load: Any) -> int:
+        load[0] = 72
+        return 0 if handle.value == 101 else 3
 
 
 def test_everything_the_driver_says_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", Nvml)
     driver, gpus = ask_nvml()
-    assert driver == "580.1" and gpus[1] == Gpu("GPU 1", 8, 10_100_000_000)
+    assert driver == "580.1" and gpus[1] == Gpu("GPU 1", 8, 10_100_000_000, 2_525_000_000, 72)
+    assert gpus[2].load is None  # a virtual GPU, say
     assert read_facts().devices == 4 and least_memory() == 10_100_000_000
     assert half_precision(replace(WELL, devices=4))[0] == "float16"

@@ -70,6 +70,7 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         chosen_file=chosen,
         chosen_sample=chosen_sample(samples, chosen.step if chosen else None),
         samples=samples,
+        workflows=[path.name for path in run_files.workflow_files(run.folder, run.name)],
         shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
         picture=lambda file, side: f"{here}/samples/{file}" + f"?side={side}" * bool(side),
         references=[
@@ -215,7 +216,8 @@ def file(request: Request) -> Response:
     """A saved file, by ranges where that is asked for; with `hash` its SHA-256 as text."""
     _, run = _asked(request)
     name = request.path_params["name"]
-    if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
+    workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
+    if name not in workflows | {saved.name for saved in saved_files(run.folder, hashed=False)}:
         raise HTTPException(404, "no such file")
     path = run.folder / name
     if not path.resolve().is_relative_to(run.folder.resolve()):
@@ -261,7 +263,8 @@ def favourite(request: Request, form: Form) -> Response:
     """Marks a file, or takes the mark away that it had when it was shown, as `marked` says: pressed twice it counts
     once."""
     (ui, run), name = _asked(request), form.get("file", "")
-    if name not in {saved.name for saved in saved_files(run.folder, hashed=False)}:
+    workflows = {path.name for path in run_files.workflow_files(run.folder, run.name)}
+    if name not in workflows | {saved.name for saved in saved_files(run.folder, hashed=False)}:
         raise HTTPException(404, "no such file")
     this = run_id(ui, run.folder)
     with conflicts(), ui.locked():

@@ -17,6 +17,7 @@ from extensions.tools.shared.html_page import texts
 from extensions.tools.ui.commands import run_py
 from extensions.tools.ui.config import MOST_PRICE, TOKEN_VARIABLES
 from extensions.tools.ui.guard import HOSTS_VARIABLE
+from extensions.tools.ui.machine import main_memory
 from extensions.tools.ui.state import THEME_COOKIE, THEMES, Form, Ui, conflicts, posted, render, run_id, ui_of
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.files.writing import CACHE_FOLDER, TOOLKIT_ROOT, nearest_folder, write_json
@@ -30,6 +31,11 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 def healthz(request: Request) -> Response:
     """Tells a supervisor that the page is up."""
     return PlainTextResponse("ok\n")
+
+
+def status(request: Request) -> Response:
+    """The bar at the bottom of every page, alone."""
+    return render(request, "status_bar.html.j2")
 
 
 def index(request: Request) -> Response:
@@ -47,7 +53,7 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
         fault=fault,
         driver=driver,
         gpus=gpus,
-        memory=(free_host_memory(), _memory()),
+        memory=(free_host_memory(), main_memory()),
         disks=_disks(ui),
         cache=ui.kept("cache", lambda: _cache_bytes(ui)),
         jobs=[(run_id(ui, run.folder), run.name) for run in ui.runs() if run.config],
@@ -57,11 +63,6 @@ def _page(request: Request, fault: str = "", code: int = 200) -> Response:
         hosts_variable=HOSTS_VARIABLE,
         hosts=os.environ.get(HOSTS_VARIABLE, ""),
     )
-
-
-def _memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _disks(ui: Ui) -> list[tuple[str, Path, int, int]]:

@@ -358,3 +358,14 @@ def test_what_two_ask_for_at_once_is_made_once(ui: Ui) -> None:
     for key in "abc":
         ui.recent("kind", key, make, 2)
     assert list(ui.memory["kind"]) == ["b", "c"], "of the others nothing stays"
+
+
+def test_the_workflow_for_comfyui_is_a_download(client: TestClient, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    assert "one_comfyui.json" not in client.get("/runs/one").text
+    assert client.get("/runs/one/files/one_comfyui.json").status_code == 404
+    (folder / "one_comfyui.json").write_text('{"nodes": []}', encoding="utf-8")
+    assert 'href="/runs/one/files/one_comfyui.json" download' in client.get("/runs/one").text
+    answer = client.get("/runs/one/files/one_comfyui.json")
+    assert answer.json() == {"nodes": []} and "attachment" in answer.headers["content-disposition"]
+    assert client.get("/runs/one/files/run.json").status_code == 404

@@ -1,0 +1,181 @@
+"""The accent and every other colour of text can be read in both themes; the bar says what the machine has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from extensions.tools.shared.html_page import PAGES
+from extensions.tools.ui import machine
+from extensions.tools.ui.machine import LOOK_S, machine_now
+from extensions.tools.ui.queue import RUNNING, WAITING
+from extensions.tools.ui.state import HERE, Ui
+from extensions.tools.ui.views.queue import queue_of
+from tests.extensions.tools.ui.conftest import TOKEN, client_of
+from tests.html_browser import Browser
+from toolkit.system.nvidia import Gpu
+
+LEAST = 4.5
+"""Contrast of text. Source: WCAG 2.2, success criterion 1.4.3."""
+
+STYLES = (PAGES / "page.css", HERE / "static" / "ui.css", HERE / "static" / "looks.css")
+CARD = Gpu("NVIDIA GeForce RTX 4090", 8, 25_757_220_864, 18_900_000_000, 72)
+
+
+def colours() -> dict[str, tuple[str, str]]:
+    """Name of a colour -> it in the light and in the dark theme."""
+    text = "".join(path.read_text(encoding="utf-8") for path in STYLES)
+    return {name: (light, dark) for name, light, dark in re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", text)}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, 0 to 1. Source: WCAG 2.2, "relative luminance"."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_the_measure_is_that_of_the_standard() -> None:
+    assert contrast("#000", "#fff") == pytest.approx(21) and contrast("#777777", "#ffffff") == pytest.approx(
+        4.48, abs=0.01
+    )
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("text", ["accent", "text", "faint", "good", "warn", "bad"])
+def test_text_can_be_read_on_every_ground(text: str, theme: int) -> None:
+    known = colours()
+    found = {ground: contrast(known[text][theme], known[ground][theme]) for ground in ("back", "card", "tint")}
+    assert min(found.values()) >= LEAST, found
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_a_button_of_the_accent_can_be_read(theme: int) -> None:
+    assert contrast(colours()["on-accent"][theme], colours()["accent"][theme]) >= LEAST
+
+
+def test_there_is_one_accent_and_the_icon_has_it() -> None:
+    assert f'fill="{colours()["accent"][0]}"' in (HERE / "static" / "icon.svg").read_text(encoding="utf-8")
+    own = {path.name: path.read_text(encoding="utf-8") for path in (HERE / "static").glob("*.css")}
+    literal = {
+        name: found for name, text in own.items() if (found := re.findall(r"#[0-9a-f]{3,8}\b(?![^;{]*\{)", text))
+    }
+    assert set(literal) <= {"ui.css"} and set(literal.get("ui.css", ())) == {"#fff", "#0c1420"}  # of --on-accent
+
+
+# ---------------------------------------------------------------- the bar
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def have(*found: Gpu) -> None:
+        monkeypatch.setattr(machine, "ask_nvml", lambda: ("580.1", list(found)))
+
+    return have
+
+
+def bar_of(page: str) -> str:
+    [bar] = re.findall(r'(?s)<footer class="machine".*?</footer>', page)
+    return " ".join(re.sub(r"<[^>]+>", " ", bar).split())
+
+
+@pytest.mark.parametrize("page", ["/", "/datasets", "/new", "/queue", "/tools", "/system", "/nowhere"])
+def test_every_page_has_the_bar(client: TestClient, page: str, gpus: Callable[..., None]) -> None:
+    gpus(CARD)
+    text = bar_of(client.get(page, headers={"accept": "text/html"}).text)
+    assert text.startswith("NVIDIA GeForce RTX 4090 18.9 GB of 25.8 GB 72 % busy Memory ") and text.endswith(
+        "Queue empty"
+    )
+
+
+def test_without_a_gpu_it_says_so(client: TestClient, gpus: Callable[..., None]) -> None:
+    gpus()
+    assert bar_of(client.get("/").text).startswith("No GPU Memory ")
+
+
+def test_a_card_of_which_little_is_known_and_further_ones_are_counted(client: TestClient, gpus) -> None:
+    gpus(Gpu("", 0, 0), CARD, CARD)
+    assert bar_of(client.get("/").text).startswith("GPU + 2 more Memory ")
+
+
+def test_it_counts_the_queue_and_is_asked_for_alone(client: TestClient, ui: Ui, gpus: Callable[..., None]) -> None:
+    gpus()
+    queue = queue_of(ui)
+    for name in ("a", "b", "maya", "c"):
+        queue.add(["report", f"output/{name}"], name)
+    page = client.get("/status").text
+    assert bar_of(page).endswith("Queue 4 waiting") and "<main" not in page
+    assert 'data-live="/status"' in page  # by which the page finds it in the answer
+    for running, expected in ((("maya",), "Queue maya runs 3 waiting"), (("maya", "c"), "Queue 2 run 2 waiting")):
+        for entry in queue.entries():
+            queue.save(entry.model_copy(update={"state": RUNNING if entry.name in running else WAITING}))
+        ui.memory.pop("machine_look")
+        assert bar_of(client.get("/").text).endswith(expected)
+
+
+def test_it_is_looked_at_once_for_many_pages(ui: Ui, gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(machine, "ask_nvml", lambda: looks.append(1) or (None, []))
+    clock = [100.0]
+    monkeypatch.setattr(machine.time, "monotonic", lambda: clock[0])
+    kept: dict[Any, Any] = {}
+    for _ in range(3):
+        machine_now(ui.output, kept)
+    assert len(looks) == 1
+    clock[0] += LOOK_S + 0.1
+    machine_now(ui.output, kept)
+    assert len(looks) == 2
+
+
+def test_who_has_not_logged_in_does_not_see_the_machine(ui: Ui, gpus: Callable[..., None]) -> None:
+    gpus(CARD)
+    ui.token = TOKEN
+    client = client_of(ui)
+    for page in ("/", "/status"):
+        answer = client.get(page, headers={"accept": "text/html"})
+        assert answer.status_code == 401 and "RTX" not in answer.text and "machine" not in answer.text
+
+
+def test_empty_lists_have_the_drawing(client: TestClient) -> None:
+    for page in ("/", "/queue", "/datasets"):
+        assert client.get(page).text.count("<svg viewBox") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1200, 390])
+def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, ui: Ui, make_run, width: int, gpus) -> None:
+    gpus(Gpu("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 12, 10**11, 5 * 10**10, 100))
+    for name in ("one", "two", "three", "four", "five"):
+        make_run(name)
+        queue_of(ui).add(["report", f"output/{name}"], f"a_name_of_twenty_five_{name}")
+    first = queue_of(ui).entries()[0]
+    queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
+    browser.open(f"{address}/", width, 500)
+    cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
+        const place = part.getBoundingClientRect();
+        return !place.width || place.right > innerWidth || place.bottom > innerHeight;
+    }).map(part => part.className + JSON.stringify(part.getBoundingClientRect()))""")
+    assert cut == []
+    assert browser.is_as_wide_as_the_window()
+    browser.run("scrollTo(0, document.body.scrollHeight)")
+    assert browser.run("""return document.querySelector('.runs > p button').getBoundingClientRect().bottom
+        <= document.querySelector('.machine').getBoundingClientRect().top""")
+
+
+@pytest.mark.slow
+def test_the_bar_is_renewed_while_the_page_is_open(browser: Browser, address: str, ui: Ui, gpus) -> None:
+    gpus()
+    browser.open(f"{address}/")
+    queue_of(ui).add(["report", "output/a"], "a")
+    browser.wait_for("document.querySelector('.machine .queue').textContent.includes('1 waiting')")
+    assert browser.errors() == []
