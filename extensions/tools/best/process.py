@@ -52,8 +52,8 @@ logger = logging.getLogger(__name__)
 BASE = "base model"
 
 CANNOT_TELL = (
-    "no images are held out, and the loss of those of the training is lowest where they are known by heart. Look at the "
-    "samples, and take the earliest file that shows what you want. To measure it, train with "
+    "no images are held out, and the loss of those of the training is lowest where they are known by heart. Look at "
+    "the samples, and take the earliest file that shows what you want. To measure it, train with "
     "'validation: {fraction: 0.1, every: 250}'"
 )
 """Why no file of a run without validation is recommended."""

@@ -16,7 +16,7 @@ import shutil
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -247,6 +247,12 @@ class Dataset:
             resolution=(self.view["resolution"],),
             **keys,
         )
+
+
+def keep_view(data: Dataset, changes: Mapping[str, Any]) -> None:
+    """Takes over choices of the page; others stay as they are by now. Raises OSError, RunError."""
+    with data.ui.locked():
+        write_json(data.view_file, DEFAULT_VIEW | read_object(data.view_file) | dict(changes))
 
 
 def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:

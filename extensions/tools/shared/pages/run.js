@@ -88,7 +88,7 @@ const plots = new Map();
 export let latest = data, range = null;
 const shared = {
   share: () => Number($('smooth').value) / 100, log: () => $('log-scale').checked, marks: () => latest.marks ?? [],
-  texts: {step: 'step'}, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
+  texts: words.curves, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
 };
 
 // The diagrams of the steps of `range`: those of the page itself, cut, where live.js does not ask a server.
@@ -109,6 +109,7 @@ export async function showCurves() {
 
 export function draw() {
   $('curve-control').hidden = !latest.diagrams?.length;
+  if (latest.diagrams?.length) $('no-curves')?.remove();
   for (const {title, exact, curves, left_out} of latest.diagrams ?? []) {
     if (!plots.has(title)) plots.set(title, new Diagram($('plots'), title, shared));
     plots.get(title).show(curves, exact, left_out.length ? words.not_drawn.replace('{names}', left_out.join(', ')) : '');

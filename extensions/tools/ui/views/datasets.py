@@ -39,7 +39,7 @@ from toolkit.data.items import SIZE_MULTIPLE
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import fsync, locked, write_json
+from toolkit.files.writing import fsync, locked
 
 PER_PAGE = 60
 THUMB_SIDE = 400
@@ -281,7 +281,7 @@ def set_view(request: Request, form: Form) -> Response:
     if faults:
         return _page(request, _read(request), 400, faults=faults, form=form)
     with _writes(data.name):
-        write_json(data.view_file, data.view | view)
+        datasets.keep_view(data, view)
     return _back(request, data)
 
 
@@ -308,9 +308,14 @@ def captioning(request: Request, form: Form) -> Response:
     flags = [f"--{key}={value}" for key, value in given.items() if value]
     flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
-    enqueue(data.ui, ["caption", data.section()["folder_path"], *flags], name)
+    try:
+        enqueue(data.ui, ["caption", data.section()["folder_path"], *flags], name)
+    except HTTPException as error:
+        if wants_json(request):
+            raise
+        return _page(request, _read(request), error.status_code, faults={"captioning": error.detail})
     with _writes(data.name):  # the job asks for the word that the captions hold
-        write_json(data.view_file, data.view | {"trigger": given["trigger-word"]})
+        datasets.keep_view(data, {"trigger": given["trigger-word"]})
     return JSONResponse({}) if wants_json(request) else RedirectResponse("/queue", 303)
 
 
