@@ -107,10 +107,13 @@ class BestConfig(RunToolConfig):
         if job.will_write(self.folder()):
             return
         try:
-            self.training()
+            training = self.training()
         except (RunError, UserError) as error:
             yield Diagnostic(("run",), str(error))
             return
+        if self.link and not training.validation:
+            message = "the run has no section 'validation', so no file can be recommended. Leave it out."
+            yield Diagnostic(("link",), message)
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
         if self.most_drift is not None and not self.edits:

@@ -51,6 +51,13 @@ logger = logging.getLogger(__name__)
 
 BASE = "base model"
 
+CANNOT_TELL = (
+    "no images are held out, and the loss of those of the training is lowest where they are known by heart. Look at "
+    "the samples, and take the earliest file that shows what you want. To measure it, train with "
+    "'validation: {fraction: 0.1, every: 250}'"
+)
+"""Why no file of a run without validation is recommended."""
+
 AS_GOOD = 0.01
 """Losses that are higher than the lowest by less than this share are taken for equal."""
 
@@ -97,20 +104,27 @@ class BestProcess(BaseExtensionProcess):
             raise RunError(f"{section.folder()}: no saved LoRA can be measured: see the lines above.")
         candidates = that_drift_less(measured[1:], section.most_drift)
         compared = as_good_as_the_lowest({index: each.by_image for index, each in enumerate(candidates)})
-        best, reason = recommend(candidates, measured[0], compared)
-        beyond = (measured[-1].step or 0) - (best.step or 0)
+        chosen: Measured | None = None
+        if bench.is_held_out:
+            chosen, reason = recommend(candidates, measured[0], compared)
+        else:
+            reason = CANNOT_TELL
+        beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
         for line in table(measured):
             logger.info(line)
-        appears = bench.who_appears(section.folder() / best.file)
+        appears = bench.who_appears(section.folder() / (chosen or measured[-1]).file)
         for line in lines_of(appears) if appears else ():
             logger.info(line)
-        if compared:
+        if compared and chosen:
             named = ", ".join(candidates[index].file for index in compared.steps)
             logger.info(f"not worse than the lowest loss within the {CONFIDENCE:.0%} interval: {named}")
-        logger.info(f"recommended: {best.file}: {reason}")
-        logger.info(f"optimizer steps spent beyond it: {beyond}")
+        if chosen:
+            logger.info(f"recommended: {chosen.file}: {reason}")
+            logger.info(f"optimizer steps spent beyond it: {beyond}")
+        else:
+            logger.info(f"cannot tell which file is best: {reason}")
         report = {
-            "recommended": best.file,
+            "recommended": chosen.file if chosen else None,
             "reason": reason,
             "measured_on": bench.measured_on,
             "prompts": list(section.prompts),
@@ -121,14 +135,14 @@ class BestProcess(BaseExtensionProcess):
                 {"file": candidates[index].file, "as_good": index in compared.steps, **asdict(found)}
                 for index, found in compared.differences.items()
             ]
-            if compared
+            if compared and chosen
             else [],
             "files": [asdict(each) for each in measured],
         }
         write_json(section.output_path(), report)
-        if section.link:
-            link(section.folder() / best.file, section.best_file())
-            logger.info(f"{section.best_file()} is {best.file}")
+        if section.link and chosen:
+            link(section.folder() / chosen.file, section.best_file())
+            logger.info(f"{section.best_file()} is {chosen.file}")
 
 
 class _Bench:
@@ -140,6 +154,7 @@ class _Bench:
         cache, trained_before = ScanCache.beside(training.training_folder), partial(trained_images, config.folder())
         _, uses, split = scan_and_split(training, family, cache, trained_before)
         items, trained, self.measured_on = _images(uses, split, config.images)
+        self.is_held_out = split is not None
         characters = _characters(training, uses, config) if config.embedder else {}
         logger.info(f"measured on {self.measured_on}")
         self._texts: list[Sequence[CacheEntry]] = []

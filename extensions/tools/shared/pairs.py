@@ -80,7 +80,7 @@ def is_table(path: str) -> bool:
 
 
 def found_pairs(folder: str, control_path: Sequence[str] = (), control_suffix: Sequence[str] = ()) -> FoundPairs | None:
-    """The pairs of a folder or table; None: its images are no pairs. Only names and captions are read.
+    """The pairs of a folder or table; None: its images are single ones. Only names and captions are read.
 
     folder: of the images, or one whose subfolders are `before` and `after`, or whose names are pairs; or a table with
     columns of control images. control_path: folders of the control images, in slot order. control_suffix: what their

@@ -16,7 +16,7 @@ import shutil
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -36,6 +36,7 @@ from toolkit.data.fingerprint import version_of
 from toolkit.data.folder import FoundImage, find_images
 from toolkit.data.images import ImageError, image_size
 from toolkit.data.items import SIZE_MULTIPLE, bucket_for
+from toolkit.data.partners import PairNames, pair_folders, pair_names
 from toolkit.data.types import ResizeCrop, Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
@@ -55,7 +56,10 @@ MOST_SHARED = 3
 MOST_KNOWN = 50_000
 """Images whose size is remembered."""
 
-DEFAULT_VIEW = {"references": "", "masks": "", "resolution": 1024}
+DEFAULT_VIEW = {"references": "", "masks": "", "resolution": 1024, "instruction": "", "trigger": ""}
+
+BEFORE, AFTER = "before", "after"
+"""Subfolders of a dataset of pairs that the page makes."""
 
 
 class Conflict(ValueError):
@@ -90,7 +94,8 @@ class Dataset:
     ui: Ui
     name: str
     view: dict[str, Any] = field(default_factory=dict)
-    """`references` and `masks`: a folder within that of the datasets, or what names have at their end; `resolution`."""
+    """`references` and `masks`: a folder within that of the datasets, or what names have at their end; `resolution`;
+    `instruction`: the caption of pairs without one; `trigger`: the word that captions were asked to hold."""
 
     listings: list[DirectoryListing] = field(default_factory=list)
     """The folder, and its visible subfolders that do not lead elsewhere."""
@@ -173,25 +178,81 @@ class Dataset:
         return within.replace(os.sep, "/")
 
     def partner(self, value: str) -> tuple[str, str]:
-        """What `references` or `masks` means: a folder, or a suffix of names."""
-        with suppress(HTTPException):
-            if value and (folder := below(self.ui.datasets, value)).is_dir():
-                return str(folder), ""
+        """What `references` or `masks` means: a folder, or a suffix of names. A folder may be written with that of the
+        datasets in front."""
+        place, root = os.path.realpath(value), os.path.realpath(self.ui.datasets)
+        for name in (value, os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else ""):
+            with suppress(HTTPException):
+                if name and (folder := below(self.ui.datasets, name)).is_dir():
+                    return str(folder), ""
         return "", value
+
+    @cached_property
+    def sides(self) -> tuple[str, str] | None:
+        """The subfolders with the images before and after the edit; None: the images are elsewhere."""
+        inside = {os.path.basename(each.folder): each.images for each in self.listings[1:]}
+        if self.view["references"] or self.listings[0].images:
+            return None
+        images, controls = pair_folders(inside) or (AFTER, BEFORE)
+        return (controls, images) if {images, controls} <= inside.keys() else None
+
+    @cached_property
+    def names(self) -> PairNames | None:
+        """How the pairs in its own folder are named; None: they are named as single ones."""
+        return None if self.view["references"] else pair_names(self.listings[0].images)
+
+    @property
+    def is_pairs(self) -> bool:
+        """Whether its images have control images."""
+        return bool(self.view["references"] or self.sides or self.names or any(each.references for each in self.images))
+
+    @cached_property
+    def orphans(self) -> list[str]:
+        """Paths of control images without an image, and of what is of no pair in a folder of them."""
+        if not (self.sides or self.names or self.view["references"]):
+            return []
+        kept = {image.path for image in self.images}
+        kept |= {path for image in self.images for path in (*image.references, image.mask)}
+        places = self.section().get("control_path", (str(self.folder),))
+        listings = [each for each in (*self.listings, *self.partners) if each.folder in places]
+        found = (each.path(name) for each in listings for names in each.images.values() for name in names)
+        return [path for path in dict.fromkeys(found) if path not in kept]
+
+    @property
+    def alone(self) -> int:
+        """How many files lack their partner."""
+        return len(self.orphans) + sum(not image.references for image in self.images) if self.is_pairs else 0
+
+    def section(self) -> dict[str, Any]:
+        """The keys of a job's dataset that are chosen on its page, and those that its folders ask for."""
+        (references, suffix), (masks, mask_suffix) = map(self.partner, (self.view["references"], self.view["masks"]))
+        keys: dict[str, Any] = {"folder_path": str(self.folder)}
+        if self.sides:
+            before, after = (str(self.folder / side) for side in self.sides)
+            keys |= {"folder_path": after, "control_path": (before,)}
+        elif self.names:
+            keys |= {"image_suffix": self.names.image, "control_suffix": self.names.controls}
+            keys |= {"control_optional": True} if self.names.optional else {}
+        chosen: dict[str, Any] = {"control_path": references and (references,), "control_suffix": suffix and (suffix,)}
+        chosen |= {"mask_path": masks, "mask_suffix": mask_suffix, "default_caption": self.view["instruction"]}
+        return keys | {key: value for key, value in chosen.items() if value}
 
     def config(self) -> DatasetConfig:
         """The section of a job that trains it."""
-        (references, suffix), (masks, mask_suffix) = map(self.partner, (self.view["references"], self.view["masks"]))
+        keys = self.section() | {"control_optional": True}  # what has no partner is shown with what to do
+        keys.pop("default_caption", "")  # captions are edited as they are in their files
         return DatasetConfig(
-            folder_path=str(self.folder),
             caption_ext=(*CAPTION_SUFFIXES, ".json"),  # a job has to name the last one; the page says so
             captions="lines",  # a job has to ask for them; the page says so too
-            control_path=(references,) if references else (),
-            control_suffix=(suffix,) if suffix else (),
-            mask_path=masks or None,
-            mask_suffix=mask_suffix,
             resolution=(self.view["resolution"],),
+            **keys,
         )
+
+
+def keep_view(data: Dataset, changes: Mapping[str, Any]) -> None:
+    """Takes over choices of the page; others stay as they are by now. Raises OSError, RunError."""
+    with data.ui.locked():
+        write_json(data.view_file, DEFAULT_VIEW | read_object(data.view_file) | dict(changes))
 
 
 def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
@@ -227,7 +288,7 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
     if before and is_same:
         data.listings, data.partners = before.listings, before.partners
         data.images, data.faults, data.notes, data.sizes = before.images, before.faults, before.notes, before.sizes
-    elif any(listing.images for listing in data.listings):
+    elif any(listing.images for listing in data.listings if not data.sides or listing.folder.endswith(data.sides[1])):
         _read_captions(data, before)
     if before is None or not is_same or before.faults_told != data.faults_told:
         data.sizes = {image.path: size_of(ui, image.path) for image in data.images}
@@ -390,7 +451,7 @@ def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
         with folder_lock(Path(image.path).parent):
             if not os.path.lexists(image.path):
                 continue  # by now in another entry, with its caption
-            for path in _with_partners(image):
+            for path in _with_partners(data, image):
                 target = data.ui.datasets / TRASH / entry / data.name / data.id_of(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
@@ -399,14 +460,14 @@ def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
     return entry, moved
 
 
-def _with_partners(image: FoundImage) -> list[str]:
-    """The file of an image, and the files beside it that belong to it alone."""
+def _with_partners(data: Dataset, image: FoundImage) -> list[str]:
+    """The file of an image, and the files in the dataset that belong to it alone."""
     if image.shares_stem:
         return [image.path]
-    partners = filter(None, (*image.references, image.mask))
-    beside = [path for path in partners if os.path.dirname(path) == os.path.dirname(image.path)]
+    others = {path for each in data.images if each.path != image.path for path in (*each.references, each.mask)}
+    partners = (path for path in (*image.references, image.mask) if path.startswith(data._prefix))
     captions = image.captions or filter(os.path.lexists, [str(caption_file(image))])  # one that came meanwhile
-    return [*dict.fromkeys((image.path, *captions, *beside))]
+    return [*dict.fromkeys((image.path, *captions, *(path for path in partners if path not in others)))]
 
 
 def trashed(ui: Ui) -> list[tuple[str, str, int, str]]:
@@ -458,9 +519,12 @@ def lint(data: Dataset) -> None:
         if data.ui.memory.get(key) == "running":
             return
         data.ui.memory[key] = "running"
-    references, _ = data.partner(data.view["references"])
-    flags = [str(data.folder), "--json", f"--resolution={data.view['resolution']}"]
-    flags += [f"--control-path={references}"] if references else []
+    section = data.section()
+    flags = [section["folder_path"], "--json", f"--resolution={data.view['resolution']}"]
+    for flag in ("control_path", "control_suffix", "image_suffix", "default_caption"):
+        values = section.get(flag, ())
+        given = [values] if isinstance(values, str) else values
+        flags += [f"--{flag.replace('_', '-')}={value}" for value in given]
 
     def check() -> None:
         fault = "it has ended"
@@ -543,6 +607,8 @@ def _summary(ui: Ui, name: str, before: dict[str, Any] | None) -> dict[str, Any]
         "name": name,
         "state": data.state,
         "images": len(data.images),
+        "pairs": data.is_pairs and sum(bool(image.references) for image in data.images),
+        "alone": data.alone,
         "repeats": data.repeats,
         "missing": data.missing,
         "first": [data.id_of(image.path) for image in data.images[:4]],

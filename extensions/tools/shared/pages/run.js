@@ -88,7 +88,7 @@ const plots = new Map();
 export let latest = data, range = null;
 const shared = {
   share: () => Number($('smooth').value) / 100, log: () => $('log-scale').checked, marks: () => latest.marks ?? [],
-  texts: {step: 'step'}, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
+  texts: words.curves, zoomed: (from, to) => { range = from === null ? null : [from, to]; showCurves(); },
 };
 
 // The first diagram marks the sets of samples alone; all events are marked in those below More.

@@ -1,8 +1,9 @@
 // The first curve of each diagram, of all chosen runs in one.
 import {Diagram} from './pages/curves/curves.js';
+import {texts} from './page.js';
 
 const columns = JSON.parse(document.getElementById('columns')?.textContent ?? '[]');
-const shared = {share: () => 0.9, log: () => false, marks: () => [], texts: {step: 'step'}, zoomed: show};
+const shared = {share: () => 0.9, log: () => false, marks: () => [], texts: texts.curves, zoomed: show};
 const plots = new Map();
 
 async function show(from = null, to = null) {

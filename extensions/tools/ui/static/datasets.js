@@ -119,7 +119,10 @@ main.addEventListener('error', async event => {  // an image that cannot be deco
 
 const all = document.querySelector('.all');  // where there are images
 if (all) {
-  const captioned = link => `${link.closest('.image').dataset.name} · ${link.closest('.image').querySelector('textarea')?.value ?? ''}`;
+  const captioned = link => {
+    const card = link.closest('.image, .orphan');
+    return `${card.dataset.name} · ${card.querySelector('textarea')?.value ?? ''}`;
+  };
   const enlarge = viewer(captioned, (link, by) => {
     const links = [...document.querySelectorAll('.view:has(img)')];
     return links[links.indexOf(link) + by];
@@ -175,31 +178,42 @@ const hex = value => value.toString(16).padStart(8, '0');
 const bytesOf = async (file, from, to) => new Uint8Array(await file.slice(from, to).arrayBuffer());
 const pause = seconds => new Promise(done => setTimeout(done, seconds * 1000));
 
-const drop = document.querySelector('[data-upload]');
+const drops = [...document.querySelectorAll('[data-upload]')];
 const renamed = new Map();  // the names that images got, for their captions
 const stem = name => name.replace(/\.[^.]*$/, '');
+const kept = `sent ${here}`;  // what became of files, over the reload that shows them among the others
 
-function row(file) {
-  const line = document.createElement('li'), name = document.createElement('span');
-  name.className = 'name';
-  name.textContent = name.title = shown(file.name);
-  const bar = Object.assign(document.createElement('progress'), {max: 1, value: 0}), note = document.createElement('span');
-  const cancel = Object.assign(document.createElement('button'), {type: 'button', textContent: words.cancel});
-  line.append(name, bar, note, cancel);
-  drop.querySelector('.sent').append(line);
-  const stop = new AbortController();
+function line(drop, name, text, isBad) {
+  const item = document.createElement('li'), strong = document.createElement('span'), note = document.createElement('span');
+  strong.className = 'name';
+  strong.textContent = strong.title = shown(name);
+  note.textContent = shown(text);
+  note.className = isBad ? 'bad' : 'faint';
+  item.append(strong, note);
+  drop.querySelector('.sent').append(item);
+  return {item, note};
+}
+
+function row(drop, file) {
+  const {item, note} = line(drop, file.name, '', false);
+  if (file.type.startsWith('image/')) {  // it is seen before it has arrived
+    const image = Object.assign(document.createElement('img'), {src: URL.createObjectURL(file), alt: ''});
+    image.addEventListener('error', () => image.remove());
+    item.prepend(image);
+  }
+  const bar = Object.assign(document.createElement('progress'), {max: 1, value: 0, ariaLabel: file.name});
+  const cancel = Object.assign(document.createElement('button'), {type: 'button', textContent: words.cancel, ariaLabel: `${words.cancel}: ${file.name}`});
+  note.before(bar);
+  item.append(cancel);
+  const stop = new AbortController(), told = [];
   cancel.addEventListener('click', () => stop.abort());
   return {
-    stop: stop.signal,
+    stop: stop.signal, told,
     at(share) { bar.value = share; note.textContent = say(words.sending, {percent: Math.floor(share * 100)}); },
     note(text) { note.textContent = text; },
-    end(text, isBad) { bar.remove(); cancel.remove(); note.textContent = text; note.className = isBad ? 'bad' : 'faint'; },
-    more(each) {
-      const item = document.createElement('li'), strong = document.createElement('strong');
-      strong.textContent = shown(each.name);
-      item.append(strong, shown(say(words.states[each.state], each)));
-      item.className = each.state === 'refused' ? 'bad' : 'faint';
-      line.after(item);
+    end(text, isBad, isNews = isBad) {
+      bar.remove(); cancel.remove(); note.textContent = text; note.className = isBad ? 'bad' : 'faint';
+      if (isNews) told.push([file.name, text, isBad]);
     },
   };
 }
@@ -218,7 +232,7 @@ async function persistent(shown, address, options) {  // until the page answers,
   }
 }
 
-async function send(file, into) {
+async function send(drop, file, into) {
   const shown = file.shown, piece = Number(drop.dataset.piece);
   const name = (renamed.get(stem(file.name)) ?? stem(file.name)) + file.name.slice(stem(file.name).length);
   try {
@@ -242,9 +256,9 @@ async function send(file, into) {
       answer = await persistent(shown, `${drop.dataset.upload}?${query}`);
     }
     const files = answer.told?.files ?? [{name: file.name, state: 'refused', text: answer.detail}];
-    if (files.length === 1) shown.end(say(words.states[files[0].state], files[0]), files[0].state === 'refused');
+    if (files.length === 1) shown.end(say(words.states[files[0].state], files[0]), files[0].state === 'refused', files[0].state !== 'added');
     else shown.end(say(words.checking, {count: files.length}));
-    if (files.length > 1) for (const each of files.filter(one => one.state === 'refused').slice(0, 50)) shown.more(each);
+    if (files.length > 1) for (const each of files.filter(one => one.state === 'refused').slice(0, 50)) shown.told.push([each.name, say(words.states.refused, each), true]);
     if (files.length === 1 && ['renamed', 'same'].includes(files[0].state) && !/\.(txt|caption|json)$/i.test(name)) {
       renamed.set(stem(file.name), stem(files[0].text));
     }
@@ -253,24 +267,34 @@ async function send(file, into) {
   }
 }
 
-async function sendAll(files) {
+let sending = 0;
+async function sendAll(drop, files) {
   const into = drop.elements.into?.value ?? '', isText = file => /\.(txt|caption|json|csv|tsv|jsonl)$/i.test(file.name);
   const sorted = [...files].sort((one, other) => isText(one) - isText(other));
-  for (const file of sorted) file.shown = row(file);
-  for (const file of sorted) await send(file, into);
+  if (!sorted.length) return;
+  sending += 1;
+  for (const file of sorted) file.shown = row(drop, file);
+  for (const file of sorted) await send(drop, file, into);
+  const told = JSON.parse(sessionStorage.getItem(kept) ?? '[]');
+  told.push(...sorted.flatMap(file => file.shown.told.map(each => [drops.indexOf(drop), ...each])));
+  try { sessionStorage.setItem(kept, JSON.stringify(told)); } catch { /* the list is below all the same */ }
+  sending -= 1;
+  if (sending) return;  // the other side goes on
+  if (![...document.querySelectorAll('form.caption')].some(mark)) return location.reload();
   const again = Object.assign(document.createElement('a'), {className: 'button main', href: location.href, textContent: words.reload});
-  drop.querySelector('.sent').append(again);
-  if (!drop.querySelector('.sent .bad') && ![...document.querySelectorAll('form.caption')].some(mark)) location.reload();
+  drop.querySelector('.sent').before(again);
 }
 
-if (drop) {
+for (const drop of drops) {
   drop.querySelector('button').hidden = true;
-  drop.elements.file.addEventListener('change', () => { sendAll(drop.elements.file.files); });
+  drop.elements.file.addEventListener('change', () => { sendAll(drop, drop.elements.file.files); });
   for (const kind of ['dragover', 'dragleave', 'drop']) {
     drop.addEventListener(kind, event => {
       event.preventDefault();
       drop.classList.toggle('over', kind === 'dragover');
-      if (kind === 'drop') sendAll(event.dataTransfer.files);
+      if (kind === 'drop') sendAll(drop, event.dataTransfer.files);
     });
   }
 }
+for (const [place, ...rest] of JSON.parse(sessionStorage.getItem(kept) ?? '[]')) if (drops[place]) line(drops[place], ...rest);
+sessionStorage.removeItem(kept);

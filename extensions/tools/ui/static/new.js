@@ -66,13 +66,15 @@ function goTo(line) {
   yaml.scrollLeft = 0;
 }
 
-form.addEventListener('input', event => {
+function later(event) {
   if (event.target === yaml) number();
   if ('quiet' in event.target.dataset) return;
   clearTimeout(timer);
   running?.abort();
   timer = setTimeout(check, 400);
-});
+}
+form.addEventListener('input', later);
+form.addEventListener('change', event => { if (event.target.options) later(event); });  // not all say 'input' of a list
 form.addEventListener('click', event => {
   const link = event.target.closest('[data-line]');
   if (!link) return;

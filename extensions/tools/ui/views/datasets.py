@@ -39,7 +39,7 @@ from toolkit.data.items import SIZE_MULTIPLE
 from toolkit.data.types import Size
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import fsync, locked, write_json
+from toolkit.files.writing import fsync, locked
 
 PER_PAGE = 60
 THUMB_SIDE = 400
@@ -95,17 +95,19 @@ def _read(request: Request) -> Dataset:
 # ---------------------------------------------------------------- all
 
 
-def index(request: Request, status: int = 200, fault: str = "", form: dict[str, str] | None = None) -> Response:
-    """All datasets, the form for a new one, and what was deleted."""
+def index(
+    request: Request, status: int = 200, faults: dict[str, str] | None = None, form: dict[str, str] | None = None
+) -> Response:
+    """All datasets, the form for a new one, and what was deleted. faults: field of the form -> what is wrong."""
     ui, rows, query = ui_of(request), [], request.query_params
     for name in datasets.names(ui):
         try:
             rows.append(datasets.summary(ui, name))
         except HTTPException as error:
             rows.append({"name": name, "fault": error.detail})
-    given = {"name": "", "repeats": "1"} | (form or {})
+    given = {"name": "", "repeats": "1", "kind": "character"} | (form or {})
     values = {
-        "fault": fault,
+        "faults": faults or {},
         "form": given,
         "trash": ui.shared("trash", partial(datasets.trashed, ui)),
         "back": query.get("back", ""),
@@ -116,24 +118,28 @@ def index(request: Request, status: int = 200, fault: str = "", form: dict[str, 
 
 @posted()
 def create(request: Request, form: Form) -> Response:
-    """A new, empty folder; repeats are in its name."""
+    """A new, empty folder; repeats are in its name. One of pairs has a subfolder for each side."""
     ui, words, name = ui_of(request), texts()["datasets"], form.get("name", "").strip()
-    repeats = whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
+    is_pairs = form.get("kind") == "pairs"
+    repeats = 1 if is_pairs else whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
     fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
+    faults = {"name": fault} if fault else {}
     if repeats is None or repeats_of(name) > uploads.MOST_REPEATS:
-        fault = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
+        faults["name" if repeats else "repeats"] = words["bad_repeats"].format(most=uploads.MOST_REPEATS)
     elif repeats > 1 and not repeats_of(name):
         name = f"{repeats}_{name}"
     try:
-        if not fault:
+        if not faults:
             (ui.datasets / name).mkdir(parents=True)
+            for side in (datasets.BEFORE, datasets.AFTER) if is_pairs else ():
+                (ui.datasets / name / side).mkdir()
             fsync(ui.datasets)
             return _back(request, open_dataset(ui, name))
     except FileExistsError:
-        fault = words["exists"].format(name=name)
+        faults["name"] = words["exists"].format(name=name)
     except OSError as error:
-        fault = f"{error.strerror}"
-    return index(request, 400, fault, form)
+        faults["name"] = f"{error.strerror}"
+    return index(request, 400, faults, form)
 
 
 @posted()
@@ -154,7 +160,15 @@ def show(request: Request) -> Response:
     return _page(request, _read(request))
 
 
-def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[uploads.Told] = ()) -> Response:
+def _page(
+    request: Request,
+    data: Dataset,
+    status: int = 200,
+    told: Sequence[uploads.Told] = (),
+    faults: dict[str, str] | None = None,
+    form: Form | None = None,
+) -> Response:
+    """told: what became of files that were sent. faults: field -> what is wrong with it. form: what was sent."""
     query = {key: request.query_params.get(key, "") for key in _QUERY}
     found = data.findings
     chosen = _filtered(data, query)
@@ -176,15 +190,19 @@ def _page(request: Request, data: Dataset, status: int = 200, told: Sequence[upl
         query=query,
         buckets=data.buckets,
         findings=found,
+        orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
         others={path: rows for path, rows in found["by_file"].items() if path not in data.sizes},
         faults={place: text for place, text in data.faults.items() if place not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
         target=_target(data).name,
+        counts={os.path.basename(each.folder): sum(map(len, each.images.values())) for each in data.listings[1:]},
         subfolders=[os.path.basename(each.folder) for each in data.listings[1:]],
         most=uploads.MOST_BYTES,
         piece=uploads.PIECE,
         multiple=SIZE_MULTIPLE,
         told=told,
+        bad=faults or {},
+        view=data.view | (form or {}),
         has_candidates=(data.folder / CANDIDATES).is_file(),
     )
 
@@ -198,6 +216,7 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
         "missing": lambda image: not image.caption,
         "broken": lambda image: isinstance(data.sizes.get(image.path), str) or _fault(data, image),
         "found": lambda image: image.path in data.findings["by_file"],
+        "alone": lambda image: not image.references,
     }.get(only, lambda image: True)
     return [
         image
@@ -213,7 +232,6 @@ def _fault(data: Dataset, image: FoundImage) -> str:
 def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
     frame, crop, size = None, None, data.sizes[image.path]
-    partners = (*image.references, *filter(None, [image.mask]))
     if isinstance(size, Size):
         crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
@@ -228,20 +246,42 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "frame": frame,
         "version": datasets.caption_version(image),
         "findings": data.findings["by_file"].get(image.path, []),
-        "partners": [os.path.relpath(path, data.ui.datasets).split(os.sep, 1) for path in partners],
+        "before": [_place(data, path) for path in image.references],
+        "mask": _place(data, image.mask) if image.mask else None,
+        "stem": Path(image.path).stem,
         "table": data.id_of(image.table) if image.table else "",
     }
 
 
+def _place(data: Dataset, path: str) -> list[str]:
+    """The dataset of a file, and its name in it."""
+    return os.path.relpath(path, data.ui.datasets).split(os.sep, 1)
+
+
+def _orphan(data: Dataset, path: str) -> dict[str, Any]:
+    """A file without its partner, as the template shows it. `id`: by which it can be deleted here; empty: elsewhere."""
+    is_own = path.startswith(f"{data.folder}{os.sep}")
+    return {"place": _place(data, path), "id": data.id_of(path) if is_own else "", "stem": Path(path).stem}
+
+
 @posted()
 def set_view(request: Request, form: Form) -> Response:
-    """How the dataset is looked at: its references, its masks, and the size it is trained at."""
-    data, resolution = _opened(request), whole(form.get("resolution", ""), 32, 8192)
-    if resolution is None:
-        raise HTTPException(400, texts()["datasets"]["bad_resolution"])
-    view = {"references": form.get("references", "").strip(), "masks": form.get("masks", "").strip()}
+    """How the dataset is looked at and trained: its references, its masks, its size, the instruction of its pairs."""
+    data, words, faults = _opened(request), texts()["datasets"], dict[str, str]()
+    view: dict[str, Any] = {key: form[key].strip() for key in ("references", "masks", "instruction") if key in form}
+    if "resolution" in form and (resolution := whole(form["resolution"], 32, 8192)) is None:
+        faults["resolution"] = words["bad_resolution"]
+    elif "resolution" in form:
+        view["resolution"] = resolution
+    for key in ("references", "masks"):
+        place, suffix = data.partner(view.get(key, ""))
+        named = (stem for listing in data.listings for stem in listing.images)
+        if not place and suffix and not any(suffix in stem for stem in named):
+            faults[key] = words["bad_partner"].format(value=suffix)
+    if faults:
+        return _page(request, _read(request), 400, faults=faults, form=form)
     with _writes(data.name):
-        write_json(data.view_file, view | {"resolution": resolution})
+        datasets.keep_view(data, view)
     return _back(request, data)
 
 
@@ -266,19 +306,28 @@ def captioning(request: Request, form: Form) -> Response:
     data = _opened(request)
     given = {key: form.get(key, "").strip() for key in ("trigger-word", "prompt", "model")}
     flags = [f"--{key}={value}" for key, value in given.items() if value]
-    flags += ["--recursive"] if not data.listings[0].images else []
+    flags += ["--recursive"] if not (data.listings[0].images or data.sides) else []
     name = texts()["datasets"]["captioning_name"].format(name=data.name)
-    enqueue(data.ui, ["caption", str(data.folder), *flags], name)
+    try:
+        enqueue(data.ui, ["caption", data.section()["folder_path"], *flags], name)
+    except HTTPException as error:
+        if wants_json(request):
+            raise
+        return _page(request, _read(request), error.status_code, faults={"captioning": error.detail})
+    with _writes(data.name):  # the job asks for the word that the captions hold
+        datasets.keep_view(data, {"trigger": given["trigger-word"]})
     return JSONResponse({}) if wants_json(request) else RedirectResponse("/queue", 303)
 
 
 # ---------------------------------------------------------------- captions
 
 
-def _ticked(data: Dataset, names: Iterable[object]) -> list[FoundImage]:
-    """The images of these names. Raises HTTPException 404 where there are none of them."""
+def _ticked(data: Dataset, names: Iterable[object], orphans: Iterable[str] = ()) -> list[FoundImage]:
+    """The images of these names. orphans: paths of others that are meant too. Raises HTTPException 404 where there are
+    none of them."""
     wanted = set(names)
-    if found := [image for image in data.images if data.id_of(image.path) in wanted]:
+    others = (FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans)
+    if found := [image for image in chain(data.images, others) if data.id_of(image.path) in wanted]:
         return found
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
 
@@ -358,7 +407,7 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
 def delete(request: Request, form: Form) -> Response:
     """Moves the ticked images into the trash, with their captions."""
     data = _read(request)
-    images = _ticked(data, form.data.getlist("chosen"))
+    images = _ticked(data, form.data.getlist("chosen"), data.orphans)
     with _writes(data.name):
         entry, moved = datasets.trash(data, images)
     if not moved:
@@ -375,7 +424,10 @@ def _target(data: Dataset, into: str = "") -> Path:
     if into:
         folder = data.folder if into == "." else below(data.folder, into)
     else:
-        listings = data.listings or open_dataset(data.ui, data.name, names_only=True).listings
+        data = data if data.listings else open_dataset(data.ui, data.name, names_only=True)
+        listings = data.listings
+        if data.sides:
+            return data.folder / data.sides[1]
         with_images = (each.folder for each in listings if each.images)
         with_repeats = (each.folder for each in listings[1:] if repeats_of(each.folder))
         folder = Path(next(chain(with_images, with_repeats), data.folder))

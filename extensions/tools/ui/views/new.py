@@ -25,7 +25,9 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
 from extensions.tools.shared.html_page import texts
+from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
+from extensions.tools.ui.datasets import DEFAULT_VIEW, open_dataset, read_dataset
 from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
 from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
@@ -41,9 +43,10 @@ from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import least_memory
 
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
+CONTROL, INSTRUCTION = "datasets[].control_path", "datasets[].default_caption"
 RANK = "network.linear"
 NUMBERS = ("train.steps", RANK, "datasets[].resolution", "save.save_every", "sample.sample_every")
-TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
+TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
@@ -139,12 +142,13 @@ def show(request: Request) -> Response:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
-        begun = {
-            NAME: unused_name(ui, name),
-            TRIGGER: _unknown_word(name),
-            FOLDER: str(ui.datasets / dataset) if dataset else "",
-        }
-        editor.job = _made(begun | {MODEL: MODELS[0].id if editor.card else short(TINY)}, editor.card)
+        begun = {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
+        begun[MODEL] = MODELS[0].id if editor.card else short(TINY)
+        chosen = chosen_for(ui, dataset) if dataset else {}
+        editor.job = _made(begun | chosen, editor.card)
+        for key, value in chosen.items():
+            if _listed(editor.job.get(editor.job.path(key))) != _listed(value):
+                editor.job = _put(editor.job, key, value, key in TEXTS)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
@@ -156,6 +160,30 @@ def show(request: Request) -> Response:
     except ValueError:  # a file that is not a job: the check says so
         editor.job = job
     return _page(request, editor)
+
+
+def chosen_for(ui: Ui, name: str) -> dict[str, str]:
+    """Key of a job -> what the page of a dataset has for it, as a form shows it."""
+    try:
+        data = read_dataset(ui, name)
+    except HTTPException:
+        return {FOLDER: str(ui.datasets / name)}
+    chosen = {f"datasets[].{key}": _as_typed(value) for key, value in data.section().items()}
+    if data.view["trigger"] or data.is_pairs:
+        chosen[TRIGGER] = data.view["trigger"]
+    if data.view["resolution"] != DEFAULT_VIEW["resolution"]:
+        chosen["datasets[].resolution"] = str(data.view["resolution"])
+    suffixes = {Path(image.captions[0]).suffix for image in data.images if image.captions}
+    if ".json" in suffixes:
+        chosen["datasets[].caption_ext"] = json.dumps(sorted(suffixes))
+    return chosen
+
+
+def _as_typed(value: Any) -> str:
+    """A text, a list of one as its text, and all others as YAML."""
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def opened(request: Request) -> Response:
@@ -236,7 +264,7 @@ def act(request: Request, sent: Form) -> Response:
         if editor.wanted or sent.get("all") or action == "search":
             keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
             editor.keys = tuple(key for key in keys if key.name not in (*TEXTS, *NUMBERS))
-        _take(editor, sent)
+        _take(ui, editor, sent)
     except RuntimeError as error:
         editor.told.append(str(error))
     if action == "import":
@@ -266,12 +294,12 @@ def act(request: Request, sent: Form) -> Response:
     return _page(request, editor, status)
 
 
-def _take(editor: Editor, sent: Mapping[str, str]) -> None:
+def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     """Applies the changes of the form to the text. Those that cannot be applied are reported and stay in their
     fields."""
     given = {key.removeprefix("key:"): value for key, value in sent.items() if key.startswith("key:")}
     given |= {key: sent[key] for key in ("prompts", "card") if key in sent}
-    given |= {key: other for key in (FOLDER, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
+    given |= {key: other for key in (FOLDER, CONTROL, MODEL) if (other := sent.get(f"other:{key}", "").strip())}
     try:
         editor.shown = {str(key): str(value) for key, value in json.loads(sent["shown"]).items()}
     except (KeyError, ValueError, AttributeError, RecursionError):  # of no page of ours: there is the text alone
@@ -280,8 +308,13 @@ def _take(editor: Editor, sent: Mapping[str, str]) -> None:
     if editor.job.root is None:
         editor.fields = given
         return
+    if FOLDER in changed and CONTROL not in changed:  # another dataset brings its own
+        name = next((name for place, name in _folders(ui) if place == changed[FOLDER]), "")
+        chosen = chosen_for(ui, name) if name else {}
+        own = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
+        changed |= {key: value for key, value in own.items() if value != editor.shown.get(key, "")}
     editor.fields = changed
-    if {MODEL, "card"} & changed.keys():
+    if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # a model that is none: the check says so
             editor.job = _remade(editor.job, editor.shown, changed)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
@@ -307,21 +340,34 @@ def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
         return job
     if key == "prompts":
         return job.set_prompts([" ".join(words) for words in _words(value)])
+    is_text = is_text and not (key == CONTROL and value.startswith("["))
     return job.set(job.path(key), value, is_text) if value.strip() else job.remove(job.path(key))
 
 
 def _made(fields: Mapping[str, str], card: str) -> JobText:
     """The job that `run.py new` writes. Raises UserError as `written_job`."""
-    name, folder, trigger, model = (fields.get(key, "") for key in TEXTS)
-    return JobText(
-        written_job(name, folder, trigger or name, model, int(card) if card in map(str, CARDS) else WITHOUT_GPU)
-    )
+    name, folder, trigger, model, control, instruction = (fields.get(key, "") for key in TEXTS)
+    suffix = _listed(fields.get("datasets[].control_suffix", "")) if "datasets[].image_suffix" not in fields else []
+    pairs = found_pairs(folder, _listed(control), suffix) if folder else None
+    gpu = int(card) if card in map(str, CARDS) else WITHOUT_GPU
+    trigger = trigger or ("" if pairs else name)
+    return JobText(written_job(name, folder, trigger, model, gpu, pairs, instruction))
+
+
+def _listed(value: str) -> list[str]:
+    """The texts of a field that holds one, or a list of them as YAML."""
+    read = JobText(f"value: {value}").data(("value",)) if value.startswith("[") else value
+    return [str(each) for each in (read if isinstance(read, list) else [read]) if each]
 
 
 def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) -> JobText:
     """The job for another model or card: where it still is as it was written for the old one, what is written for the
     new; that is all of it, as long as nobody wrote into it. Raises UserError as `written_job`."""
-    new = _made({**was, MODEL: changed.get(MODEL, was.get(MODEL, ""))}, changed.get("card", was.get("card", "")))
+    fresh = {key: changed.get(key, was.get(key, "")) for key in (FOLDER, CONTROL, INSTRUCTION, MODEL)}
+    if (fresh[FOLDER], fresh[CONTROL]) != (was.get(FOLDER, ""), was.get(CONTROL, "")):
+        fresh[TRIGGER] = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
+        fresh |= {TRIGGER: ""} if fresh[CONTROL] else {}
+    new = _made({**was, **fresh}, changed.get("card", was.get("card", "")))
     olds = [_made(was, card) for card in ([was["card"]] if was.get("card") else map(str, CARDS))]
     for old in olds:
         own = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
@@ -427,11 +473,31 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         has_gpu=least_memory() > 0,
         gb=GB,
         numbers=NUMBERS,
-        folders=[(str(ui.datasets / name), name) for name in _subfolders(ui.datasets)],
+        folders=ui.shared("folders", partial(_folders, ui)),
+        controls=ui.shared("controls", partial(_controls, ui)),
         models=ui.shared("models", partial(_models, ui)),
         jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
+
+
+def _folders(ui: Ui) -> list[tuple[str, str]]:
+    """The folder of images of each dataset, and the dataset's name."""
+    found = []
+    for name in _subfolders(ui.datasets):
+        with suppress(HTTPException):
+            found.append((open_dataset(ui, name, names_only=True).section()["folder_path"], name))
+    return found
+
+
+def _controls(ui: Ui) -> list[tuple[str, str]]:
+    """The folders that may hold control images: datasets, and their subfolders of images before an edit."""
+    found = []
+    for name in _subfolders(ui.datasets):
+        with suppress(HTTPException):
+            (place,) = open_dataset(ui, name, names_only=True).section().get("control_path", (str(ui.datasets / name),))
+            found.append((place, str(Path(place).relative_to(ui.datasets))))
+    return list(dict.fromkeys(found))
 
 
 def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:

@@ -76,12 +76,34 @@ def test_a_run_that_is_watched_before_its_first_step_shows_its_numbers(
     until(lambda: browser.run("return performance.getEntriesByType('resource').some(e => e.name.includes('/curves?'))"))
     time.sleep(0.5)
     assert points(browser) == 0 and not browser.run("return document.querySelector('[data-fact=loss]')")
+    assert browser.text("#no-curves")
     run = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(run | {"loss": 0.125, "step": 2, "steps": 9}))
     goes_on(folder, 1), goes_on(folder, 2)
     until(lambda: points(browser) >= 1, 5)
     until(lambda: browser.run("return document.querySelector('[data-fact=loss]')?.textContent") == "0.125", 5)
     assert "2 / 9" in browser.text("#state") and is_clean(browser)
+    assert not browser.run("return document.getElementById('no-curves')"), "no empty card stays below the curves"
+
+
+def test_curves_have_a_name_and_a_table(browser: Browser, served: Served, make_run: Callable[..., Path]) -> None:
+    folder = make_run("one", steps=40)
+    rows = [{"step": step, "loss": 0.5 - step / 100, "lr": 1e-3} for step in range(1, 41)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    browser.open(f"{served.address}/runs/one")
+    until(lambda: points(browser) >= 2)
+    named = "return [...document.querySelectorAll('.plot canvas')].map(e => [e.getAttribute('role'), e.ariaLabel])"
+    first = browser.run(named)[0]
+    assert first == ["img", "Loss: loss from 0.49 at step 1 to 0.1 at step 40, lowest 0.1 at step 40"]
+    assert all(role == "img" and label for role, label in browser.run(named))
+    browser.run("document.querySelector('.plot summary').focus()")
+    browser.press("Enter")
+    cells = "map(e => [...e.children].map(c => c.textContent))"
+    shown = f"return [...document.querySelectorAll('.plot details tr')].{cells}"
+    until(lambda: browser.run(shown))
+    table = browser.run(shown)
+    assert table[0] == ["step", "loss"] and table[1] == ["1", "0.49"] and table[-1] == ["40", "0.1"]
+    assert len(table) == 13 and is_clean(browser)
 
 
 def test_curves_that_a_diagram_has_no_room_for_are_named(

@@ -207,8 +207,92 @@ def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) 
     page.post("/datasets/pipo/view", data={"references": "before", "masks": "_mask", "resolution": "512"})
     text = page.get("/datasets/pipo").text
     assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
-    assert "3 images" in text, "the mask is not an image of its own"
-    assert text.count("has no control image") == 2
+    assert "1 pair, " in text and "2 without a partner" in text, "the mask is not an image of its own"
+    assert text.count("No image before. Drop “") == 2
+
+
+@pytest.fixture
+def eyes(page: TestClient, ui: Ui) -> Path:
+    """A dataset of pairs as the page makes it: two pairs, and an image on each side without a partner."""
+    answer = page.post("/datasets", data={"name": "eyes", "kind": "pairs", "repeats": "9"}, follow_redirects=False)
+    assert answer.headers["location"] == "/datasets/eyes"
+    folder = ui.datasets / "eyes"
+    assert "holds no images" not in page.get("/datasets/eyes").text
+    for name in ("before/1", "before/2", "before/x", "after/1", "after/2", "after/y"):
+        picture(folder / f"{name}.png")
+    return folder
+
+
+def test_partners_are_shown_together_and_orphans_with_what_to_do(page: TestClient, ui: Ui, eyes: Path) -> None:
+    text = page.get("/datasets/eyes").text
+    assert "2 pairs, " in text and "2 without a partner" in text and "6 images" not in text
+    assert text.index("thumbs/before/1.png") < text.index("thumbs/after/1.png") < text.index("thumbs/before/2.png")
+    assert "No image before. Drop “y”" in text and "No image after. Drop “x”" in text
+    assert "2 pairs, " in page.get("/datasets").text
+    alone = page.get("/datasets/eyes?only=alone").text
+    assert 'data-name="after/y.png"' in alone and 'data-name="after/1.png"' not in alone
+
+
+def test_a_pair_is_deleted_and_restored_whole(page: TestClient, ui: Ui, eyes: Path) -> None:
+    (eyes / "after" / "1.txt").write_text("add eyes")
+    page.post("/datasets/eyes/delete", data={"chosen": ["after/1.png", "before/x.png"]})
+    left = {path.relative_to(eyes).as_posix() for path in eyes.rglob("*.*")}
+    assert left == {"before/2.png", "after/2.png", "after/y.png"}
+    (entry,) = (ui.datasets / ".trash").iterdir()
+    page.post("/datasets/restore", data={"entry": entry.name})
+    assert (eyes / "after" / "1.txt").exists() and (eyes / "before" / "1.png").exists()
+    assert (eyes / "before" / "x.png").exists() and not entry.exists()
+
+
+def test_a_control_image_of_two_images_stays_while_one_has_it(page: TestClient, ui: Ui, eyes: Path) -> None:
+    (eyes / "after" / "rows.csv").write_text(
+        "file_name,control_image,caption\n1.png,../before/1.png,a\n2.png,../before/1.png,b\n"
+    )
+    page.post("/datasets/eyes/delete", data={"chosen": "after/1.png"})
+    assert (eyes / "before" / "1.png").exists()
+
+
+def test_new_files_go_to_the_side_that_they_are_sent_to(page: TestClient, ui: Ui, eyes: Path) -> None:
+    for into, sent in (("before", "3.png"), ("after", "3.png"), ("", "4.png")):
+        data = io.BytesIO()
+        Image.new("RGB", (20, 20), "blue").save(data, "PNG")
+        page.post("/datasets/eyes/files", data={"into": into}, files={"file": (sent, data.getvalue())})
+    assert (eyes / "before" / "3.png").exists() and (eyes / "after" / "3.png").exists()
+    assert (eyes / "after" / "4.png").exists(), "without a side they are images that are trained"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("references", "befor", "neither a folder"),
+        ("masks", "_maks", "neither a folder"),
+        ("resolution", "7", "number of pixels from 32"),
+    ],
+)
+def test_a_choice_that_is_none_is_told_at_its_field_and_stays_there(
+    page: TestClient, ui: Ui, field: str, value: str, says: str
+) -> None:
+    given = {"references": "", "masks": "", "resolution": "512"} | {field: value}
+    answer = page.post("/datasets/pipo/view", data=given)
+    assert answer.status_code == 400 and not (ui.own / "datasets" / "pipo.json").exists()
+    (shown,) = re.findall(
+        rf'name="{field}" value="{value}"[^>]*aria-invalid="true"[^>]*><span class="bad"[^>]*>([^<]*)', answer.text
+    )
+    assert says in shown
+    assert answer.text.count('aria-invalid="true"') == 1
+
+
+def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("extensions.tools.ui.datasets.run_py", lambda *flags, **_: asked.append(flags) or (0, "", "no"))
+    page.post("/datasets/eyes/view", data={"instruction": "add eyes"})
+    page.post("/datasets/eyes/lint")
+    deadline = time.monotonic() + 10
+    while not asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    control = f"--control-path={eyes}/before"
+    assert asked == [("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")]
 
 
 def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:

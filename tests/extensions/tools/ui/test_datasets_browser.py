@@ -75,8 +75,15 @@ def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, addre
     (tmp_path / "1.txt").write_text("white")
     browser.open(f"{address}/datasets/pipo")
     files = (sent, sent.with_suffix(".txt"), tmp_path / "0.png", tmp_path / "1.png", tmp_path / "1.txt")
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.command("Network.enable")
+    browser.command("Network.emulateNetworkConditions", offline=True, **network)
     browser.type("[name=file]", "\n".join(map(str, files)))
-    browser.wait_for("document.querySelector('.sent .button')", 60)
+    browser.wait_for("document.querySelector('.sent img')?.naturalWidth == 2400")
+    assert browser.run("return document.querySelector('.sent li progress').value") == 0, "it is seen before it is here"
+    assert not (ui.datasets / "pipo" / sent.name).exists()
+    browser.command("Network.emulateNetworkConditions", offline=False, **network)
+    browser.wait_for("document.querySelectorAll('.image').length == 5", 60)
     said = browser.text(".sent")
     assert "truncated" in said and "added as 1-2.png" in said
     folder = ui.datasets / "pipo"

@@ -54,7 +54,8 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
     browser.click("form.new .main")
     (sent / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n of no image")
     browser.type("[name=file]", "\n".join(map(str, [*drawn(sent), sent / "broken.png"])))
-    click_when(browser, ".sent .button")
+    browser.wait_for("document.querySelectorAll('.image').length == 4", 60)
+    assert "broken.png" in browser.text(".sent") and "not accepted" in browser.text(".sent .bad")
     assert "4 without a caption" in browser.text(".counts")
     for number, colour in enumerate(COLOURS, 1):
         browser.type(f".image:nth-of-type({number}) textarea", f"pipo, {colour}")

@@ -298,10 +298,15 @@ def restore(pages: Pages) -> None:
 
 @row("/datasets/{d}/view")
 def view(pages: Pages) -> None:
-    pages.dataset("a.bmp")
+    pages.dataset("v_a.bmp", "v_b.bmp")
     forms = [{"references": name, "masks": name, "resolution": side} for name, side in (("_a", 512), ("_b", 768))]
     assert statuses(pages.send(f"/datasets/{pages.name}/view", *forms)) == [303, 303]
-    assert json.loads((pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text()) in forms
+    kept = json.loads((pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text())
+    assert {key: kept[key] for key in forms[0]} in forms
+    others = [{"instruction": "draw it"}, {"resolution": 1024}]  # of two forms of the page
+    assert statuses(pages.send(f"/datasets/{pages.name}/view", *others)) == [303, 303]
+    now = json.loads((pages.output / ".ui" / "datasets" / f"{pages.name}.json").read_text())
+    assert now == kept | {"instruction": "draw it", "resolution": 1024}
 
 
 @row("/datasets/{d}/captions")

@@ -55,6 +55,27 @@ function marks(list) {
   }]}};
 }
 
+const short = value => value === null || value === undefined ? '–' : Number(value.toPrecision(4)).toString();
+const MOST_ROWS = 12;
+
+// What a curve shows, in words: where it begins and ends, and its extremes.
+function described(curve, words) {
+  const at = curve.steps.map((_, index) => index).filter(index => curve.mean[index] !== null && curve.mean[index] !== undefined);
+  if (!at.length) return curve.name;
+  const [first, last] = [at[0], at.at(-1)], lowest = at.reduce((a, b) => curve.low[b] < curve.low[a] ? b : a);
+  const facts = {name: curve.name, first: short(curve.mean[first]), last: short(curve.mean[last]), low: short(curve.low[lowest]),
+    from: curve.steps[first], to: curve.steps[last], at: curve.steps[lowest]};
+  return words.described.replace(/\{(\w+)\}/g, (_, key) => facts[key]);
+}
+
+// The curves in a few rows, evenly spaced in steps: what a diagram is for those who do not see it.
+function rows(curves) {
+  const steps = [...new Set(curves.flatMap(curve => curve.steps))].sort((a, b) => a - b);
+  const every = Math.max(1, (steps.length - 1) / (MOST_ROWS - 1));
+  const chosen = [...new Set(Array.from({length: Math.min(MOST_ROWS, steps.length)}, (_, row) => steps[Math.round(row * every)]))];
+  return chosen.map(step => [step, ...curves.map(curve => short(curve.mean[curve.steps.indexOf(step)]))]);
+}
+
 // One diagram in an element; `zoomed(from, to)` is called with the steps that were chosen, null for all.
 export class Diagram {
   constructor(parent, title, shared) {
@@ -66,21 +87,52 @@ export class Diagram {
     this.note = document.createElement('p');
     this.note.className = 'faint';
     this.area = document.createElement('div');
-    this.box.append(caption, this.area, this.note);
+    this.numbers = document.createElement('details');
+    this.numbers.append(document.createElement('summary'), document.createElement('table'));
+    this.numbers.firstChild.textContent = shared.texts.numbers;
+    this.numbers.lastChild.setAttribute('aria-label', title);
+    this.title = title;
+    this.box.append(caption, this.area, this.note, this.numbers);
+    this.numbers.addEventListener('toggle', () => this.fill());
     parent.append(this.box);
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.box);
   }
 
   size() { return {width: Math.max(200, this.box.clientWidth - 24), height: this.box.clientWidth < 500 ? 190 : 250}; }
 
+  describe() {
+    const canvas = this.area.querySelector('canvas'), said = this.curves.map(curve => described(curve, this.shared.texts));
+    canvas.setAttribute('role', 'img');
+    canvas.setAttribute('aria-label', `${this.title}: ${said.join('; ')}`);
+  }
+
+  // The table behind the curves, as long as somebody reads it.
+  fill() {
+    if (!this.numbers.open) return;
+    const row = (cells, kind) => {
+      const line = document.createElement('tr');
+      line.append(...cells.map((text, place) => {
+        const cell = Object.assign(document.createElement(place ? kind : 'th'), {textContent: text});
+        cell.setAttribute('scope', kind === 'th' ? 'col' : 'row');
+        if (place && kind === 'td') cell.removeAttribute('scope');
+        return cell;
+      }));
+      return line;
+    };
+    const head = row([this.shared.texts.step, ...this.curves.map(curve => curve.name)], 'th');
+    this.numbers.lastChild.replaceChildren(head, ...rows(this.curves).map(cells => row(cells, 'td')));
+  }
+
   // exact: values that are not scattered; a mean would only lag behind.
   show(curves, exact = false, note = '') {
     this.note.textContent = note;
     this.note.hidden = !note;
+    this.curves = curves;
+    this.fill();
     const {share, log, zoomed} = this.shared;
     const names = curves.map(curve => curve.name).join() + log();
     const data = table(curves, exact ? 0 : share());
-    if (this.plot && this.names === names) return this.plot.setData(data);
+    if (this.plot && this.names === names) return this.plot.setData(data), this.describe();
     this.plot?.destroy();
     this.names = names;
     const isPositive = curves.every(curve => curve.low.every(value => value === null || value > 0));
@@ -108,5 +160,6 @@ export class Diagram {
       }]},
     }, data, this.area);
     this.plot.over.addEventListener('dblclick', () => zoomed(null));
+    this.describe();
   }
 }

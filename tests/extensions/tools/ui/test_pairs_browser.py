@@ -1,0 +1,173 @@
+"""Pairs by clicks: two drop zones, what has no partner, and a job that takes over every choice of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from extensions.tools.ui.state import Ui
+from tests.extensions.tools.ui.accessible import SIZES, faults
+from tests.extensions.tools.ui.conftest import Served
+from tests.extensions.tools.ui.test_from_nothing import click_when, fill, seen
+from tests.html_browser import Browser
+
+pytestmark = pytest.mark.slow
+
+BEFORE, AFTER = ".drops form:nth-child(1)", ".drops form:nth-child(2)"
+
+
+def draw(folder: Path, *names: str, colour: str = "olive", eyes: bool = False) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in names]
+    for path in paths:
+        image = Image.new("RGB", (192, 128), "beige")
+        ImageDraw.Draw(image).ellipse((60, 24, 132, 104), fill="white" if eyes else colour, outline="black")
+        image.save(path)
+    return paths
+
+
+def send(browser: Browser, zone: str, paths: list[Path]) -> None:
+    browser.type(f"{zone} [name=file]", "\n".join(map(str, paths)))
+
+
+def dataset(browser: Browser) -> dict[str, object]:
+    """The first dataset of the job that is shown."""
+    process = yaml.safe_load(browser.run("return document.getElementById('yaml').value"))["config"]["process"][-1]
+    return {"trigger_word": process["trigger_word"], **process["datasets"][0]}
+
+
+def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    browser.open(f"{served.address}/datasets")
+    browser.click("[value=pairs]")
+    assert not browser.run("return document.querySelector('.repeats').checkVisibility()")
+    browser.type("[name=name]", "eyes")
+    browser.click("form.new .main")
+    browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
+    send(browser, BEFORE, draw(sent / "before", "1", "2", "odd"))
+    browser.wait_for("document.querySelectorAll('.orphan').length == 3")
+    assert "Drop “odd”" in browser.text(".orphans")
+    send(browser, AFTER, draw(sent / "after", "1", "2", "3", eyes=True))
+    browser.wait_for("document.querySelectorAll('.duo .side').length == 6")
+    folder = served.folder / "datasets" / "eyes"
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")} == {
+        *(f"before/{name}.png" for name in ("1", "2", "odd")),
+        *(f"after/{name}.png" for name in ("1", "2", "3")),
+    }
+    beside = "[...document.querySelector('.image').querySelectorAll('img')].map(e => e.getAttribute('src'))"
+    assert browser.run(f"return {beside}") == [f"/datasets/eyes/thumbs/{side}/1.png" for side in ("before", "after")]
+    assert "2 pairs, 2 without a partner" in browser.text(".counts")
+    assert "No image before. Drop “3”" in browser.text(".hole")
+
+    browser.run("window.confirm = () => true")
+    browser.click(".orphan [name=chosen]")
+    browser.click("#orphans-form button")
+    browser.wait_for("!document.querySelector('.orphan') && document.querySelector('.told')")
+    browser.run("window.confirm = () => true; document.querySelector('[value=\"after/3.png\"]').click()")
+    browser.click(".filter [formaction$=delete]")
+    browser.wait_for("document.querySelectorAll('.duo .side').length == 4 && document.querySelector('.told')")
+    assert "2 pairs ·" in browser.text(".counts")
+    browser.type("[name=instruction]", "add eyes")
+    browser.click(".instruction button")
+    browser.wait_for("document.querySelector('[name=instruction]').defaultValue == 'add eyes'")
+
+    browser.click(".head .main")
+    browser.wait_for("document.getElementById('f-control')")
+    assert browser.run("return document.getElementById('f-control').value") == "datasets/eyes/before"
+    assert browser.run("return document.getElementById('f-prompts').value") == "add eyes\nadd eyes"
+    fill(browser, '[name="key:train.steps"]', "2")
+    fill(browser, '[name="key:save.save_every"]', "2")
+    fill(browser, '[name="key:sample.sample_every"]', "2")
+    seen(browser, "Ready to start")
+    browser.click("[value=start]")
+    log = served.folder / "output" / "eyes" / "log.txt"
+    click_when(browser, ".entry .main", 60)
+    browser.wait_for("document.querySelector('#state .finished')", 120)
+    assert "control images: 2 with 1" in " ".join(log.read_text().split())
+    assert browser.errors() == [] and browser.requests_elsewhere() == []
+
+
+@pytest.fixture
+def sets(ui: Ui) -> Ui:
+    draw(ui.datasets / "pipo", "a", "b", "a_ref", "b_ref", "a_mask", "b_mask")
+    draw(ui.datasets / "before", "a", "b"), draw(ui.datasets / "masks", "a", "b")
+    draw(ui.datasets / "named", "x_start", "x_end", "y_start", "y_end")
+    draw(ui.datasets / "both" / "source", "x"), draw(ui.datasets / "both" / "target", "x")
+    return ui
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "keys"),
+    [
+        ("references", "before", {"control_path": "{datasets}/before"}),
+        ("references", "{datasets}/before", {"control_path": "{datasets}/before"}),
+        ("references", "_ref", {"control_suffix": ["_ref"]}),
+        ("masks", "masks", {"mask_path": "{datasets}/masks"}),
+        ("masks", "_mask", {"mask_suffix": "_mask"}),
+        ("resolution", "256", {"resolution": 256}),
+        ("trigger-word", "ohwx", {"trigger_word": "ohwx"}),
+    ],
+)
+def test_every_choice_of_the_page_reaches_the_job(
+    browser: Browser, sets: Ui, address: str, monkeypatch: pytest.MonkeyPatch, field: str, value: str, keys: dict
+) -> None:
+    monkeypatch.setattr("extensions.tools.ui.views.datasets.enqueue", lambda *_: None)
+    browser.open(f"{address}/datasets/pipo")
+    form = f"form:has(> * [name='{field}'])"
+    browser.run(f"document.querySelector(\"{form}\").closest('details').open = true")
+    fill(browser, f"[name='{field}']", value.format(datasets=sets.datasets))
+    browser.run("window.isOld = true")
+    browser.click(f"{form} button")
+    browser.wait_for("!window.isOld && document.readyState == 'complete'")
+    browser.open(f"{address}/datasets/pipo")
+    browser.click(".head .main")
+    browser.wait_for("document.getElementById('yaml')")
+    found = dataset(browser)
+    wanted = {key: text.format(datasets=sets.datasets) if isinstance(text, str) else text for key, text in keys.items()}
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert found["folder_path"] == f"{sets.datasets}/pipo"
+
+
+def test_names_of_pairs_need_no_choice_and_another_dataset_brings_its_own(
+    browser: Browser, sets: Ui, address: str
+) -> None:
+    browser.open(f"{address}/datasets/named")
+    assert browser.run("return document.querySelectorAll('.image .side img').length") == 4
+    browser.click(".head .main")
+    browser.wait_for("document.getElementById('yaml')")
+    found = dataset(browser)
+    assert (found["image_suffix"], found["control_suffix"], found["trigger_word"]) == ("_end", ["_start"], "")
+    browser.wait_for("document.querySelector('.gutter').childElementCount")  # the script is there
+    browser.click(f"#f-folder option[value='{sets.datasets}/both/target']")
+    browser.wait_for("document.getElementById('f-control').value.endsWith('both/source')")
+    found = dataset(browser)
+    assert (found["folder_path"], found["control_path"]) == tuple(
+        f"{sets.datasets}/both/{side}" for side in ("target", "source")
+    )
+    browser.click(f"#f-folder option[value='{sets.datasets}/pipo']")
+    browser.wait_for("document.getElementById('f-control').value == ''")
+    assert "control_path" not in dataset(browser) and dataset(browser)["trigger_word"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/datasets", "/datasets/new", "/datasets/both", "/datasets/pipo", "/new?dataset=both"]
+)
+def test_the_screens_of_pairs_are_easy_to_see_and_to_reach(browser: Browser, sets: Ui, address: str, path: str) -> None:
+    (sets.datasets / "new" / "before").mkdir(parents=True), (sets.datasets / "new" / "after").mkdir()
+    draw(sets.datasets / "both" / "source", "alone"), draw(sets.datasets / "both" / "target", "alone too")
+    for width, dark in SIZES:
+        browser.open(address + path, width=width, dark=dark)
+        browser.run("for (const each of document.querySelectorAll('.tools details')) each.open = true")
+        assert faults(browser, width) == []
+    assert browser.errors() == []
+
+
+def test_a_kind_is_chosen_and_a_dataset_made_by_keys(browser: Browser, sets: Ui, address: str) -> None:
+    browser.open(f"{address}/datasets")
+    browser.run("document.querySelector('[value=character]').focus()")
+    browser.press("ArrowDown", "Tab", "e", "Enter")
+    browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
+    assert sorted(path.name for path in (sets.datasets / "e").iterdir()) == ["after", "before"]
