@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 
 from tests.http_server import QuietHandler, serving
 from tests.model_folders import COMMIT
@@ -22,7 +23,13 @@ class Hub:
     break_after: int | None = None
     """Bytes of a large file after which the connection breaks."""
 
+    opened: Event = field(default_factory=Event)
+    """While it is not set, a file of more than 20,000 bytes stops after its first half."""
+
     asked: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.opened.set()
 
 
 @contextmanager
@@ -80,7 +87,12 @@ def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> I
             self.end_headers()
             if with_body and self.command == "GET":
                 broken = state.break_after if len(body) > 1000 else None
-                self.wfile.write(body[:broken])
+                half = len(body) // 2 if len(body) > 20_000 else 0
+                self.wfile.write(body[:half])
+                self.wfile.flush()
+                if half:
+                    state.opened.wait(60)
+                self.wfile.write(body[half:broken])
 
     with serving(Handler) as state.url:
         yield state

@@ -147,7 +147,8 @@ class Trainer(BaseTrainProcess):
                             self.train()
                     self.request.check()
                     logger.info("next, to be pasted into a shell:")
-                    for line in (*lead_on(self.section), *next_commands(self.save_root, self.name, self.section)):
+                    own = self.process_id == 0  # otherwise an earlier process of the job has drawn the images
+                    for line in (*lead_on(self.section, own), *next_commands(self.save_root, self.name, self.section)):
                         logger.info(f"  {line}")
             self.request.check()
 

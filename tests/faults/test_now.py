@@ -10,12 +10,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, child_environment
 from tests.faults.conftest import Job
+from tests.small_hub import small_hub
 from toolkit.train.run_reader import RunStatus, read_run
 
 QUANTIZED = {"model__quantize": True, "model__qtype": "int8", "train__dtype": "float32"}
@@ -142,3 +144,30 @@ def test_the_log_of_a_run_has_no_more_than_its_output(job: Job) -> None:
     job.change(train__steps=2, sample=None)
     said = job.run()
     assert all(line in said for line in (Path(job.folder) / "log.txt").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_a_download_is_said_with_its_size(job: Job, tiny_model: Path) -> None:
+    """By the files that grow in the cache, in run.json and in the output."""
+    files = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*.*")}
+    total = sum(map(len, files.values()))
+    job.change(model__name_or_path="someone/model", memory_check=False, sample=None)
+    settings = {"HF_HOME": str(job.cwd / "home"), "HF_HUB_OFFLINE": "0"}
+    settings |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with small_hub(files, "someone/model") as hub:
+        hub.opened.clear()
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), str(job.write())],
+            cwd=job.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=child_environment(settings | {"HF_ENDPOINT": hub.url}),
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (found := re.fullmatch(r"downloading ([\d.]+) of ([\d.]+) [kM]B", doing(job))):
+            assert process.poll() is None and time.monotonic() < deadline, doing(job)
+            time.sleep(0.1)
+        assert float(found[1]) < float(found[2]) and total > 40_000
+        hub.opened.set()
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert re.search(r"^downloading .* of .* [kM]B", said, re.MULTILINE) and "%|" not in said, "no other bar beside it"
+    assert "now" not in json.loads((job.folder / "run.json").read_text())

@@ -404,10 +404,11 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     when = ["before step 1"] * section.draws_first() + every + ["at the end"]
     first = pictures[0]
     guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
-    how = f"{first.sample_steps or family.sample_steps} steps at guidance {guidance:g}"
+    images, each = ("1 image", "") if len(pictures) == 1 else (f"{len(pictures)} images", " each")
+    how = f"{images} in {first.sample_steps or family.sample_steps} steps{each} at guidance {guidance:g}"
     quoted = ", ".join(repr(shorten(picture.prompt, 40, placeholder=" ...")) for picture in pictures[:MOST_PROMPTS])
     more = f" and {len(pictures) - MOST_PROMPTS} more" if len(pictures) > MOST_PROMPTS else ""
-    return f"samples: {', '.join(when)}; {len(pictures)} of {how}: {quoted}{more}"
+    return f"samples: {', '.join(when)}; {how}: {quoted}{more}"
 
 
 # ------------------------------------------------------------ several processes, and a resume

@@ -62,6 +62,9 @@ def machine_of(device: str) -> Machine:
     return Machine("cuda", total_memory(found), capability(found)[0])
 
 
+SHOWN = {"process baseline": "the program itself", "gaps": "unused memory between tensors"}
+"""What the line of a plan calls an entry whose name is one of the code."""
+
 NOT_OF_TENSORS = ("context", "gaps")
 """Entries that PyTorch does not count as allocated on a device."""
 
@@ -185,7 +188,7 @@ def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
     """The phase and its largest consumers."""
     least = 0.01 * sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
-    shown = [f"{name} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
+    shown = [f"{SHOWN.get(name, name)} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
     return f"{phase}{', if not cached yet' if phase == ENCODING else ''}: {', '.join(shown)}"
 
 

@@ -56,9 +56,10 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     ]
 
 
-def lead_on(section: object) -> list[str]:
-    """What comes after an example of this program on its small model: one's own images, and the page."""
-    if not isinstance(section, DiffusionSection) or not section.model.is_path():
+def lead_on(section: object, own_images: bool) -> list[str]:
+    """What comes after an example of this program on its small model: one's own images, and the page. Nothing after a
+    run of one's own images: what comes first there is about that run."""
+    if own_images or not isinstance(section, DiffusionSection) or not section.model.is_path():
         return []
     if not section.model.folder().is_relative_to((CONFIG_ROOT / "examples").resolve()):
         return []

@@ -197,14 +197,15 @@ class RunPlan:
             terms = f"{terms} = " if terms else ""
             per_epoch = self.micro_batches_per_epoch / self.accumulation
             if self.requested_epochs:
-                duration = f"{_epochs(self.requested_epochs)} = {self.optimizer_steps:,} optimizer steps"
+                duration = f"{_epochs(self.requested_epochs)} = {_count(self.optimizer_steps, 'step')}"
             else:
-                duration = f"{self.optimizer_steps:,} step{'s' * (self.optimizer_steps != 1)} = {_epochs(self.epochs)}"
-            blocks.append(
-                f"  {terms}{self.samples_per_epoch:,} samples per epoch; "
-                f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
-                f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
-            )
+                duration = f"{_count(self.optimizer_steps, 'step')} = {_epochs(self.epochs)}"
+            steps = f"{_number(per_epoch)} step{'s' * (per_epoch != 1)}"
+            if self.accumulation > 1:
+                batches = _count(self.micro_batches_per_epoch, "batch", "es")
+                steps = f"{batches}, {self.accumulation} for each step: {steps}"
+            samples = _count(self.samples_per_epoch, "sample")
+            blocks.append(f"  {terms}{samples} per epoch in {steps}; {duration}")
         lines, warnings = self._told()
         if warnings:
             lines += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}:", *warnings]
@@ -216,6 +217,10 @@ class RunPlan:
         lines = [*self.notes, *(self.outlook.tail() if self.outlook else ())]
         warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
         return [line for line in lines if line not in warnings], [*warnings]
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number:,} {what}{plural * (number != 1)}"
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
@@ -232,9 +237,7 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     most, least = max(uses.values()), min(count % batch_size or batch_size for count in uses.values())
     sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"
     why = f"only images of {alike} share one, and the largest of {len(uses)} buckets has {most:,} uses per epoch"
-    return (
-        f"{WARNING}batch_size {batch_size}: micro-batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
-    )
+    return f"{WARNING}batch_size {batch_size}: batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
 
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:

@@ -334,6 +334,7 @@ def _fill(
     # A sample that is only mirrored has no other.
     work = [(sample, tuple(sizes), is_held_out) for (_, is_held_out), (sample, sizes) in crops.items()]
     regularisation = {folder.folder for folder in scan.folders if folder.is_reg}
+    progress(0, len(work))
     measured = thread_map(lambda each: _measured(each[0], each[1][0], found.measures_shift), work, AT_ONCE)
     for done, ((sample, sizes, is_held_out), result) in enumerate(zip(work, measured, strict=True), 1):
         progress(done, len(work))

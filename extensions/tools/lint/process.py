@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import time
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -19,12 +21,13 @@ from jobs.process import BaseExtensionProcess
 from toolkit.data.found import count_of
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
+from toolkit.files.now import Now
 from toolkit.files.writing import readable_size, why_not_replaced, write_text
 
 logger = logging.getLogger(__name__)
 
-SLOW_FROM = 200
-"""From so many images on their progress is shown."""
+SILENT_S = 2.0
+"""Seconds for which a pipe is told nothing of the reading; a terminal shows it at once."""
 
 
 class LintProcess(BaseExtensionProcess):
@@ -54,13 +57,15 @@ class LintProcess(BaseExtensionProcess):
             logger.info(f"{section.path}: nothing found. {checked}.")
 
     def _progress(self) -> Any:
-        line = StatusLine()
+        """Shows on standard error how many images are read: standard output has the findings alone."""
+        line, begun = StatusLine(sys.stderr), time.monotonic()
+        is_quiet = self.section.as_json and not sys.stderr.isatty()
 
         def show(done: int, total: int) -> None:
-            if total >= SLOW_FROM and not self.section.as_json:
-                line.update(f"{done:,} of {total:,} images")
-                if done == total:
-                    line.finish()
+            if done == total:
+                line.finish()
+            elif sys.stderr.isatty() or (time.monotonic() - begun >= SILENT_S and not is_quiet):
+                line.update(Now("reading", done, total, "images").line())
 
         return show
 

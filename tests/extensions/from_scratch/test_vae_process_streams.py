@@ -215,9 +215,7 @@ def test_a_dry_run_names_the_shards_without_torch_and_refusals_are_one_line(
     result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert f"stream of 3 shards: {shards}/0.tar to {shards}/2.tar; 15 samples as given" in result.stdout
-    assert "15 samples per epoch; 8 micro-batches; with accumulation 1, 8 optimizer steps per epoch; 2 epochs = 16" in (
-        result.stdout
-    )
+    assert "15 samples per epoch in 8 steps; 2 epochs = 16 steps" in (result.stdout)
     job = write_job(streamed("hf://datasets/a/b/*.tar"))
     result = run_py(job, "--dry-run", env={"HF_HUB_OFFLINE": "1"})
     assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr

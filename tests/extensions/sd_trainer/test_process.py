@@ -94,7 +94,7 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
     result = run_py(job)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     for words in (
-        "2 x 40 + 1 x 20 = 100 samples per epoch; 100 micro-batches; with accumulation 4, 25 optimizer steps",
+        "2 x 40 + 1 x 20 = 100 samples per epoch in 100 batches, 4 for each step: 25 steps; ",
         "device: cuda:0 is not available",
         "int8",
     ):

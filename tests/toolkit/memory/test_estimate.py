@@ -34,7 +34,7 @@ def test_the_largest_phase_decides_and_the_smallest_card_is_named() -> None:
 
 def test_on_the_cpu_there_is_no_card() -> None:
     on_host = MemoryEstimate((Phase("training", {"process baseline": GB // 2, "weights": GB}),), on_device=False)
-    assert on_host.render() == "memory: peak 1.5 GB (training: weights 1.0, process baseline 0.50)"
+    assert on_host.render() == "memory: peak 1.5 GB (training: weights 1.0, the program itself 0.50)"
     assert on_host.card() is None
     assert on_host.to_json().keys() == {"host_bytes", "phases", "notes"}
 

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 
 from tests.conftest import heard
 from tests.model_folders import COMMIT, NO_WEIGHTS, part_files, write_cached
 from tests.quantized import SDNQ
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
+from toolkit.files import now
 from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
 from toolkit.models.hub import download, download_encoder, download_file, fetch_index
@@ -262,3 +264,47 @@ def test_a_quantized_text_encoder_is_refused_before_it_is_brought(ask) -> None:
         assert said["error"].startswith("model.key: ") and "the model is quantized by sdnq (uint4)" in said["error"]
         assert not any("safetensors" in path for path in server.asked)
         assert "path" in ask(url=server.url, what=download_encoder, weights=False)
+
+
+class Listening:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.all: list[now.Told] = []
+
+    def tell(self, *told) -> None:
+        self.all.append(told)
+
+    def count(self, phase: str, units: float) -> None: ...
+
+    @property
+    def told(self) -> now.Told:
+        return now.NOTHING
+
+
+def test_whoever_listens_is_told_how_far_a_download_is(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that grow say it; the bars of the client library would tear the line."""
+    monkeypatch.setattr(hub, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    weights = framed(json.dumps({"__metadata__": {"filling": "x" * 100_000}}))
+    files = FILES | {"transformer/diffusion_pytorch_model.safetensors": weights}
+    listener, wanted = Listening(), sum(len(data) for name, data in files.items() if name != "preview.png") / 1e3
+    with small_hub(files, NAME) as server, now.told_to(listener):
+        server.opened.clear()
+
+        def tell(*told) -> None:
+            listener.all.append(told)
+            if told[1] > 40:  # half of the weights, but for what is not written yet
+                server.opened.set()
+
+        listener.tell = tell
+        assert "path" in ask(url=server.url)
+    assert {told[::3] for told in listener.all} == {("downloading", "kB")}
+    assert {told[2] for told in listener.all} == {round(wanted, 3)}
+    shares = [told[1] for told in listener.all]
+    assert shares == sorted(shares) and shares[-1] <= wanted
+    assert are_progress_bars_disabled()
+
+
+def test_where_nobody_listens_the_bars_of_the_client_library_are_shown(ask, server: Hub) -> None:
+    assert "path" in ask(url=server.url) and not are_progress_bars_disabled()

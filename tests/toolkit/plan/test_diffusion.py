@@ -70,10 +70,10 @@ SETTINGS = {
     },
     "noise levels: weighted": {"train": {"timestep_type": "weighted"}},
     "samples: none": {"sample": {"prompts": ["a cup"]}, "train": {"disable_sampling": True}},
-    "samples: before step 1, every 9 steps, at the end; 1 of 20 steps at guidance 4: 'a cup'": {
+    "samples: before step 1, every 9 steps, at the end; 1 image in 20 steps at guidance 4: 'a cup'": {
         "sample": {"prompts": ["a cup"], "sample_every": 9}
     },
-    "samples: every 9 steps, at the end; 2 of 8 steps at guidance 2.5: 'a cup', 'a dog'": {
+    "samples: every 9 steps, at the end; 2 images in 8 steps each at guidance 2.5: 'a cup', 'a dog'": {
         "sample": {"prompts": ["a cup", "a dog"], "sample_every": 9, "sample_steps": 8, "guidance_scale": 2.5},
         "train": {"skip_first_sample": True},
     },

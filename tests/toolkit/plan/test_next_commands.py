@@ -79,6 +79,9 @@ def test_an_example_on_the_small_model_leads_on_to_ones_own_images_and_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    own, page = lead_on(section(model={"name_or_path": "config/examples/tiny_mascots"}))
+    small = section(model={"name_or_path": "config/examples/tiny_mascots"})
+    own, page = lead_on(small, own_images=False)
     assert own.startswith(f"{command('new', 'my_char', 'datasets/my_char')} ") and page.startswith(f"{command('ui')} ")
-    assert lead_on(section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"})) == lead_on(object()) == []
+    assert lead_on(section(model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}), own_images=False) == []
+    assert lead_on(object(), own_images=False) == []
+    assert lead_on(small, own_images=True) == [], "what comes first after a run of one's own images is about that run"

@@ -43,8 +43,8 @@ def test_seed_001_in_the_words_of_the_documentation() -> None:
     plan = make_plan(SEED_001)
     assert (plan.samples_per_epoch, plan.optimizer_steps, plan.epochs) == (3400, 3400, 4)
     assert (
-        "70 x 40 + 30 x 20 = 3,400 samples per epoch; 3,400 micro-batches; "
-        "with accumulation 4, 850 optimizer steps per epoch; 3,400 steps = 4 epochs" in plan.render()
+        "70 x 40 + 30 x 20 = 3,400 samples per epoch in 3,400 batches, "
+        "4 for each step: 850 steps; 3,400 steps = 4 epochs" in plan.render()
     )
 
 
@@ -61,7 +61,7 @@ def test_epochs_decide_over_steps_and_round_up() -> None:
     assert (optimizer_steps(0, 3, 10, 4, 5), optimizer_steps(0, 3, 10, 4, 9)) == (5, 8)
     assert optimizer_steps(100, 1, 10, 4) == 3
     assert optimizer_steps(100, 4, 850 * 4, 4) == 3400
-    assert "; 4 epochs = 3,400 optimizer steps" in make_plan(SEED_001, epochs=4).render()
+    assert "; 4 epochs = 3,400 steps" in make_plan(SEED_001, epochs=4).render()
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(850, 1), (425, 0.5), (1, 0.0012), (284, 0.3341)])
@@ -121,7 +121,7 @@ def test_render_shows_each_folder_and_the_further_lines() -> None:
 
 
 def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:
-    assert "with accumulation 3, 1,133.33 optimizer steps per epoch" in make_plan(SEED_001, accumulation=3).render()
+    assert "3,400 batches, 3 for each step: 1,133.33 steps; " in make_plan(SEED_001, accumulation=3).render()
 
 
 def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_mirrored_copies_are_counted_and_said(tmp_path: Path) -> None:
     ]
     assert (plan.samples_per_epoch, plan.micro_batches_per_epoch) == (60, 60)
     text = plan.render()
-    assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch; 60 micro-batches" in text
+    assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch in 60 batches, " in text
     assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1
 
 
@@ -175,8 +175,8 @@ def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_pat
 @pytest.mark.parametrize(
     ("counts", "batch_size", "note"),
     [
-        ({64: 5, 96: 3, 128: 3, 160: 1, 192: 1}, 100, "micro-batches have 1 to 5 images, 2.6 on average"),
-        ({64: 40, 96: 1}, 100, "micro-batches have 1 to 40 images, 20.5 on average"),
+        ({64: 5, 96: 3, 128: 3, 160: 1, 192: 1}, 100, "batches have 1 to 5 images, 2.6 on average"),
+        ({64: 40, 96: 1}, 100, "batches have 1 to 40 images, 20.5 on average"),
         ({64: 5, 96: 3}, 4, ""),
         ({64: 100}, 100, ""),
         ({64: 1}, 2, ""),

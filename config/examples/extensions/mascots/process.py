@@ -14,6 +14,7 @@ from PIL import Image
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.files.log import StatusLine
+from toolkit.files.now import Now
 from toolkit.files.writing import atomic_write_dir, settle, write_json
 from toolkit.system.seeding import key
 
@@ -67,7 +68,7 @@ class MascotsProcess(BaseExtensionProcess):
             for index in range(count):
                 add(folder / name, index)
                 done += 1
-                status.update(f"{done}/{section.total()}")
+                status.update(Now("drawing", done, section.total(), "pictures").line())
         status.finish()
 
     def _picture(self, folder: Path, index: int) -> None:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import shlex
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from extensions.tools.lint import process
+from tests.conftest import ROOT, child_environment
 from tests.extensions.tools.lint.conftest import picture
 from tests.html_browser import Browser
 from tests.running import run_job, run_tool, section_of
@@ -204,3 +212,45 @@ def test_the_examples_have_good_pictures_though_small_ones(run, example: str, mo
     root = README.parents[3]
     monkeypatch.chdir(root)
     assert run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""  # or it ends with RunError
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_pipe_is_told_of_a_long_reading_on_standard_error_alone(
+    capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    """What reads standard output, as JSON say, gets nothing of it."""
+    monkeypatch.setattr(process, "SILENT_S", 0.0)
+    with suppress(RunError):
+        run_tool("lint", (folder, *flags))
+    said = capsys.readouterr()
+    told = re.findall(r"^reading (\d+) of 6 images", said.err, re.MULTILINE)
+    assert told[:1] == ([] if flags else ["0"]) and "reading" not in said.out
+    if flags:
+        json.loads(said.out)
+
+
+def test_a_short_reading_is_silent(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    with suppress(RunError):
+        run_tool("lint", (folder,))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["lint", "new"])
+def test_a_terminal_sees_how_many_images_are_read(folder: Path, tmp_path: Path, command: str) -> None:
+    """`new` runs `lint` on its own streams."""
+    leader, follower = pty.openpty()
+    of_new = ["x", str(folder), "--model", str(ROOT / "config/examples/tiny_mascots")]
+    arguments = [str(folder), "--json"] if command == "lint" else of_new
+    started = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), command, *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=follower, env=child_environment(),
+    )  # fmt: skip
+    os.close(follower)
+    out, _ = started.communicate(timeout=120)
+    seen = os.read(leader, 65536).decode()
+    os.close(leader)
+    assert re.search(r"\rreading \d of 6 images", seen), (seen, out)
+    assert seen.count("\n") == seen.count("\r\n") and b"reading" not in out
+    if command == "lint":
+        json.loads(out)
