@@ -126,6 +126,8 @@ def test_what_stands_behind_a_flag_is_no_slip(work: Path, run_py: Callable[..., 
 CONFIG, DATA, COMPAT = "toolkit/config", "toolkit/data", "extensions/compat"
 
 ELSEWHERE: dict[str, str] = {
+    "is not FIRST-LAST:STRENGTH. Write 0-9:0.5": "extensions/tools/lora_tools/test_scale.py",
+    "the first block comes first": "extensions/tools/lora_tools/test_scale.py",
     "Write '- type: ": f"{CONFIG}/test_loader.py",
     "is a mapping, and 'prompts' are texts. Write it in 'samples'": f"{CONFIG}/test_normalise.py",
     "Write '- ": f"{CONFIG}/test_normalise.py",

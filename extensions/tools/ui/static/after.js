@@ -18,7 +18,7 @@ document.addEventListener('submit', async event => {
   const button = event.submitter ?? form.querySelector('button.main');
   button.disabled = true;
   try {
-    const answer = await fetch(button.formAction || form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
+    const answer = await fetch(button.getAttribute('formaction') ?? form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
     const page = parts(await answer.text());
     const fresh = page.getElementById('try-form');
     if (answer.ok) {
