@@ -127,6 +127,8 @@ CONFIG, DATA, COMPAT = "toolkit/config", "toolkit/data", "extensions/compat"
 
 ELSEWHERE: dict[str, str] = {
     "write whole numbers from 1 on": "jobs/test_sweep.py",
+    "is not FIRST-LAST:STRENGTH. Write 0-9:0.5": "extensions/tools/lora_tools/test_scale.py",
+    "the first block comes first": "extensions/tools/lora_tools/test_scale.py",
     "Write '- type: ": f"{CONFIG}/test_loader.py",
     "is a mapping, and 'prompts' are texts. Write it in 'samples'": f"{CONFIG}/test_normalise.py",
     "Write '- ": f"{CONFIG}/test_normalise.py",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     },
     "resize": f"resize {LORA_FILE} OUT/x.safetensors --rank 2 --model model",
     "resize lokr": f"resize {LOKR_FILE} OUT/x.safetensors --share 0.5 --dtype float32 --model model",
+    "scale": f"scale {LORA_FILE} OUT/x.safetensors --blocks 0:0.5 --model model",
     "merge": f"merge --base model --lora {LORA_FILE}:0.8 --output OUT/model",
     "merge files": f"merge --lora {LORA_FILE} {LORA_FILE}:0.5 --output OUT/x.safetensors --rank 3 --model model",
     "extract": "extract OUT/x.safetensors --base model --tuned output/full_fp32/full_fp32 --rank 2",

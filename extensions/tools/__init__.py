@@ -93,6 +93,7 @@ AI_TOOLKIT_EXTENSIONS = [
     _tool(
         FILES, "resize", "Resize a LoRA", "reduce the rank of a LoRA, or turn a LoHa or LoKr into a LoRA", "lora_tools"
     ),
+    _tool(FILES, "scale", "Scale blocks of a LoRA", "write a LoRA file with a strength per block", "lora_tools"),
     _tool(FILES, "merge", "Merge LoRAs", "merge LoRAs into a model, or several into one file", "lora_tools"),
     _tool(FILES, "extract", "Extract a LoRA", "extract a LoRA from a model and its fine-tuned version", "lora_tools"),
     _tool(FILES, "post_hoc_ema", "Post-hoc EMA", "average the LoRA files of a run", "lora_tools"),

@@ -122,6 +122,7 @@ TOOLS = {
     "queue": ["add", "JOB"],
     "report": ["RUN"],
     "resize": ["FILE", "resized.safetensors", "--rank", "2"],
+    "scale": ["FILE", "scaled.safetensors", "--blocks", "0:0.5"],
     "ui": ["--help"],
 }
 """Tool -> flags with which it reads a run, a job or a file of weights: what it then says of them is not asked here."""

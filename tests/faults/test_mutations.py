@@ -160,6 +160,7 @@ TOOLS: dict[str, dict[str, object]] = {
     "publish": {"path": "run", "repo": "me/it"},
     "report": {"run": "run"},
     "resize": {"lora": "lora.safetensors", "output": "resized.safetensors", "rank": 2},
+    "scale": {"input": "lora.safetensors", "output": "scaled.safetensors", "blocks": ["0-9:0.5"]},
 }
 """Tool -> keys of a section; not each is valid: what is refused at the start is a case as well."""
 

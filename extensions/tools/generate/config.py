@@ -100,6 +100,7 @@ class GenerateConfig(PicturesConfig):
             values["prompt"] = (settings["prompt"],)
             values["reference"] = tuple(file["path"] for file in settings["reference"])
             values["lora"] = tuple(f"{file['path']}:{file['strength']!r}" for file in settings["lora"])
+            values["blocks"] = tuple(map(str, settings.get("blocks", ())))
             given = {key: getattr(self, key) for key in self.model_fields_set - {"like", "model"}}
             model = settings["model"] | (self.model.model_dump(exclude_unset=True) if self.model else {})
             return GenerateConfig.model_validate({**values, **given, "type": self.type, "model": model})

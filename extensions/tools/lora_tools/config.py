@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import FileToolConfig, check_loras, check_origins, check_safetensors
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr
+from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr, StrOrList
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault
 from toolkit.config.process import Diagnostic, JobContext
@@ -123,6 +124,30 @@ class ResizeConfig(RankConfig):
 
     input: PathStr
     """LoRA file, of any program."""
+
+
+class ScaleConfig(WritingToolConfig):
+    """`type: scale`: writes a LoRA file with a strength for each group of blocks."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("scale",)
+    example: ClassVar[str] = "output/quickstart/quickstart.safetensors output/half.safetensors --blocks 0:0.5 1-3:1.2"
+    saved_weights: ClassVar[tuple[str, ...]] = ("input",)
+    reads: ClassVar[str] = "input"
+    positional: ClassVar[tuple[str, ...]] = ("input", "output")
+
+    input: PathStr
+    """LoRA, LoHa or LoKr file, of any program."""
+
+    blocks: StrOrList
+    """Strengths of blocks, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH, from block 0: `0-9:0.5 12:0`. They are
+    multiplied into the file. Blocks that are not named, and layers outside of blocks, keep what they are."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Entries that cannot be read, or none."""
+        yield from super().check(job)
+        yield from check_blocks("blocks", self.blocks)
+        if not self.blocks:
+            yield Diagnostic(("blocks",), "is required: the blocks and their strengths, such as 0-9:0.5.")
 
 
 class ExtractConfig(RankConfig):

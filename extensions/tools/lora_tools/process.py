@@ -16,6 +16,7 @@ from extensions.tools.lora_tools.inspect import InspectProcess
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata
 from extensions.tools.lora_tools.merge import MergeProcess
 from extensions.tools.lora_tools.post_hoc_ema import average, linear_betas, power_betas, steps_of
+from extensions.tools.lora_tools.scale import ScaleProcess
 from jobs.process import BaseExtensionProcess
 from toolkit.networks.lora_formats import read_tensors
 
@@ -34,6 +35,7 @@ __all__ = [
     "MergeProcess",
     "PostHocEmaProcess",
     "ResizeProcess",
+    "ScaleProcess",
 ]
 
 

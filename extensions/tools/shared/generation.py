@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from extensions.tools.shared.blocks import read_blocks, strength_in
 from extensions.tools.shared.image_files import LATENTS, picture_name, read_latents, write_latents, write_picture
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
@@ -103,8 +104,11 @@ class PictureMaker:
         family, folder = checked_family(self.config), self.config.files_folder()
         layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
         read = partial(load_adapter_file, layers=layers, weights=weights)
+        blocks = read_blocks(section.blocks)
         self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
-            lambda path: read(Path(path).expanduser())
+            lambda path: {
+                name: change.times(strength_in(name, blocks)) for name, change in read(Path(path).expanduser()).items()
+            }
         )
         """The changes of a file. Not all files of a long run fit into memory together."""
         for path in self.files:
@@ -167,6 +171,7 @@ class PictureMaker:
             "model": self.config.model_dump(mode="json", exclude_unset=True),
             "base": self.base,
             "dtype": section.dtype,
+            **({"blocks": list(section.blocks)} if section.blocks else {}),
             **({"levels": list(prompt.levels)} if prompt.levels else {}),
             **({"layers": prompt.layers} if prompt.layers else {}),
         }

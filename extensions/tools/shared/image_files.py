@@ -34,7 +34,8 @@ musubi-tuner, qwen_image_generate_image.py (`--output_type latent`)."""
 Settings = Mapping[str, Any]
 """All that decides an image, as JSON values: prompt, negative, width, height, seed, cfg, steps, flow_shift, lightning,
 reference and lora (lists of path, sha256 and strength), model (the keys of the section), base (a hash of each part),
-dtype; levels, where the noise levels are those that the model was published with."""
+dtype; blocks, where LoRAs have a strength per block; levels, where the noise levels are those that the model was
+published with."""
 
 _BY_CONTENT = ("reference", "lora")
 _OF_NO_EFFECT = ("name_or_path", "revision", "low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import check_loras, check_origins, split_strength
 from extensions.tools.shared.run_job import model_of
 from toolkit.config.field_types import (
@@ -106,6 +107,10 @@ class PicturesConfig(ToolConfig):
     lora: PathOrList = ()
     """LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA files of any program, each as FILE or FILE:STRENGTH."""
 
+    blocks: StrOrList = ()
+    """Strengths of the blocks of all LoRA files, each as FIRST-LAST:STRENGTH or BLOCK:STRENGTH: `0-9:0.5 12:0`. Blocks
+    that are not named have all of their change. `run.py scale` writes such a file."""
+
     prompt: StrOrList = ()
     """Prompts, optionally followed by the flags of sample prompts (`a cat --w 768 --h 512`)."""
 
@@ -169,6 +174,7 @@ class PicturesConfig(ToolConfig):
         if file := file_in_the_way(Path(self.output).expanduser()):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
         yield from check_loras("lora", self.lora, job)
+        yield from check_blocks("blocks", self.blocks)
         if self.model is None and self.lora:
             file = Path(split_strength(self.lora[0])[0]).expanduser()
             if job.will_write(file.parent) or not (file.is_file() or job.will_write(file)):

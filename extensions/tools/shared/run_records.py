@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
 from extensions.tools.shared.feed import Feed
 from extensions.tools.shared.series import IN_STEPS, Curve
@@ -270,7 +271,8 @@ class SavedFile:
 
 
 def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
-    """The network files of a run, one by one also those of a model folder, then its states.
+    """The network files of a run, one by one also those of a model folder, then files with strengths per block that the
+    page has written, then its states.
 
     hashed: compute the hashes that are not recorded.
     """
@@ -282,6 +284,9 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
             size, digest = _size_and_hash(path, hashed)
             name = redact_text(path.relative_to(folder).as_posix())
             yield SavedFile(name, f"{saved.kind}{step}", size, time, digest, _recorded(path))
+    for path in sorted(path for path in folder.glob("*.safetensors") if BAKED.fullmatch(path.name)):
+        size, digest = _size_and_hash(path, hashed)
+        yield SavedFile(redact_text(path.name), "strength per block", size, "", digest, _recorded(path))
     for checkpoint in list_checkpoints(folder):
         kind = "state" + (f": {checkpoint.problem}" if checkpoint.problem else "")
         for name, size, digest in _manifest(checkpoint.path):

@@ -36,6 +36,7 @@ ROUTES = [
     _get("/runs/{run}/report", run.report),
     _get("/runs/{run}/files/{name:path}", run.file),
     _post("/runs/{run}/try", after.try_it),
+    _post("/runs/{run}/bake", after.bake),
     _get("/runs/{run}/tried", after.tried),
     _post("/runs/{run}/compare", after.compare),
     _get("/runs/{run}/compared", after.compared),

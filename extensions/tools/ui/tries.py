@@ -7,19 +7,20 @@ argv = settings.command("cat.safetensors", prompt="a cat", strength=0.8, ...)
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from extensions.tools.shared.blocks import BAKED, groups_of
 from extensions.tools.shared.image_files import Settings, read_settings
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
+from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import write_text
 from toolkit.models.families import family_for
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files
@@ -32,9 +33,6 @@ PROMPTS = "prompts.yaml"
 
 MOST_PROMPTS = 2
 """Prompts that all files are compared with: each is an image of each file."""
-
-BAKED = re.compile(r".+_blocks_\d+\.safetensors")
-"""Files whose blocks have strengths of their own, as `Settings.baked` names them."""
 
 MOST_IMAGES = 24
 """Images of a run that are shown, the last ones."""
@@ -75,9 +73,10 @@ class TrySettings:
         sides: tuple[str, str],
         seeds: Sequence[int],
         controls: Sequence[Path],
+        blocks: Sequence[str],
     ) -> list[str]:
         """`run.py generate` with one file. sides: width and height, as the form has them: the check of the command
-        refuses other texts than numbers. seeds: one image each."""
+        refuses other texts than numbers. seeds: one image each. blocks: strengths of groups of blocks."""
         argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
         argv += [f"--{name}={side}" for name, side in zip(("width", "height"), sides, strict=True) if side]
         argv += [f"--seed={seed}" for seed in seeds]
@@ -86,7 +85,15 @@ class TrySettings:
             argv += [f"--{name}={value:g}" for name, value in shared.items() if value is not None]
             argv += [f"--negative={first.neg}"] if first.neg.strip() else []
         argv += [f"--trigger-word={self.trigger_word}"] if self.trigger_word else []
+        argv += [f"--blocks={entry}" for entry in blocks]
         return [*argv, *(f"--reference={path}" for path in controls), f"--output={output}"]
+
+    def groups(self) -> list[str]:
+        """The blocks of its file in groups; empty: they cannot be read, or it has none."""
+        try:
+            return groups_of(tensor_shapes(self.run.folder / self.files[0]))
+        except UserError:
+            return []
 
     def write_prompts(self) -> Path:
         """Writes the prompts of the comparison, and returns their file. Raises RunError where the disk is full."""

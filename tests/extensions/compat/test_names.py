@@ -160,6 +160,7 @@ def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
         "prefer",
         "queue",
         "report",
+        "scale",
         "ui",
     }
     scripts = {"cache", "caption", "convert", "extract", "post_hoc_ema", "resize"}  # separate programs there

@@ -1,16 +1,24 @@
 // Try it: the form is sent and stays as it is; what it makes appears below it. With mistakes it comes back with them.
-import {tell} from './page.js';
+import {renew, tell} from './page.js';
 
 const parts = text => new DOMParser().parseFromString(text, 'text/html');
+
+// A new file is the one to try, with all of its blocks as it has them.
+async function choose(form, fresh) {
+  form.file.replaceWith(fresh.file);
+  for (const field of form.querySelectorAll('[name^="blocks:"]')) field.value = '1';
+  await renew('#files');
+  tell(document.querySelector('#try').dataset.saved.replace('{name}', form.file.value));
+}
 
 document.addEventListener('submit', async event => {
   const form = event.target;
   if (form.id !== 'try-form') return;
   event.preventDefault();
-  const button = form.querySelector('button.main');
+  const button = event.submitter ?? form.querySelector('button.main');
   button.disabled = true;
   try {
-    const answer = await fetch(form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
+    const answer = await fetch(button.getAttribute('formaction') ?? form.action, {method: 'POST', body: new FormData(form), headers: {accept: 'text/html'}});
     const page = parts(await answer.text());
     const fresh = page.getElementById('try-form');
     if (answer.ok) {
@@ -23,6 +31,7 @@ document.addEventListener('submit', async event => {
         form.querySelector('#controls').replaceWith(sent);
       }
       tell('');
+      if (button.hasAttribute('formaction')) await choose(form, fresh);
     } else if (fresh) {
       form.replaceWith(fresh);
       document.querySelector('#try-form [aria-invalid]')?.focus();

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
-from extensions.tools.ui import uploads
+from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
@@ -34,6 +35,9 @@ MOST_SEEDS = 4
 MOST_CELLS = 400
 """Images of a comparison that are shown."""
 
+BAKE_S = 300
+"""Seconds that the writing of a file with strengths per block may take."""
+
 SENT = "control"
 """Folder in TRIED: control images that were sent to the page."""
 
@@ -41,7 +45,8 @@ SENT = "control"
 def page(request: Request) -> Response:
     """The page of a run."""
     ui, run = _asked(request)
-    return run_view.page(request, **_values(ui, run))
+    file = request.query_params.get("file", "")
+    return run_view.page(request, **_values(ui, run, {"file": file} if file else None))
 
 
 def _asked(request: Request) -> tuple[Ui, RunInfo]:
@@ -54,6 +59,7 @@ def _values(ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: A
     found: dict[str, Any] = {"try_settings": (settings := settings_of(run)), "try_faults": faults or {}}
     if settings is not None:
         found |= {"given": _form(run, settings) | (given or {}), "sent": _sent(run), **_tried(ui, run)}
+        found["groups"] = settings.groups()
         found |= _compared(ui, run)
     return found
 
@@ -107,18 +113,19 @@ def try_it(request: Request, form: Form) -> Response:
     settings = settings_of(run)
     if settings is None or (form.get("file") or "") not in settings.files:
         raise HTTPException(404, "no such file")
-    count, seed = whole(form.get("count", ""), 1, MOST_SEEDS) or 1, whole(form.get("seed", ""), 0, 2**62)
+    images, seed = whole(form.get("count", ""), 1, MOST_SEEDS) or 1, whole(form.get("seed", ""), 0, 2**62)
     faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
     strength = number(form.get("strength", ""))
     faults |= {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
+    blocks, wrong_blocks = _blocks(form)
     controls, fault = _controls(ui, run, settings, form)
-    faults |= {"control": fault} if fault else {}
+    faults |= wrong_blocks | ({"control": fault} if fault else {})
     if not faults:
         file, output = short(run.folder / form["file"]), short(run.folder / TRIED)
         sides = (form.get("width", "").strip(), form.get("height", "").strip())
-        seeds = [(seed or 0) + number for number in range(count)]
+        seeds = [(seed or 0) + each for each in range(images)]
         prompt = form.get("prompt", "").strip()
-        argv = settings.command(file, output, prompt, f"{strength:g}", sides, seeds, controls)
+        argv = settings.command(file, output, prompt, f"{strength:g}", sides, seeds, controls, blocks)
         wrong = tools.asked({"uid": "generate", "argv": argv[1:]})
         names = {"--reference": "control"}
         faults = {names.get(place, place.removeprefix("--")): message for place, message in reversed(wrong)}
@@ -126,6 +133,36 @@ def try_it(request: Request, form: Form) -> Response:
         return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
     _enqueue(ui, argv, f"{texts()['after']['try']}: {run.name}")
     return RedirectResponse(f"{_address(ui, run)}#try", 303)
+
+
+def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
+    """The strengths of blocks of a form that are not 1, as `--blocks` takes them, and what is wrong with them."""
+    given = {key.removeprefix("blocks:"): number(text) for key, text in form.items() if key.startswith("blocks:")}
+    wrong = [f"{group}: {texts()['after']['strength_wrong']}" for group, found in given.items() if found is None]
+    entries = [f"{group}:{found:.6f}" for group, found in given.items() if found is not None and found != 1]
+    return entries, {"blocks": wrong[0]} if wrong else {}
+
+
+@posted(files=10, fields=30, part_size=2**16)
+def bake(request: Request, form: Form) -> Response:
+    """Writes the file of the form with its strengths per block as a new file of the run."""
+    ui, run = _asked(request)
+    settings = settings_of(run)
+    if settings is None or (form.get("file") or "") not in settings.files:
+        raise HTTPException(404, "no such file")
+    blocks, faults = _blocks(form)
+    if not faults and not blocks:
+        faults = {"blocks": texts()["after"]["blocks_none"]}
+    if not faults:
+        stem = Path(settings.files[0]).stem
+        names = (f"{stem}_blocks_{each}.safetensors" for each in count(1))
+        name = next(name for name in names if not (run.folder / name).exists())
+        paths = [str(run.folder / each) for each in (form["file"], name)]
+        code, _, told = commands.run_py("scale", *paths, *(f"--blocks={entry}" for entry in blocks), limit_s=BAKE_S)
+        if not code:
+            return RedirectResponse(f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303)
+        faults = {"blocks": told.strip().rpartition("\n")[2] or texts()["after"]["late"]}
+    return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
 
 
 def number(text: str) -> float | None:

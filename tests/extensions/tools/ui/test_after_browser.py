@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from extensions.tools.shared.image_files import read_settings
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import Served
 from tests.html_browser import Browser
+from toolkit.train.lock import run_lock
 
 pytestmark = pytest.mark.slow
 
@@ -111,10 +113,23 @@ def test_a_file_is_tried_with_control_images_and_voted_on(
     references = {one["path"] for image in settings for one in image["reference"]}
     assert references == {"datasets/before/0.png", "output/pairs/tried/control/mine.png"}
 
+    browser.click("#blocks summary")
+    fill(browser, "[name='blocks:1']", "0")
+    browser.click("#blocks button")
+    browser.wait_for("document.getElementById('told').innerText == 'Saved as pairs_blocks_1.safetensors.'", 60)
+    assert (
+        browser.run(field, "#try-file") == "pairs_blocks_1.safetensors"
+        and browser.run(field, "[name='blocks:1']") == "1"
+    )
+    assert "pairs_blocks_1.safetensors" in browser.text("#files")
+    browser.click("#try-form button.main")
+    browser.wait_for("document.querySelectorAll('#tried img').length == 6", 90)
+    assert "pairs_blocks_1.safetensors × 0.5" in browser.text("#tried")
+
     browser.click("#tried .button")
     browser.wait_for("document.querySelector('#pair .two img')?.naturalWidth")
     browser.press("ArrowLeft")
-    browser.wait_for("document.querySelector('.counts').innerText.startsWith('1 of 2')")
+    browser.wait_for("document.querySelector('.counts').innerText.startsWith('1 of ')")
     vote = json.loads((trained / "tried" / "votes.jsonl").read_text())
     assert vote["prompt"] == "pipo in a hat" and {vote["better"], vote["worse"]} < {
         *map(str, os.listdir(trained / "tried"))
@@ -134,3 +149,102 @@ def test_all_files_are_compared_by_one_button(browser: Browser, served: Served, 
     browser.open(f"{served.address}/runs/pairs")
     assert recommended in browser.text("#first") and "recommends" in browser.text("#first")
     assert browser.errors() == [] and browser.is_as_wide_as_the_window()
+
+
+CONTRAST = r"""
+const rgb = text => text.match(/[\d.]+/g).map(Number);
+const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+const light = colour => colour.slice(0, 3).map(value => linear(value / 255))
+  .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+const behind = element => {
+  for (; element; element = element.parentElement) {
+    const found = rgb(getComputedStyle(element).backgroundColor);
+    if (found.length === 3 || found[3] > 0.5) return found;
+  }
+  return [255, 255, 255];
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), faults = [];
+for (let node; node = walker.nextNode();) {
+  const element = node.parentElement;
+  if (!node.data.trim() || !element.checkVisibility({contentVisibilityAuto: true, visibilityProperty: true})) continue;
+  if (element.closest('script, style, noscript, :disabled, .skip')) continue;
+  const [one, two] = [light(rgb(getComputedStyle(element).color)), light(behind(element))].sort((a, b) => b - a);
+  if ((one + 0.05) / (two + 0.05) < 4.5) faults.push([node.data.trim().slice(0, 40), (one + 0.05) / (two + 0.05)]);
+}
+return faults;
+"""
+"""Texts that are seen with a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+
+CONTROLS = {"button", "link", "textbox", "combobox", "checkbox", "radio", "slider", "spinbutton", "DisclosureTriangle"}
+
+
+def unnamed(browser: Browser) -> list[str]:
+    """The controls and images that a screen reader has no name for."""
+    nodes = browser.command("Accessibility.getFullAXTree")["nodes"]
+    asked = [node for node in nodes if node["role"]["value"] in {*CONTROLS, "image"} and not node["ignored"]]
+    assert len(asked) > 20
+    return [node["role"]["value"] for node in asked if not node.get("name", {}).get("value")]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_all_is_read_named_and_reached_by_keys(
+    browser: Browser, served: Served, trained: Path, width: int, dark: bool
+) -> None:
+    image = "a_1_0000000000.png"
+    settings = {"prompt": "a cat", "seed": 1, "reference": [], "lora": [{"path": "pairs.safetensors", "strength": 1}]}
+    for folder, more in (("tried", settings), ("tried", settings | {"seed": 2}), ("compared", settings)):
+        (trained / folder).mkdir(exist_ok=True)
+        text = PngInfo()
+        text.add_itxt("atelier", json.dumps(more))
+        Image.new("RGB", (64, 64), "teal").save(trained / folder / f"{more['seed']}{image}", pnginfo=text)
+    row = {"file": "pairs.safetensors", "step": 4, "loss": 0.5, "drift": 0.125}
+    measured = {"recommended": "pairs.safetensors", "reason": "the lowest loss", "files": [row]}
+    (trained / "best.json").write_text(json.dumps(measured))
+    browser.open(f"{served.address}/runs/pairs", width=width, height=900, dark=dark)
+    browser.wait_for("document.querySelector('.plot canvas')")
+    for _ in range(40):  # nothing but keys, until the summary of More
+        browser.press("Tab")
+        if browser.run("return document.activeElement.id") == "download":
+            break
+    assert browser.run("return document.activeElement.id") == "download"
+    browser.press("Tab", "Enter")
+    assert browser.run("return location.hash") == "#try"
+    browser.run("document.querySelector('#more > summary').focus()")
+    browser.press("Enter")
+    assert browser.run("return document.getElementById('more').open")
+    browser.run("for (const part of document.querySelectorAll('main details')) part.open = true")
+    assert browser.run(CONTRAST) == [] and unnamed(browser) == []
+    assert browser.is_as_wide_as_the_window() and browser.errors() == []
+
+
+def test_a_link_to_a_folded_part_opens_it_and_one_chart_marks_the_samples(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    make_run("one")
+    browser.open(f"{served.address}/runs/one")
+    browser.wait_for("document.querySelectorAll('.plot canvas').length >= 2")
+    assert browser.run("return document.querySelectorAll('#plots .plot').length") == 1
+    assert browser.text("#plots figcaption") == "Loss" and not browser.run(
+        "return document.getElementById('more').open"
+    )
+    assert browser.run("return document.getElementById('no-curves')") is None
+    browser.click("nav.parts a[href='#events']")
+    browser.wait_for("document.getElementById('more').open")
+    browser.wait_for("document.getElementById('events').getBoundingClientRect().top < innerHeight")
+    assert browser.run("return document.querySelector('#more-plots .plot').clientWidth") > 300
+    assert browser.errors() == []
+
+
+def test_a_run_that_trains_begins_with_its_samples(
+    browser: Browser, served: Served, make_run: Callable[..., Path]
+) -> None:
+    folder = make_run("one", status="running")
+    with run_lock(folder):
+        browser.open(f"{served.address}/runs/one")
+        parts = "return [...document.querySelectorAll('main section')].map(part => part.id)"
+        assert browser.run(parts)[:3] == ["samples", "curves", "files"]
+        assert browser.run("return document.querySelector('#samples').getBoundingClientRect().top") < 300
+        assert browser.run("return document.querySelector('#first')") is None
+    browser.wait_for("document.querySelector('#first')")  # it has ended: the page has the result without being asked
+    assert browser.run("return document.querySelector('main section').id") == "first"

@@ -9,7 +9,9 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
 from extensions.tools.ui.queue import RUNNING, Queue, trains_elsewhere
@@ -176,10 +178,32 @@ def test_numbers_that_are_damaged_are_left_out(client: TestClient, run: Path, da
     assert answer.status_code == 200 and 'class="numbers"' not in answer.text
 
 
-def save_lora(path: Path) -> None:
-    """A LoRA of one layer that the tiny model has."""
-    import torch
-    from safetensors.torch import save_file
+def test_strengths_per_block_are_tried_and_kept_in_a_new_file(client: TestClient, ui: Ui, run: Path) -> None:
+    save_lora(run / "one.safetensors")
+    text = client.get("/runs/one").text
+    assert 'name="blocks:0"' in text and 'name="blocks:1"' in text and "Save as a new file" in text
+    client.post("/runs/one/try", data=FORM | {"blocks:0": "0.5", "blocks:1": "1"})
+    assert "--blocks=0:0.500000" in argv(ui)[0] and not any("--blocks=1" in word for word in argv(ui)[0])
+    for given, told in (({"blocks:0": "much"}, "0: Write a number"), ({"blocks:0": "1"}, "All strengths are 1")):
+        answer = client.post("/runs/one/bake", data=FORM | given)
+        assert answer.status_code == 400
+        assert told in answer.text.partition('id="try-blocks-bad"')[2].partition("</span>")[0]
+    before = (run / "one.safetensors").read_bytes()
+    for number in (1, 2):
+        answer = client.post("/runs/one/bake", data=FORM | {"blocks:0": "0.5"}, follow_redirects=False)
+        assert answer.headers["location"] == f"/runs/one?file=one_blocks_{number}.safetensors#try"
+    assert (run / "one.safetensors").read_bytes() == before
+    (old, key), new = (save_lora(run / "one.safetensors"), load_file(run / "one_blocks_1.safetensors"))
+    assert torch.equal(new[key], 0.5 * old[key])
+    text = client.get("/runs/one?file=one_blocks_1.safetensors").text
+    assert 'value="one_blocks_1.safetensors" selected' in text and "strength per block" in text
+    assert client.get("/runs/one/files/one_blocks_1.safetensors").status_code == 200
 
-    stem = "diffusion_model.transformer_blocks.0.attn.to_q"
-    save_file({f"{stem}.lora_A.weight": torch.ones(1, 64), f"{stem}.lora_B.weight": torch.ones(64, 1)}, path)
+
+def save_lora(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """A LoRA of a layer in each block of the tiny model; its tensors, and the key of the first B."""
+    stems = [f"diffusion_model.transformer_blocks.{block}.attn.to_q" for block in range(2)]
+    tensors = {f"{stem}.lora_A.weight": torch.ones(1, 64) for stem in stems}
+    tensors |= {f"{stem}.lora_B.weight": torch.ones(64, 1) for stem in stems}
+    save_file(tensors, path)
+    return tensors, f"{stems[0]}.lora_B.weight"

@@ -1,0 +1,56 @@
+"""`type: scale`: a LoRA file with a strength for each group of blocks."""
+
+from __future__ import annotations
+
+import logging
+
+from extensions.tools.lora_tools.config import ScaleConfig
+from extensions.tools.lora_tools.files import read_lora, refuse_what_needs_the_base, write_lora
+from extensions.tools.shared.blocks import block_in, read_blocks, strength_in
+from jobs.process import BaseExtensionProcess
+from toolkit.errors import UserError
+from toolkit.networks.lora_formats import read_tensors
+from toolkit.networks.programs import split_key
+
+logger = logging.getLogger(__name__)
+
+SCALED = (
+    *(".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B.bias"),
+    *(".hada_w1_a", ".lokr_w1", ".lokr_w1_a", ".diff", ".diff_b"),
+)
+"""Ends of the keys that a strength is multiplied into: one factor of each change, and changes of biases."""
+
+STRENGTHS = "block_strengths"
+"""Key of the metadata: the entries that the file was scaled by."""
+
+
+class ScaleProcess(BaseExtensionProcess):
+    """Multiplies in float32; a tensor that its dtype cannot hold exactly becomes float32."""
+
+    section: ScaleConfig
+
+    def run(self) -> None:
+        """Raises UserError for a change that depends on the model's weights, and for blocks that the file lacks."""
+        super().run()
+        section, blocks = self.section, read_blocks(self.section.blocks)
+        file = read_lora(section.input, section.model_folder() if section.model else None)
+        for name, change in file.changes.items():
+            refuse_what_needs_the_base(name, change)
+        tensors, metadata = read_tensors(file.path)
+        known = {block for block in map(block_in, tensors) if block is not None}
+        for one in blocks:
+            if not known & {*range(one.first, one.last + 1)}:
+                has = f"It has blocks {min(known)} to {max(known)}." if known else "Its layers are in no blocks."
+                raise UserError(f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}")
+        strengths = {key: strength for key in tensors if (strength := strength_in(key, blocks)) != 1}
+        scaled = {key for key in strengths if key.endswith(SCALED)}
+        if left := {split_key(key)[0] for key in strengths} - {split_key(key)[0] for key in scaled}:
+            raise UserError(f"{section.input}: {min(left)} is in a form that is not scaled. Convert the file first.")
+        for key in scaled:
+            exact = tensors[key].float() * strengths[key]
+            stored = exact.to(tensors[key].dtype)
+            tensors[key] = stored if stored.float().equal(exact) else exact
+        kept = {key: text for key, text in metadata.items() if key not in ("sha256", "format")}
+        told = "; ".join(filter(None, [kept.get(STRENGTHS, ""), " ".join(section.blocks)]))
+        write_lora(section.output_path(), tensors, kept | {STRENGTHS: told})
+        logger.info(f"{section.output}: {len(scaled)} of {len(tensors)} tensors scaled ({' '.join(section.blocks)})")

@@ -1,0 +1,76 @@
+"""Strengths of the blocks of a LoRA, in groups: `0-9:0.5` is half of what blocks 0 to 9 change. Imports no torch.
+
+strength_in("transformer_blocks.3.attn.to_q", read_blocks(["0-9:0.5", "12:0"]))  # 0.5
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from toolkit.config.process import Diagnostic
+from toolkit.errors import UserError
+
+BAKED = re.compile(r".+_blocks_\d+\.safetensors")
+"""Names that the page of a run gives to files with strengths per block."""
+
+MOST_GROUPS = 6
+"""Groups of blocks on the page."""
+
+_BLOCK = re.compile(r"blocks[._](\d+)[._]")
+_ENTRY = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?:([+-]?(?:\d+\.?\d*|\.\d+))")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks `first` to `last`, both included, from 0, and what their change is multiplied by."""
+
+    first: int
+    last: int
+    strength: float
+
+
+def read_blocks(texts: Iterable[str]) -> tuple[Blocks, ...]:
+    """Reads entries of the form FIRST-LAST:STRENGTH or BLOCK:STRENGTH. Raises UserError for another form, and for a
+    block that is named twice."""
+    found: list[Blocks] = []
+    for text in texts:
+        match = _ENTRY.fullmatch(text.strip())
+        if not match:
+            raise UserError(f"{text!r} is not FIRST-LAST:STRENGTH. Write 0-9:0.5, or 3:0 for one block.")
+        one = Blocks(int(match[1]), int(match[2] or match[1]), float(match[3]))
+        if one.last < one.first or abs(one.strength) > 100:
+            raise UserError(f"{text!r}: the first block comes first, and a strength is -100 to 100. Write 0-9:0.5.")
+        if any(one.first <= other.last and other.first <= one.last for other in found):
+            raise UserError(f"{text!r} names a block that another entry names too. Name each block once.")
+        found.append(one)
+    return tuple(found)
+
+
+def check_blocks(key: str, texts: Sequence[str]) -> Iterator[Diagnostic]:
+    """Entries that cannot be read."""
+    try:
+        read_blocks(texts)
+    except UserError as error:
+        yield Diagnostic((key,), str(error))
+
+
+def block_in(name: str) -> int | None:
+    """The number of the block in the name of a layer, or of a tensor in a file; None: it is in none."""
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else None
+
+
+def strength_in(name: str, blocks: Iterable[Blocks]) -> float:
+    """The strength of a layer, or of a tensor in a file; 1 where no entry names its block."""
+    block = block_in(name)
+    return next((one.strength for one in blocks if block is not None and one.first <= block <= one.last), 1.0)
+
+
+def groups_of(names: Iterable[str]) -> list[str]:
+    """The blocks of a file's tensors in at most MOST_GROUPS groups of one size: `0-9`, `10-19`."""
+    count = max((block for name in names if (block := block_in(name)) is not None), default=-1) + 1
+    size = -(-count // MOST_GROUPS) or 1
+    ends = [(first, min(first + size, count) - 1) for first in range(0, count, size)]
+    return [f"{first}-{last}" if last > first else str(first) for first, last in ends]
