@@ -177,6 +177,9 @@ class DrawnWeights:
     def stored_codes(self, name: str, kind: str) -> None:
         """No weight is drawn in codes."""
 
+    def release(self) -> None:
+        """There is no file."""
+
     def in_codes(self) -> bool:
         """No weight is drawn in codes."""
         return False

@@ -1,7 +1,7 @@
 """From a `model:` section to the model of its family: finds the folder, or downloads it from the hub; reads the
 weights of a folder of any family (shards, loading block by block, hashes of the parts).
 
-Shards are memory-mapped, so that at most one block stands in memory in its stored precision."""
+Shards are memory-mapped, for a block at a time, so that at most one stands in memory in its stored precision."""
 
 from __future__ import annotations
 
@@ -81,21 +81,34 @@ class ShardReader:
         """file: one as ComfyUI keeps it, which stands for the folder's. names: gives its names without their prefix
         those of the module."""
         self.folder = file or folder
-        shards = []
-        for path in shards_of(file) if file else weight_files(folder):
+        self._opened = stack.enter_context(ExitStack())
+        self._shards: dict[Path, Any] = {}
+        paths = shards_of(file) if file else weight_files(folder)
+        self._path_of = {name: path for path in paths for name in self._shard(path).keys()}  # noqa: SIM118 - not a dict
+        self._stored = stored_weights(shapes_of(file), names) if file else {}
+        self._rotations = rotations_of(file) if file else {}
+        self.names = set(self._stored or self._path_of)
+
+    def _shard(self, path: Path) -> Any:
+        if path not in self._shards:
             try:
-                shards.append(stack.enter_context(safe_open(path, framework="pt")))
+                self._shards[path] = self._opened.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
                 again = "Copy or download the model again."
                 raise RunError(f"{path}: {explained(path, error, 'damaged', again)}") from error
-        self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
-        self._stored = stored_weights(shapes_of(file), names) if file else {}
-        self._rotations = rotations_of(file) if file else {}
-        self.names = set(self._stored or self._shard_of)
+        return self._shards[path]
+
+    def _shard_of(self, name: str) -> Any:
+        return self._shard(self._path_of[name])
+
+    def release(self) -> None:
+        """Ends the maps of the files until a tensor is read again: what was read would count as memory in use."""
+        self._shards.clear()
+        self._opened.close()
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The number type of a tensor, which is not read for it."""
-        return self._shard_of[name].get_slice(name)[:0].dtype
+        return self._shard_of(name).get_slice(name)[:0].dtype
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the weights of the single file that are matrices."""
@@ -108,7 +121,7 @@ class ShardReader:
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
         if not (stored := self._stored.get(name)):
-            return self._shard_of[name].get_tensor(name)
+            return self._shard_of(name).get_tensor(name)
         weight, scale = self._weight_and_scale(stored)
         if scale is None:
             return weight
@@ -119,7 +132,7 @@ class ShardReader:
         """A weight that the single file has in this number type of `FILE_CODES`, as `STORED_CODES`; None: it has it in
         another one."""
         stored = self._stored.get(name)
-        if stored is None or self._shard_of[stored.name].get_slice(stored.name).get_dtype() != kind:
+        if stored is None or self._shard_of(stored.name).get_slice(stored.name).get_dtype() != kind:
             return None
         codes, scale = self._weight_and_scale(stored)
         return codes, torch.ones(1, 1) if scale is None else scale, self._group(stored)
@@ -129,9 +142,9 @@ class ShardReader:
 
     def _weight_and_scale(self, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As they are in the file; scales float32, [1, 1], or [rows, blocks of a row]."""
-        weight, scale = self._shard_of[stored.name].get_tensor(stored.name), None
+        weight, scale = self._shard_of(stored.name).get_tensor(stored.name), None
         if stored.scale:
-            scale = self._shard_of[stored.scale].get_tensor(stored.scale).float()
+            scale = self._shard_of(stored.scale).get_tensor(stored.scale).float()
             scale = scale.view(len(weight) if scale.numel() > 1 else 1, -1)
         if stored.half is None:
             return weight, scale
@@ -359,6 +372,7 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
             if entry:
                 entry.add(f"{BLOCKS}.{index}", block, partial(_stays, options, index, tabulated), last=tabulated)
             _place(options, index, block, tabulated)
+            reader.release()
         fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
         for name, child in model.named_children():
             if name != BLOCKS:

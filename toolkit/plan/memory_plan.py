@@ -319,10 +319,11 @@ class _Estimator:
             weights = self.facts.linear_params // self.facts.blocks + QUANTIZING_COPIES * self.facts.largest_layer
             not_there_yet = self.block_at_rest + self.facts.other_params * self.own
             found["one block, quantized"] = weights * self.own - not_there_yet
-        if not self.on_gpu:  # the pages of the file count as this process's until it is closed
+        if not self.on_gpu:  # the pages of the file count as this process's while a block is read
             folder = self.folder / self.family.trained_part
             try:
-                found["model file"] = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+                found["model file"] = size // self.facts.blocks
             except OSError as error:
                 raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
         return found
