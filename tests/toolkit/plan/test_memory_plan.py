@@ -424,10 +424,10 @@ def test_where_it_does_not_fit_the_changes_are_listed_in_their_order(machine: Ma
 
 
 def test_the_smallest_card_and_a_device_that_is_large_enough_need_no_advice() -> None:
-    frugal = {"quantize": True, "qtype": "int4", "blocks_to_swap": 50}
-    levels = {"gradient_checkpointing": "full_offload"}
-    assert plan(item(256, 0), model=frugal, train=levels).card() == 8
-    assert advised(CARD, item(256, 0), model=frugal, train=levels) is None
+    frugal = {"quantize": True, "qtype": "int4", "blocks_to_swap": 59, "low_vram": True}
+    levels = {"gradient_checkpointing": "block_offload", "optimizer": "adamw8bit"}
+    assert plan(item(256, 0), model=frugal | {"modulation_table": False}, train=levels).card() == 4
+    assert advised(CARD, item(256, 0), model=frugal | {"modulation_table": False}, train=levels) is None
     assert advised(Machine("cuda", 24 * GB), model=INT8) is None
 
 

@@ -44,7 +44,7 @@ NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger
 RANK = "network.linear"
 NUMBERS = ("train.steps", RANK, "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL)
-CARDS = (8, 12, 16, 24, 32, 48, 80)
+CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
@@ -322,7 +322,10 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
     """The job for another model or card: where it still is as it was written for the old one, what is written for the
     new; that is all of it, as long as nobody wrote into it. Raises UserError as `written_job`."""
     new = _made({**was, MODEL: changed.get(MODEL, was.get(MODEL, ""))}, changed.get("card", was.get("card", "")))
-    olds = [_made(was, card) for card in ([was["card"]] if was.get("card") else map(str, CARDS))]
+    olds = []
+    for card in [was["card"]] if was.get("card") else map(str, CARDS):
+        with suppress(UserError):  # too small for that model
+            olds.append(_made(was, card))
     for old in olds:
         own = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
         own += ["prompts"] if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())) else []
