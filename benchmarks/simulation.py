@@ -35,8 +35,9 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
 from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.memory import block_runner, quantization
-from toolkit.memory.offload import ActivationOffload, HostBlock
+from toolkit.memory.offload import ActivationOffload, HostBlock, InFlightCopies
 from toolkit.memory.quantization import quantizer
+from toolkit.memory.recompute import RecomputeOffload
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image import forward
@@ -178,6 +179,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (ModulationCache, "is_elsewhere"): lambda cache: True,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
+        (block_runner, "recomputing"): lambda _: RecomputeOffload(CopiesOf(live), is_elsewhere=lambda tensor: True),
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
         (forward, "rms_norm"): norm_of_a_gpu,
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
@@ -221,24 +223,26 @@ def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[...,
 
 
 class CopiesOf:
-    """`offloading.CudaCopies`, all of it at once."""
+    """`offloading.CudaCopies`, all of it at once. What leaves is held as long as there."""
 
     def __init__(self, live: LiveBytes) -> None:
-        self._live = live
+        self._live, self._in_flight = live, InFlightCopies()
 
     def begin_block(self) -> None:
-        """Nothing is under way."""
+        self._in_flight.begin_block()
 
     def to_host(self, tensor: Tensor) -> Tensor:
+        self._in_flight.hold(tensor, lambda: None)
         with self._live.on_host():
             return torch.empty(tensor.shape, dtype=tensor.dtype)
 
     def to_device(self, host: Tensor) -> Callable[[], Tensor]:
+        self.release()
         tensor = torch.empty(host.shape, dtype=host.dtype)
         return lambda: tensor
 
     def release(self) -> None:
-        """Nothing is held."""
+        self._in_flight.release()
 
 
 def symmetric(base: Tensor, dtype: torch.dtype, axis: int, scale: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def _table(model_id: str, peaks: dict[str, str]) -> str:
 
 def _keys(card: Card) -> str:
     swapped = f", `blocks_to_swap: {card.swap}`" if card.swap else ""
-    return (f"`qtype: {card.qtype}`" if card.qtype else "`quantize: false` (bf16)") + swapped
+    level = "" if card.level == "auto" else f", `gradient_checkpointing: {card.level}`"
+    return (f"`qtype: {card.qtype}`" if card.qtype else "`quantize: false` (bf16)") + swapped + level
 
 
 def _example(model: Model, gpu: int) -> str:

@@ -500,6 +500,9 @@ class FlowTrainerConfig(RolesSection):
         if self.train.noise_levels_per_sample != 1:
             message = "text and control images of these transformers see the image's noise level. Remove it."
             yield Diagnostic(("train", "noise_levels_per_sample"), message)
+        if self.train.checkpointing_level() == "block_offload":
+            message = "'block_offload' is not supported by flow_trainer yet. Use full_offload."
+            yield Diagnostic(("train", "gradient_checkpointing"), message)
         if self.train.parallel == "fsdp":
             yield Diagnostic(("train", "parallel"), "'fsdp' is not supported by flow_trainer yet. Remove it.")
         if self.train.fused_backward_pass and len(self.roles()) > 1:

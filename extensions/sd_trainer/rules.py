@@ -79,8 +79,8 @@ def findings(s: DiffusionSection) -> Findings:
     }
     for group in (
         _arch, _model_or_adapter, _weight_files, _files_beside, _optimizer, _preservation, _preference, _schedule,
-        _noise_levels, _distilled, _memory, _modulation_table, _compile, _processes, _images, _layers, _unseen_sizes,
-        _first_samples, _samples, _validation, _files,
+        _noise_levels, _distilled, _memory, _modulation_table, _compile, _offloads, _processes, _images, _layers,
+        _unseen_sizes, _first_samples, _samples, _validation, _files,
     ):  # fmt: skip
         if used.get(group, True):
             yield from group(s)
@@ -362,6 +362,14 @@ def _compile(s: DiffusionSection) -> Findings:
     if train.compile.enabled and train.compile.fullgraph and network.network_kwargs.constraint:
         message = "cannot be combined with network_kwargs.constraint, which looks at values. Set it to false."
         yield error("train.compile.fullgraph", message)
+
+
+def _offloads(s: DiffusionSection) -> Findings:
+    """Whether it is known what `block_offload` takes with this kind of network."""
+    known = [name for name, kind in KINDS.items() if kind.units.offloaded]
+    if s.train.checkpointing_level() == "block_offload" and s.network.type not in known:
+        message = f"'block_offload' works with network.type {', '.join(known)}, not with {s.network.type}."
+        yield error("train.gradient_checkpointing", f"{message} Use full_offload.")
 
 
 def _processes(s: DiffusionSection) -> Findings:

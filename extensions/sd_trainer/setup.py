@@ -56,6 +56,7 @@ def build_block_runner(
         logger.info(f"model.modulation_table: not possible here, {reason}")
     train, qtype = section.train, section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
+    against = train.against_compiling() or against
     runner = BlockRunner(
         model,
         device,

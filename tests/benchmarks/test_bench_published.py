@@ -30,7 +30,7 @@ def test_every_row_stands_in_the_documentation() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full_offload"])
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full_offload", "block_offload"])
 def test_the_plan_is_right_about_blocks_of_the_published_width(level: str) -> None:
     found = bench_published.measured(level, Row({"modulation_table": False}, level), TWO_BLOCKS, has_goal=False)
     for phase in PHASES:
@@ -39,7 +39,7 @@ def test_the_plan_is_right_about_blocks_of_the_published_width(level: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", ["full", "none"])
+@pytest.mark.parametrize("level", ["full", "none", "block_offload"])
 def test_the_plan_is_right_about_a_step_of_pairs(level: str) -> None:
     """Two images, and a pass of both without gradients before."""
     row = Row({"modulation_table": False}, level, train={"preference": {}})
@@ -48,11 +48,17 @@ def test_the_plan_is_right_about_a_step_of_pairs(level: str) -> None:
         assert found["predicted"][phase] == pytest.approx(found["simulated"][phase], rel=0.03), phase
 
 
+OFFLOADED = [name for name, kind in KINDS.items() if kind.units.offloaded]
+"""Kinds of network that `block_offload` works with."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "dtype", "level"),
     [
         *((kind, "bf16", "full" if kind in ("lora", "loha", "full") else "none") for kind in KINDS),
+        *((kind, "bf16", "block_offload") for kind in OFFLOADED),
+        *((kind, "fp32", "block_offload") for kind in OFFLOADED),
         ("lora", "fp32", "none"),
         ("full", "fp32", "none"),
     ],
@@ -74,6 +80,19 @@ def test_the_plan_is_right_about_lycoris_on_quantized_layers(kind: str, qtype: s
     found = bench_published.measured(kind, row, TWO_BLOCKS, has_goal=False)
     allowed = 0.1 if kind == "lycoris-full" else 0.05
     assert found["predicted"]["training"] == pytest.approx(found["simulated"]["training"], rel=allowed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "qtype", "network"),
+    [("lora", "int4", {}), ("lora", "int8", {}), ("lora", "int4", {"dropout": 0.1}), ("loha", "int4", {})],
+    ids=str,
+)
+def test_the_plan_is_right_about_quantized_blocks_whose_activations_wait(kind: str, qtype: str, network: dict) -> None:
+    model = {"quantize": True, "qtype": qtype, "modulation_table": False}
+    row = Row(model, "block_offload", network={"type": kind, **network}, swapped=1.0)
+    found = bench_published.measured(kind, row, replace(TWO_BLOCKS, layers=4), has_goal=False)
+    assert found["predicted"]["training"] == pytest.approx(found["simulated"]["training"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ ROWS = sorted({(model, int(row[1]), row[0], row[2]) for model, table in TABLES f
 def test_the_guides_agree() -> None:
     """Both have the table of the first model; a second answer to a row would be another row."""
     assert {model for model, _ in TABLES} == {"Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-2.1"} and len(TABLES) == 3
-    assert len(ROWS) == len({(model, least) for model, least, *_ in ROWS}) == 12
+    assert len(ROWS) == len({(model, least) for model, least, *_ in ROWS}) == 14
 
 
 @pytest.mark.parametrize(("model", "least", "row", "peak"), ROWS, ids=[f"{m}-{gb}" for m, gb, *_ in ROWS])
@@ -38,10 +38,11 @@ def test_a_row_is_the_job_of_new_and_its_plan(
     photos = ROOT / "config" / "examples" / "photos"
     (tmp_path / "job.yaml").write_text(written_job("zuzu", str(photos), "zuzu", model, least), encoding="utf-8")
     job = load_job("job.yaml", discover().find_config)
-    section = job.processes[0].section.model
+    section, level = job.processes[0].section.model, job.processes[0].section.train.gradient_checkpointing
     said = dict(re.findall(r"`(\w+): (\w+)`", row))
     written = {"qtype": section.qtype} if section.quantize else {"quantize": "false"}
-    assert said == written | ({"blocks_to_swap": str(section.blocks_to_swap)} if section.blocks_to_swap else {})
+    written |= {"blocks_to_swap": str(section.blocks_to_swap)} if section.blocks_to_swap else {}
+    assert said == written | ({"gradient_checkpointing": level} if level != "auto" else {})
     memory = plan_job(job).processes[0].memory
     assert memory and f"{memory.device_bytes / 1e9:.1f}" == peak
 

@@ -129,13 +129,22 @@ AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=True)]
 PER_PARAMETER_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor")
 """Optimizers known to step a parameter by nothing but its own gradient and state."""
 
-CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload")
+CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload", "block_offload")
 """Values of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the
-device."""
+device, and then nothing there while a block is computed again either."""
+
+AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
+"""Those that `auto` chooses from on a GPU."""
+
+OFFLOADING_LEVELS = ("full_offload", "block_offload")
+"""Levels that need CPU memory beside that of the device; on the CPU they save nothing."""
+
+UNCOMPILED_LEVELS = ("block_offload",)
+"""Levels that exclude `train.compile`: a compiled block decides by itself what it saves."""
 
 
 Checkpointing = Annotated[bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)]
-"""A level, "auto", or true and false for the last but one and the first."""
+"""A level, "auto", or true and false for `full` and `none`."""
 
 
 def _possible_path(value: str) -> str:

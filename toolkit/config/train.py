@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from toolkit.config.base import ChangeKind, StrictModel
 from toolkit.config.few_step import AssistantConfig, FewStepLossConfig
 from toolkit.config.field_types import (
+    UNCOMPILED_LEVELS,
     AutoOrBool,
     Checkpointing,
     Dtype,
@@ -742,7 +743,8 @@ class TrainConfig(OptimizationConfig):
     """What is recomputed in the backward pass instead of stored: less memory, slower, and the same gradients (bit for
     bit on a CPU; on a GPU the backward pass of attention is not deterministic). none (= false): nothing. cheap:
     everything but matrix products and attention. keep_attention: everything but attention. full (= true): everything.
-    full_offload: everything, with the checkpoints in CPU memory. auto: the fastest level that fits the free memory,
+    full_offload: everything, with the checkpoints in CPU memory. block_offload: so is what a block saves while it is
+    recomputed; such blocks are not compiled. auto: the fastest level up to full_offload that fits the free memory,
     tested with the largest batch."""
 
     compile: CompileConfig = Field(default_factory=CompileConfig)
@@ -794,6 +796,11 @@ class TrainConfig(OptimizationConfig):
         given = self.gradient_checkpointing
         return given if isinstance(given, str) else "full" if given else "none"
 
+    def against_compiling(self) -> str:
+        """Why the level excludes compiled blocks; empty where it does not."""
+        level = self.checkpointing_level()
+        return f"'gradient_checkpointing: {level}' moves what they save" if level in UNCOMPILED_LEVELS else ""
+
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
@@ -805,6 +812,12 @@ class TrainConfig(OptimizationConfig):
         yield from self._check_noise()
         if self.full_bf16 and self.dtype != "bfloat16":
             yield error("full_bf16", f"requires 'dtype: bf16', but dtype is {self.dtype}.")
+        if (against := self.against_compiling()) and self.compile.enabled is True:
+            message = f"{against}, and a compiled block decides by itself what it saves. Use full_offload, or"
+            yield error("gradient_checkpointing", f"{message} 'compile.enabled: auto'.")
+        if against and self.parallel == "fsdp":
+            message = "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them."
+            yield error("gradient_checkpointing", message)
         kind, scheme, uses = self.noise_levels(), self.weighting_scheme, TIMESTEP_TYPES[self.noise_levels()]
         if not ("sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)):
             reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS
 from toolkit.config.train import CompileConfig
 from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper
@@ -16,6 +16,7 @@ from toolkit.memory.compiling import Programs, compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
 from toolkit.memory.flops import EFFICIENCY, attention_share
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
+from toolkit.memory.recompute import recomputing
 from toolkit.models.interface import BlockWrapper, DiffusionModel
 from toolkit.system.device import free_memory, peak_flops
 
@@ -40,7 +41,7 @@ class BlockRunner:
         compile_settings: CompileConfig | None = None,
         trained: bool = False,
     ) -> None:
-        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: number of blocks whose weights stay in CPU memory.
+        """level: of `CHECKPOINTING_LEVELS`, or "auto". swapped: number of blocks whose weights stay in CPU memory.
         compile_settings: None where the blocks are not compiled, see `decide_compiling`. trained: whether the blocks
         themselves are trained, without an adapter."""
         self._model, self._device = model, device
@@ -60,13 +61,14 @@ class BlockRunner:
         if device.type == "cuda":
             self._kernel = [attention.with_sdpa_priority(device)]
         self._dtype = dtype
-        self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
+        self.level = AUTO_LEVELS[-1] if self._is_auto else level
         self._wrap()
 
     @property
     def levels(self) -> Sequence[str]:
         """The levels that `auto` chooses from; without offload on the CPU."""
-        return CHECKPOINTING_LEVELS[:-1] if self._device.type == "cpu" else CHECKPOINTING_LEVELS
+        is_cpu = self._device.type == "cpu"
+        return [level for level in AUTO_LEVELS if not (is_cpu and level in OFFLOADING_LEVELS)]
 
     def warn_of_slow_attention(self, work: StepShape, images: int) -> None:
         """Says that attention has no fast kernel, where that takes a good part of a step. images: of the work."""
@@ -92,7 +94,7 @@ class BlockRunner:
         self._fitting = lambda levels, compiled, flops: fastest_level_that_fits(
             levels, free, replace(work, compiled=work.compiled and compiled), flops
         )
-        self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
+        self.level = max(gather(self._fastest(self.levels)), key=AUTO_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
         self._wrap()
 
@@ -113,7 +115,7 @@ class BlockRunner:
 
     def _run_uncompiled(self) -> None:
         """Called once the compiled programs are given up."""
-        level = max(self.level, self._fastest(self.levels), key=CHECKPOINTING_LEVELS.index)
+        level = max(self.level, self._fastest(self.levels), key=AUTO_LEVELS.index)
         if self._is_auto and level != self.level:
             logger.info(f"{KEY} auto: {level} instead of {self.level}, for uncompiled blocks")
             self.level = level
@@ -123,11 +125,15 @@ class BlockRunner:
         """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
         used = self.programs.used
         compilation = [compile_wrapper(self._compile, self.programs)] if self._compile and used else []
-        offload = offloading(self._device) if self.level == "full_offload" else []
+        offload: list[BlockWrapper] = [*offloading(self._device)] if self.level == "full_offload" else []
+        if self.level == "block_offload":
+            offload = [recomputing(self._device)]
         swap = [self._swap] if self._swap else []
+        # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
+        # would have to be compiled separately, which is not worth it. Where a block's activations are too many for the
+        # device, they are those of the last one too.
+        all_alike = used or self.level == "block_offload"
         self._model.wrap_blocks(
             [*self._kernel, checkpoint_wrapper(self.level, self._model.hidden_size), *compilation, *offload, *swap],
-            # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
-            # would have to be compiled separately, which is not worth it.
-            last_block_wrappers=None if used else [*self._kernel, *swap],
+            last_block_wrappers=None if all_alike else [*self._kernel, *swap],
         )

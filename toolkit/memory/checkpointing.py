@@ -44,6 +44,7 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
 
     none: all. cheap: matmul and attention outputs; elementwise operations are recomputed. keep_attention: attention
     outputs. full: the block's inputs only. full_offload: the same, which `ActivationOffload` around it offloads.
+    block_offload is a wrapper of its own (`RecomputeOffload`): none here.
 
     hidden_size: channels per token, by which `cheap` tells an adapter's up projection; 0: none is told.
     """
@@ -66,7 +67,7 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
             contexts = partial(create_selective_checkpoint_contexts, partial(_keeps_costly, tokens, min_width))
             return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
 
-        return run if level == "none" else run_again
+        return run if level in ("none", "block_offload") else run_again
 
     return wrap
 

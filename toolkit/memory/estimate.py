@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from toolkit.config.field_types import OFFLOADING_LEVELS
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
 from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
 
@@ -33,6 +34,16 @@ BESIDE_A_LAYER = 2
 
 FORWARD_BESIDE_A_LAYER = 3
 """Units of the forward peak that are not allocated at that moment."""
+
+SAVED_TWICE = 1.03
+"""What waits in main memory while a block is computed again with `block_offload`, against what it saves: a tensor that
+several operations save as different views of it leaves once for each."""
+
+BESIDE_A_CHANGE = 7.5
+"""Units of the peak of `block_offload` that are not allocated while an adapter makes the change of a layer."""
+
+DROPOUT_OFFLOADED = 4
+"""Further units of that peak with input dropout of an adapter."""
 
 OF_DROPOUT = 12
 """Further units with input dropout of an adapter: each layer keeps its inputs and a mask."""
@@ -89,11 +100,18 @@ class StepShape:
         return self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
-        """Bytes that `full_offload` keeps in CPU memory: the inputs of all blocks but the first and last."""
-        return int(max(0, self.blocks - 2) * OF_INPUT * self._unit) if level == "full_offload" else 0
+        """Bytes that wait in CPU memory: with `full_offload` the inputs of all blocks but the first and last; with
+        `block_offload` that of the last too, and all that one block saves."""
+        if level not in OFFLOADING_LEVELS:
+            return 0
+        if level == "full_offload":
+            return int(max(0, self.blocks - 2) * OF_INPUT * self._unit)
+        return int((self.blocks - 1) * OF_INPUT * self._unit + SAVED_TWICE * self._kept_by_block("none"))
 
     def block_backward_bytes(self, level: str) -> int:
         """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
+        if level == "block_offload":
+            return self._offloaded_peak()
         layer = self._of_layer(self._units.change) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         # A compiled block that is recomputed takes what an eager one does, and more: measured, see docs/memory.md.
@@ -105,6 +123,14 @@ class StepShape:
         alone = self._of(self._units.change) * self.largest_change - self._kept_by_block(level)
         beyond = everything - self._kept_by_block(level) + at_work + self._products
         return int(max(beyond, alone) + extra)
+
+    def _offloaded_peak(self) -> int:
+        """Bytes of all activations with `block_offload`: the inputs of the first block, and the operation at work."""
+        assert self._units.offloaded  # the others are refused
+        units = self._of(self._units.offloaded) + DROPOUT_OFFLOADED * self.dropout
+        weight = self.number_bytes * self.largest_layer * bool(self.dequantized_bytes)
+        change = max(0, self._of(self._units.change) * self.largest_layer - BESIDE_A_CHANGE * self._unit)
+        return int(units * self._unit + weight + change + self._products)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
@@ -147,6 +173,7 @@ class StepShape:
             "keep_attention": OF_ATTENTION,
             "full": OF_INPUT,
             "full_offload": 0,
+            "block_offload": 0,
         }
         return int(units[level] * self._unit)
 

@@ -26,6 +26,7 @@ RECOMPUTED = {
     "keep_attention": (1, 0),
     "full": (1, 1),
     "full_offload": (1, 1),
+    "block_offload": (1, 1),
 }
 """Level of `train.gradient_checkpointing` -> how often linear layers and attention are recomputed."""
 

@@ -429,12 +429,15 @@ class _BlockInputs:
             self._prefetched[index] = self._copies.to_device(self._hosts[index])
 
 
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether a tensor is in the memory of a GPU."""
+    return tensor.is_cuda
+
+
 class ActivationOffload:
     """A wrapper around checkpointed blocks, compiled or not."""
 
-    def __init__(
-        self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = lambda tensor: tensor.is_cuda
-    ) -> None:
+    def __init__(self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda) -> None:
         """is_elsewhere: whether a tensor is in device memory."""
         self._copies = copies
         self._is_elsewhere = is_elsewhere

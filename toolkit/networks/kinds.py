@@ -66,6 +66,10 @@ class ActivationUnits:
     compiled_outputs: Pair = (11.1, 11.1)
     """`matmul_outputs` of a compiled block."""
 
+    offloaded: Pair | None = (17.3, 17.3)
+    """Peak on the device with `block_offload`, beside a layer's change and its dequantized weight; None: not counted,
+    and refused."""
+
 
 @dataclass(frozen=True)
 class NetworkKind:
@@ -224,7 +228,13 @@ LIBRARY = "toolkit.networks.lycoris_library:LycorisNetwork"
 """The class of all kinds that are lycoris-lora's own modules."""
 
 _LIBRARY_UNITS = ActivationUnits(
-    (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (19.7, 19.7), change_has_weight=True, compiled=(19.1, 19.1)
+    (22.1, 22.1),
+    (20.1, 20.1),
+    (6.4, 6.4),
+    (19.7, 19.7),
+    change_has_weight=True,
+    compiled=(19.1, 19.1),
+    offloaded=None,
 )
 """The change of a weight is made of it and computed again in the backward pass: the kinds differ in what that takes."""
 
@@ -250,6 +260,7 @@ KINDS: dict[str, NetworkKind] = {
             (9, 5),
             compiled=(45.2, 22.1),
             compiled_outputs=(20.1, 20.1),
+            offloaded=(41.2, 25.0),
         ),
         up_names=frozenset({"lora_B.weight"}),
         needs_base=True,
@@ -259,7 +270,14 @@ KINDS: dict[str, NetworkKind] = {
         "toolkit.networks.lycoris:LohaNetwork",
         loha_shapes,
         ActivationUnits(
-            (22.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13), compiled=(19.1, 19.1)
+            (22.1, 22.1),
+            (20.1, 20.1),
+            (6.4, 6.4),
+            (21.0, 19.7),
+            (19, 19),
+            (17, 13),
+            compiled=(19.1, 19.1),
+            offloaded=(17.5, 19.8),
         ),
         algo="loha",
         extracts_lora=True,
@@ -267,7 +285,9 @@ KINDS: dict[str, NetworkKind] = {
     "lokr": NetworkKind(
         "toolkit.networks.lycoris:LokrNetwork",
         lokr_shapes,
-        ActivationUnits((31.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5)),
+        ActivationUnits(
+            (31.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7), compiled=(28.5, 28.5), offloaded=(24.4, 24.4)
+        ),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
         algo="lokr",
         extracts_lora=True,
@@ -276,7 +296,14 @@ KINDS: dict[str, NetworkKind] = {
         "toolkit.networks.full:FullNetwork",
         None,
         ActivationUnits(
-            (24.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True, compiled=(19.1, 19.1)
+            (24.1, 24.1),
+            (11.1, 11.1),
+            (3.6, 4.6),
+            (15.9, 15.9),
+            (6, 4),
+            casts=True,
+            compiled=(19.1, 19.1),
+            offloaded=None,
         ),
     ),
     "boft": NetworkKind(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from toolkit.memory.estimate import GB, StepShape, gigabytes
 from toolkit.system.host_memory import free_host_memory
 
-GPU_SIZES_GB = (8, 12, 16, 24, 48, 80)
+GPU_SIZES_GB = (4, 6, 8, 12, 16, 24, 48, 80)
 """GPU sizes in GB that an estimate is compared with."""
 
 CUDA_CONTEXT = int(0.7 * GB)

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS, UNCOMPILED_LEVELS
 from toolkit.config.model import AUTO_RANK
 from toolkit.config.model_files import whole_files
 from toolkit.config.sections import DiffusionSection
@@ -110,7 +110,8 @@ def plan_memory(
         compiles_blocks(section, machine) if compiled is None else compiled
     )
     if levels[0] == "auto":
-        levels = ["full"] if limit is None else CHECKPOINTING_LEVELS if on_gpu else CHECKPOINTING_LEVELS[:-1]
+        fitting = [each for each in AUTO_LEVELS if on_gpu or each not in OFFLOADING_LEVELS]
+        levels = ["full"] if limit is None else fitting
     tables = [table] if table != "auto" else [on_gpu] if limit is None or not on_gpu else [False, True]
     estimator = _Estimator(section, groups, on_gpu, by_inductor)
     for chosen, cached in product(levels, tables):
@@ -124,6 +125,8 @@ def plan_memory(
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
     """Whether the blocks are compiled on a machine, as far as that is known without torch."""
     train, model = section.train, section.model
+    if train.checkpointing_level() in UNCOMPILED_LEVELS:
+        return False
     if train.compile.enabled != "auto" or machine.kind != "cuda":
         return train.compile.enabled is True
     # Of compute capability 8 only 8.9 compiles blocks in fp8; the minor number is not known here.
@@ -186,7 +189,9 @@ class _Estimator:
 
     def plan(self, level: str, table: bool) -> MemoryEstimate:
         """The estimate at a checkpointing level. table: whether the modulation cache is wanted."""
-        self.level, self.has_table = level, table and self.fits_table
+        # On a CPU nothing leaves: it is full checkpointing there.
+        self.level = level if self.on_gpu or level != "block_offload" else "full"
+        self.has_table = table and self.fits_table
         # Of the model: bytes of the modulation layers that the cache replaces, and of a block at rest.
         self.modulation = self.facts.stored(self.facts.tabulated_weights, self.qtype, self.own) * self.has_table
         self.modulation_layer = int(self.modulation // (TABULATED_LAYERS * self.facts.blocks))
@@ -228,7 +233,7 @@ class _Estimator:
     def _host(self) -> dict[str, int]:
         """Main memory beside a GPU: while steps and a save are made, or more while the text encoder is read."""
         training = self._beside() | self._saving()
-        if self.level == "full_offload":
+        if self.level in OFFLOADING_LEVELS:
             training |= self._offloaded()
         read = self._text_on_host()
         if self.stays_whole:
@@ -355,7 +360,7 @@ class _Estimator:
             work = {"gradients": shape.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
         if self.is_streamed:
             work |= self._encoding_ahead()
-        if self.level == "full_offload" and not self.on_gpu:
+        if self.level in OFFLOADING_LEVELS and not self.on_gpu:
             work |= self._offloaded()
         return self._at_rest(optimizer, rows) | work
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.dataset import Rectangle, area_of, sides_of
-from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.field_types import OFFLOADING_LEVELS, PER_PARAMETER_OPTIMIZERS
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import GB, gigabytes
+from toolkit.networks.kinds import KINDS
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.plan.memory import ENCODING, GPU_SIZES_GB, Machine, MemoryEstimate, gpu_of
 from toolkit.system.distributed_env import read_distributed_env
@@ -105,7 +106,7 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
 def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     """All suggestions that are valid for a single process."""
     model, train, whole = section.model, section.train, section.network.trains_model
-    if train.checkpointing_level() not in ("auto", "full", "full_offload"):
+    if train.checkpointing_level() not in ("auto", "full", *OFFLOADING_LEVELS):
         yield _set("train", gradient_checkpointing="auto")
     if whole and train.optimizer not in ("adafactor", "sgd"):
         yield _set("train", "train.optimizer: adafactor", optimizer="adafactor", optimizer_params={})
@@ -133,8 +134,11 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
     if not model.blocks_to_swap and (not whole or (train.fused_backward_pass and train.gradient_accumulation == 1)):
         yield _set("model", blocks_to_swap=BLOCKS_TO_SWAP)
-    if train.checkpointing_level() != "full_offload":
+    if train.checkpointing_level() not in OFFLOADING_LEVELS:
         yield _set("train", gradient_checkpointing="full_offload")
+    can_offload = KINDS[section.network.type].units.offloaded and train.compile.enabled is not True
+    if train.checkpointing_level() != "block_offload" and can_offload and train.parallel != "fsdp":
+        yield _set("train", gradient_checkpointing="block_offload")
     if (section.sample or section.first_sample) and not train.disable_sampling:
         yield _set("train", "smaller images in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)

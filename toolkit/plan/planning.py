@@ -131,6 +131,8 @@ class Planner(ABC, Generic[SectionT]):
             compile_s = (not time.is_asked and compile_seconds(time.gpu)) or COMPILE_S[time.work.level]
             self.against_compiling = time.work.step.against_compiling(time.card, steps, compile_s)
         compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
+        if asks:
+            self.against_compiling = train.against_compiling() or self.against_compiling
         if self.against_compiling:
             compiling = f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
         memory = self.memory(data)

@@ -17,6 +17,7 @@ from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.types import BaseImage
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import ModelFamily, ModelSizeInfo, deployed_grid, family_for, model_bytes
+from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.memory_inputs import (
@@ -230,6 +231,7 @@ def blocks_of(
     model, number = section.model, DTYPE_BYTES[section.train.dtype]
     qtype = model.qtype if model.quantize else None
     used = facts.linear_params - facts.tabulated_weights
+    units = facts.activation_units.get(section.network.type) or KINDS[section.network.type].units
     # The two streams of a block have weights of their own, and a token goes through those of one.
     streams = max(1, round(used / facts.blocks / (WEIGHTS_PER_TOKEN * facts.width**2)))
     blocks = Blocks(
@@ -239,6 +241,7 @@ def blocks_of(
         number_bytes=number,
         trains_model=section.network.trains_model,
         kernels_per_block=KERNELS_PER_BLOCK,
+        saved_units=units.everything[number > 2],
     )
     extra = 0.0 if table else float(number * facts.tabulated_weights)
     at_rest = facts.stored(used if table else facts.linear_params, qtype, number)

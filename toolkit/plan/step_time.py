@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from functools import reduce
 from operator import add
 
+from toolkit.config.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
 from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
 from toolkit.plan.cards import Card
 
@@ -46,6 +47,10 @@ control image."""
 FORWARD_KERNELS = 1 / 3
 """Share of a step's kernels in the forward pass; an assumption."""
 
+AWAITED = 0.4
+"""Share of the bytes of `block_offload` that come back when they are needed: tensors of three and four units of all 22
+to 29 (`toolkit.networks.kinds.ActivationUnits`), for which there is no room before."""
+
 BUS = 0.8
 """Share of the bus that copies of pinned memory reach; an assumption."""
 
@@ -55,7 +60,7 @@ DISK_BYTES_S = 1e9
 SETUP_S = 2.0
 """Seconds before the first step that are none of the other parts."""
 
-COMPILE_S = {"none": 43.0, "cheap": 43.0, "keep_attention": 28.0, "full": 28.0, "full_offload": 28.0}
+COMPILE_S = {"none": 43.0, "cheap": 43.0, **dict.fromkeys(CHECKPOINTING_LEVELS[2:], 28.0)}
 """Level of checkpointing -> seconds that compiling the blocks takes, the first time on a machine with 16 cores. The
 levels that were not measured have the figure of their neighbour."""
 
@@ -80,6 +85,9 @@ class PassWork:
 
     bus: float = 0.0
     """Bytes from main memory to the card. They arrive while blocks compute."""
+
+    awaited: float = 0.0
+    """The same, for which computing waits."""
 
     kernels: float = 0.0
     """That the host starts where blocks are not compiled."""
@@ -107,7 +115,7 @@ class PassWork:
         """Seconds that it takes: of the card, the bus or the host, whichever is the slowest."""
         of_bus = self.bus / (BUS * 1e9 * card.bus_gb_s)
         of_host = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
-        return max(self.busy_seconds(card, compiled), of_bus, of_host)
+        return max(self.busy_seconds(card, compiled), of_bus, of_host) + self.awaited / (BUS * 1e9 * card.bus_gb_s)
 
 
 def total(works: Iterable[PassWork]) -> PassWork:
@@ -139,6 +147,8 @@ class Blocks:
     """Bytes of the blocks that wait in main memory."""
 
     kernels_per_block: float = 0.0
+    saved_units: float = 0.0
+    """Numbers that a block saves for the backward pass, where everything is kept, by tokens x width."""
 
     def forward(self, tokens: float, pairs: float) -> PassWork:
         """A forward pass of a batch. tokens: of all its images. pairs: of tokens that attention compares, of all."""
@@ -162,14 +172,16 @@ class Blocks:
         elementwise_again = 0 if level == "none" else elementwise
         products = (1 + self.trains_model + again) * 2.0 * self.token_weights * tokens
         products += (2 + again) * 2.0 * self.adapter_weights * tokens
-        offloaded = self._unit(tokens) if level == "full_offload" else 0.0
+        inputs = self._unit(tokens) if level in OFFLOADING_LEVELS else 0.0
+        saved = self.saved_units * self._unit(tokens) if level == "block_offload" else 0.0
         return PassWork(
             products=products,
             attention=attention_again * forward.attention,
             attention_backward=BACKWARD_ATTENTION_EXECUTED * forward.attention,
             moved=(2 + again) * adapter + elementwise_again + ELEMENTWISE_BACKWARD * self._unit(tokens),
             weights=(1 + again) * self.extra_bytes,
-            bus=self.swapped_bytes + offloaded,
+            bus=self.swapped_bytes + inputs + (2 - AWAITED) * saved,  # there and back
+            awaited=AWAITED * saved,
             kernels=(1 - FORWARD_KERNELS) * self.kernels_per_block * self.blocks,
         )
 

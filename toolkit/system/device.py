@@ -115,7 +115,7 @@ def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:
 def _warn_unpinned() -> None:
     logger.warning(
         "the system pins no more memory (WSL2 and containers limit it): copies to the GPU are slower from here on. "
-        "Smaller model.blocks_to_swap, or another gradient_checkpointing than full_offload, needs less of it."
+        "Smaller model.blocks_to_swap, or gradient_checkpointing: full, needs less of it."
     )
 
 

@@ -54,6 +54,11 @@ class Card(NamedTuple):
 
     batch_size: int = 1
     sample_side: int = 1024
+    level: str = "auto"
+    """`train.gradient_checkpointing`."""
+
+    table: bool = True
+    """Whether the modulation table may be used: its rows take memory of the GPU."""
 
 
 class Model(NamedTuple):
@@ -102,6 +107,9 @@ def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, s
     }
 
 
+_SMALLEST = Card(0, "int4", low_vram=True, match_target_res=True, sample_side=768, level="block_offload")
+"""A GPU for which all blocks and all that they save wait in main memory."""
+
 EDIT_2509 = Model(
     title="Qwen-Image-Edit-2509",
     id="Qwen/Qwen-Image-Edit-2509",
@@ -122,6 +130,7 @@ EDIT_2509 = Model(
         16: Card(16, "int4", low_vram=True, match_target_res=True, swap=4),
         12: Card(12, "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768),
         8: Card(8, "int4", low_vram=True, match_target_res=True, swap=56, sample_side=768),
+        6: _SMALLEST._replace(least_gb=6, swap=59, table=False),
     },
     examples=(24, 48, 80),
 )
@@ -161,6 +170,7 @@ QWEN_IMAGE_21 = Model(
         16: Card(16, "int4", low_vram=True, match_target_res=True),
         12: Card(12, "int4", low_vram=True, match_target_res=True, sample_side=768),
         8: Card(8, "int4", low_vram=True, match_target_res=True, swap=30, sample_side=768),
+        4: _SMALLEST._replace(least_gb=4, swap=31),
     },
     examples=(16, 24, 48, 80),
 )

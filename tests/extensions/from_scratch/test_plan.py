@@ -36,7 +36,7 @@ def test_it_says_what_memory_it_takes_where_that_is_asked_for(vae_job, pictures:
     assert found.to_json()["memory"]["phases"].keys() == {"first step", "training", "saving"}
     assert any(note.startswith("memory: peak 0.4") for note in found.notes)
     on_card = plan(vae_job, pictures, Machine("cuda"))
-    assert any("GPU, which is not available here" in note and "fits an 8 GB GPU" in note for note in on_card.notes)
+    assert any("GPU, which is not available here" in note and "fits a 4 GB GPU" in note for note in on_card.notes)
 
 
 @pytest.mark.slow

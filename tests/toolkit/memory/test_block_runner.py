@@ -52,7 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch, said: list[str]):
     return made
 
 
-@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full", "full_offload"])
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full", "full_offload", "block_offload"])
 def test_every_level_with_and_without_swapping_gives_the_same_bits(made, level: str) -> None:
     expected = Stack().gradients()
     for swapped in (0, 3):

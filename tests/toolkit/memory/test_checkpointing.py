@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.toy_blocks import WIDTH, Stack, same
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.field_types import AUTO_LEVELS
 from toolkit.data.types import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
@@ -48,14 +48,14 @@ def computed(level: str, **options) -> Counter:
 def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
     options = {"count": 2, "kind": kind, "qtype": qtype}
     expected = Stack(**options).gradients()
-    for level in CHECKPOINTING_LEVELS:
+    for level in AUTO_LEVELS:
         assert same(Stack(**options).wrap(checkpoint_wrapper(level, WIDTH)).gradients(), expected), level
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
 def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table: bool) -> None:
     found = []
-    for level in CHECKPOINTING_LEVELS:
+    for level in AUTO_LEVELS:
         model = open_tiny(tiny_model, transform_block=quantizer("int8"), modulation_table=table)
         network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
         network.attach(model.network_module)
@@ -77,11 +77,11 @@ def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table:
 
 @pytest.mark.parametrize("qtype", [None, "int8"])
 def test_what_a_level_keeps_is_not_computed_again(qtype) -> None:
-    calls = {level: computed(level, qtype=qtype) for level in CHECKPOINTING_LEVELS}
-    assert [calls[level][ATTENTION] for level in CHECKPOINTING_LEVELS] == [2, 2, 2, 4, 4]
-    gelus = [calls[level][torch.ops.aten.gelu.default] for level in CHECKPOINTING_LEVELS]
+    calls = {level: computed(level, qtype=qtype) for level in AUTO_LEVELS}
+    assert [calls[level][ATTENTION] for level in AUTO_LEVELS] == [2, 2, 2, 4, 4]
+    gelus = [calls[level][torch.ops.aten.gelu.default] for level in AUTO_LEVELS]
     assert gelus == [2, 4, 4, 4, 4]
-    matmuls = {level: sum(calls[level][op] for op in MATMULS) for level in CHECKPOINTING_LEVELS}
+    matmuls = {level: sum(calls[level][op] for op in MATMULS) for level in AUTO_LEVELS}
     assert matmuls["none"] < matmuls["cheap"] < matmuls["keep_attention"] <= matmuls["full"]
     # Of the products only an adapter's way up, which sums over its rank, is made again.
     assert matmuls["cheap"] - matmuls["none"] <= 2 * 6
@@ -118,7 +118,7 @@ def _kept_by_cheap(kind) -> list[tuple[torch.Size, object]]:
     return kept
 
 
-@pytest.mark.parametrize("level", CHECKPOINTING_LEVELS)
+@pytest.mark.parametrize("level", AUTO_LEVELS)
 def test_without_gradients_nothing_is_wrapped(level: str) -> None:
     stack = Stack(dropout=0.0)
     with torch.no_grad():

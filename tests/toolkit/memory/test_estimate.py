@@ -22,14 +22,14 @@ def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEsti
 
 
 def test_the_largest_phase_decides_and_the_smallest_card_is_named() -> None:
-    assert [plan(size).card() for size in (2, 12, 12.1, 47.9, 80.1)] == [8, 12, 16, 48, None]
+    assert [plan(size).card() for size in (2, 5, 12, 12.1, 47.9, 80.1)] == [4, 6, 12, 16, 48, None]
     words = plan(21.9).render()
     assert words == (
         "memory: peak 21.9 GB on the GPU (training: weights 21.4, context 0.50): fits a 24 GB GPU; "
         "1.0 GB of main memory"
     )
     assert ": fits an 80 GB GPU;" in plan(79).render()
-    assert "does not fit 8, 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
+    assert "does not fit 4, 6, 8, 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
 
 
 def test_on_the_cpu_there_is_no_card() -> None:

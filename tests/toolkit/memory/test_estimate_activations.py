@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.field_types import AUTO_LEVELS
 from toolkit.memory.estimate import (
+    BESIDE_A_CHANGE,
     COMPILED_AGAIN,
     GAPS_AT_MOST,
     GAPS_OF_ALL,
     GAPS_SHARE,
+    SAVED_TWICE,
     StepShape,
     activation_bytes,
     fastest_level_that_fits,
@@ -53,11 +55,27 @@ def test_offloaded_activations_are_on_the_host() -> None:
     assert SMALL.kept_on_host("full") == 0
 
 
+def test_what_a_block_saves_may_be_on_the_host_too() -> None:
+    inputs, saved = 9 * UNIT, SAVED_TWICE * 22.1 * UNIT
+    assert SMALL.kept_on_host("block_offload") == pytest.approx(inputs + saved, rel=1e-3)
+    assert SMALL.kept("block_offload") == 0
+    assert SMALL.block_backward_bytes("block_offload") == pytest.approx(17.3 * UNIT, abs=2)
+    quantized = replace(SMALL, largest_layer=1000, dequantized_bytes=3)
+    assert quantized.block_backward_bytes("block_offload") == pytest.approx(17.3 * UNIT + 2 * 1000, abs=2)
+    dropping = replace(SMALL, dropout=True)
+    assert dropping.block_backward_bytes("block_offload") == pytest.approx(21.3 * UNIT, abs=2)
+    assert dropping.kept_on_host("block_offload") == pytest.approx(inputs + SAVED_TWICE * 34.1 * UNIT, rel=1e-3)
+    # The change of a layer of a LoHa, 19 bytes for each weight, beside what is then left of the peak.
+    loha = replace(SMALL, kind="loha", largest_layer=10**4)
+    more = 19 * 10**4 - BESIDE_A_CHANGE * UNIT
+    assert loha.block_backward_bytes("block_offload") == pytest.approx(17.5 * UNIT + more, abs=2)
+
+
 def test_the_less_is_kept_the_more_is_computed_again() -> None:
     """What a block keeps, and what it takes in the backward pass, are together the same: the last one keeps
     everything.
     """
-    together = {level: SMALL.kept(level) / 10 + SMALL.block_backward_bytes(level) for level in CHECKPOINTING_LEVELS}
+    together = {level: SMALL.kept(level) / 10 + SMALL.block_backward_bytes(level) for level in AUTO_LEVELS}
     once = together["none"]
     assert [together[level] for level in ("cheap", "keep_attention")] == pytest.approx([once] * 2, abs=3)
     assert together["full"] == pytest.approx(once + UNIT, abs=3)  # the gradient of what the block gave
@@ -68,7 +86,8 @@ def test_the_less_is_kept_the_more_is_computed_again() -> None:
 def test_each_level_takes_less_than_the_one_before_it() -> None:
     for kind in KINDS:
         for references in TOKENS:
-            sizes = [activation_bytes(level, published(references, kind=kind)) for level in CHECKPOINTING_LEVELS]
+            levels = [*AUTO_LEVELS, *(["block_offload"] if KINDS[kind].units.offloaded else [])]
+            sizes = [activation_bytes(level, published(references, kind=kind)) for level in levels]
             assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
 
 
@@ -176,7 +195,7 @@ def test_dropout_float32_and_casts_take_more() -> None:
     ],
 )
 def test_the_fastest_level_that_fits(card: int, weights: float, references: int, level: str) -> None:
-    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, int(card - weights - BESIDES), published(references)) == level
+    assert fastest_level_that_fits(AUTO_LEVELS, int(card - weights - BESIDES), published(references)) == level
 
 
 H100, RTX_4090 = 132 * 0.4 * 4096 * 1.7e9, 128 * 0.4 * 512 * 1.7e9
@@ -200,8 +219,8 @@ def test_launching_kernels_may_take_longer_than_computing_again(
     """most: the first level that fits."""
     work = replace(published(1), tokens=tokens)
     free = activation_bytes(most, work)
-    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, free, work, flops) == level
-    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, free, work) == most
+    assert fastest_level_that_fits(AUTO_LEVELS, free, work, flops) == level
+    assert fastest_level_that_fits(AUTO_LEVELS, free, work) == most
 
 
 def test_seconds_are_those_of_the_gpu_or_of_the_host() -> None:
@@ -213,4 +232,4 @@ def test_seconds_are_those_of_the_gpu_or_of_the_host() -> None:
 
 
 def test_where_nothing_fits_it_is_the_last() -> None:
-    assert fastest_level_that_fits(CHECKPOINTING_LEVELS[:-1], 0, published(1)) == "full"
+    assert fastest_level_that_fits(AUTO_LEVELS[:-1], 0, published(1)) == "full"

@@ -63,6 +63,7 @@ def test_everything_that_would_help_is_named_in_order() -> None:
         "adamw8bit",
         "blocks_to_swap: 30",
         "gradient_checkpointing: full_offload",
+        "gradient_checkpointing: block_offload",
         "smaller images in sample",
         "resolution: 768",
     ]
@@ -74,13 +75,21 @@ def test_what_is_used_already_is_not_advised() -> None:
     found = memory_advice(
         section(
             model=FRUGAL,
-            train={"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit", "disable_sampling": True},
+            train={"gradient_checkpointing": "block_offload", "optimizer": "adamw8bit", "disable_sampling": True},
             datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (512,)}],
             sample={"samples": [{"prompt": "a cup"}]},
             network={"linear": 4},
         )
     )
     assert found == "To save memory, in order of effect: datasets[].resolution: 384."
+
+
+@pytest.mark.parametrize(
+    ("train", "kind"), [({"compile": {"enabled": True}}, "lora"), ({"parallel": "fsdp"}, "lora"), ({}, "boft")], ids=str
+)
+def test_a_level_that_would_be_refused_is_not_advised(train: dict, kind: str) -> None:
+    assert "block_offload" in memory_advice(section())
+    assert "block_offload" not in memory_advice(section(train=train, network={"type": kind, "linear": 18}))
 
 
 def test_a_rectangle_shrinks_as_a_rectangle() -> None:
@@ -126,7 +135,7 @@ def test_a_section_with_every_change_has_no_advice_left_but_a_smaller_resolution
         changed = applied(changed, left[:1])
     assert not left
     assert (changed.model.qtype, changed.model.blocks_to_swap, changed.train.batch_size) == ("int4", 30, 1)
-    assert changed.train.gradient_checkpointing == "full_offload"
+    assert changed.train.gradient_checkpointing == "block_offload"
     assert changed.train.gradient_accumulation == 2
 
 

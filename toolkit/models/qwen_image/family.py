@@ -196,6 +196,7 @@ class Edit2511Family(QwenImageFamily):
             everything=(units.everything[0] + 4, units.everything[1] + 4),
             forward=(units.forward[0] + 2, units.forward[1] + 2),
             compiled=(units.compiled[0] + 1.4, units.compiled[1] + 1.4),
+            offloaded=units.offloaded and (units.offloaded[0] + 2, units.offloaded[1] + 2),
         )
         for name, kind in KINDS.items()
         for units in [kind.units]

@@ -132,10 +132,11 @@ class QwenImage21Family(FolderFamily):
             (28.9, 26.3),
             (13.1, 13.1),
             (5.6, 5.5),
-            (13.6, 13.3),
+            (12.5, 12.2),
             casts=True,
             compiled=(21.3, 21.2),
             compiled_outputs=(12.1, 12.1),
+            offloaded=(17.3, 17.2),
         ),
         "dora": ActivationUnits(
             (59.0, 35.3),
@@ -146,6 +147,7 @@ class QwenImage21Family(FolderFamily):
             (9, 5),
             compiled=(43.3, 24.2),
             compiled_outputs=(22.1, 22.1),
+            offloaded=(33.3, 21.5),
         ),
         "loha": ActivationUnits(
             (28.9, 26.3),
@@ -156,6 +158,7 @@ class QwenImage21Family(FolderFamily):
             (17, 13),
             compiled=(21.2, 21.2),
             compiled_outputs=(12.1, 12.1),
+            offloaded=(17.6, 17.5),
         ),
         "lokr": ActivationUnits(
             (38.9, 36.2),
@@ -164,16 +167,18 @@ class QwenImage21Family(FolderFamily):
             (18.6, 18.3),
             compiled=(31.1, 31.1),
             compiled_outputs=(12.1, 12.1),
+            offloaded=(21.3, 21.1),
         ),
         "full": ActivationUnits(
             (33.3, 29.2),
             (13.1, 13.1),
             (5.6, 5.5),
-            (13.6, 13.6),
+            (12.5, 12.3),
             (6, 4),
             casts=True,
             compiled=(22.7, 22.7),
             compiled_outputs=(13.1, 13.1),
+            offloaded=None,
         ),
         **{
             name: replace(

@@ -47,7 +47,7 @@ CONTROL, INSTRUCTION = "datasets[].control_path", "datasets[].default_caption"
 RANK = "network.linear"
 NUMBERS = ("train.steps", RANK, "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
-CARDS = (8, 12, 16, 24, 32, 48, 80)
+CARDS = (4, 6, 8, 12, 16, 24, 32, 48, 80)
 """GB of the GPUs that a plan is compared with."""
 
 KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
@@ -368,7 +368,10 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
         fresh[TRIGGER] = was.get(TRIGGER, "") or _unknown_word(was.get(NAME, ""))
         fresh |= {TRIGGER: ""} if fresh[CONTROL] else {}
     new = _made({**was, **fresh}, changed.get("card", was.get("card", "")))
-    olds = [_made(was, card) for card in ([was["card"]] if was.get("card") else map(str, CARDS))]
+    olds = []
+    for card in [was["card"]] if was.get("card") else map(str, CARDS):
+        with suppress(UserError):  # too small for that model
+            olds.append(_made(was, card))
     for old in olds:
         own = [key for key in NUMBERS if was.get(key, "") != old.get(old.path(key))]
         own += ["prompts"] if _words(was.get("prompts", "")) != _words("\n".join(old.prompts())) else []

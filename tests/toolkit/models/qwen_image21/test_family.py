@@ -20,7 +20,9 @@ from tests.diffusers_21 import open_21
 from tests.measured import at_least, at_most
 from toolkit.data.types import EMBEDS, PromptEmbeds, Size
 from toolkit.flow.settings import describe_levels
+from toolkit.memory import block_runner
 from toolkit.memory.estimate import step_peak
+from toolkit.memory.recompute import RecomputeOffload
 from toolkit.models.folder_family import OF_TEXT_LAYERS
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.prompts import SLOTS
@@ -114,12 +116,20 @@ def test_a_plan_says_what_levels_in_one_pass_save(tmp_path: Path, asked: object,
     assert describe_levels(list(sizes.noise_levels())) == f"noise levels per sample: {of_each}"
 
 
+OFFLOADED = [(name, "block_offload") for name, kind in KINDS.items() if kind.units.offloaded]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "level"), [*((kind, "none") for kind in KINDS), ("lora", "cheap"), ("lora", "full")])
-def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "level"), [*((kind, "none") for kind in KINDS), ("lora", "cheap"), ("lora", "full"), *OFFLOADED]
+)
+def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors alive in a step with one reference, counted on fake ones, against the estimate."""
     write_tiny_model(tmp_path, TinySpec(arch="qwen_image_2", layers=4, heads=8))
     section = section_of(tmp_path, level, kind=kind)
+    live = LiveBytes(simulation.FOLLOWED)
+    offload = RecomputeOffload(simulation.CopiesOf(live), is_elsewhere=lambda tensor: True)
+    monkeypatch.setattr(block_runner, "recomputing", lambda _: offload)
     model = open_21(tmp_path, torch.bfloat16)
     network = attach_network(section, model, 1, None)
     build_block_runner(section, model, simulation.DEVICE)
@@ -135,7 +145,6 @@ def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str) -> 
         for parameter in network.parameters().values():
             parameter.grad = None
 
-    live = LiveBytes(simulation.FOLLOWED)
     with FakeTensorMode(allow_non_fake_inputs=True), live:
         step()  # fills the tables of positions
         gc.collect()
@@ -148,3 +157,5 @@ def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str) -> 
     share = (live.phases["step"].device - before) / planned
     at_most(f"a step of {kind} with {level}, taken / planned", share, 1.03)
     at_least(f"a step of {kind} with {level}, taken / planned", share, 0.97)
+    waits = work.kept_on_host(level)
+    assert live.phases["step"].host == pytest.approx(waits, rel=0.03)
