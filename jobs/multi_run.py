@@ -73,7 +73,7 @@ class ChildRunner:
     def __init__(self, command: Sequence[str]) -> None:
         """command: the program and its flags for every config."""
         self._command = list(command)
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._undelivered: list[int] = []
         self._stop_code: int | None = None
 

@@ -190,7 +190,7 @@ class ExtensionTable:
             return None
         try:
             with redirect_stdout(sys.stderr):
-                model = get_model()
+                model: type[BaseModel] | None = get_model()
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
             raise UserError(_failed(found, f"{method}()", error)) from error
         if model is not None and not hasattr(model, "model_validate"):
@@ -202,7 +202,7 @@ class ExtensionTable:
         found = self[uid]
         try:
             with redirect_stdout(sys.stderr):
-                process = found.extension.get_process()
+                process: type = found.extension.get_process()
         except Exception as error:  # as above
             raise RunError(_failed(found, "get_process()", error)) from error
         if not callable(process):

@@ -23,4 +23,5 @@ def regular_hadamard(group: int) -> Tensor:
 
 def rotate(values: Tensor, matrix_SS: Tensor) -> Tensor:
     """Each group of S values along the last axis times the matrix, which has the dtype of the values."""
-    return (values.unflatten(-1, (-1, len(matrix_SS))) @ matrix_SS).flatten(-2)
+    groups: Tensor = values.unflatten(-1, (-1, len(matrix_SS)))
+    return (groups @ matrix_SS).flatten(-2)

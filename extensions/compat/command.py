@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from extensions.compat import not_read
 from extensions.compat.foreign_jobs import SCRIPT
-from extensions.compat.musubi import FULL, LORA, ROWS, flat
+from extensions.compat.musubi import FULL, LORA, flat
 from extensions.compat.musubi import TEXTS as OF_TEXT
-from extensions.compat.names import NAMES
+from extensions.compat.names import NAMES, ROWS
 from extensions.compat.nodes import file_root
 from toolkit.config.foreign import NO_COMMAND
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show

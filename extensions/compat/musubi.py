@@ -284,7 +284,7 @@ class _Reader:
     def _trains_adapter(self) -> bool:
         """By the script; without one by the keys, as only an adapter has such."""
         if script := self.given.get(SCRIPT):
-            return script.value == LORA
+            return bool(script.value == LORA)
         if mode := self.given.get("training_mode"):  # of a front end, which keeps the keys of the other mode
             return "lora" in str(mode.value).lower()
         return any(key.startswith("network_") for key in self.given)

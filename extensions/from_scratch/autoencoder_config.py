@@ -141,7 +141,8 @@ def latent_scale(arguments: Mapping[str, Any]) -> int:
     """Pixels along one side of a latent pixel, by the arguments of a class with its name as `_class_name`."""
     key, default = LEVELS.get(arguments.get("_class_name", ""), ("", 1))
     levels = arguments.get(key)
-    return 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)
+    pixels: int = 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)
+    return pixels
 
 
 def latent_channels(arguments: Mapping[str, Any]) -> int:

@@ -167,7 +167,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         if others is None:
             return torch.ones((), device=others_B.device)
         (of_adversary,) = torch.autograd.grad(adversarial_B.mean(), last, retain_graph=True)
-        return (others.norm() / (of_adversary.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+        ratio: Tensor = (others.norm() / (of_adversary.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+        return ratio
 
     # ------------------------------------------------------------ the discriminator
 

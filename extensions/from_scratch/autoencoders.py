@@ -60,7 +60,8 @@ class Autoencoder:
 
     def last_layer(self) -> Tensor:
         """The weight of the decoder's last layer."""
-        return self.module.decoder.conv_out.weight
+        weight: Tensor = self.module.decoder.conv_out.weight
+        return weight
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
         """The entries of config.json by which latents of this mean and standard deviation become (0, 1): one factor and
@@ -104,7 +105,8 @@ class Autoencoder:
 
     def dtype(self) -> torch.dtype:
         """The dtype of its weights."""
-        return next(self.module.parameters()).dtype
+        weight: Tensor = next(self.module.parameters())
+        return weight.dtype
 
     def has_spade(self) -> bool:
         """Whether the latent modulates the decoder's norms."""
@@ -128,11 +130,13 @@ class KlAutoencoder(Autoencoder):
         return distribution.mean, distribution.logvar
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return self.module.decode(latents_BCHW).sample
+        pixels_B3HW: Tensor = self.module.decode(latents_BCHW).sample
+        return pixels_B3HW
 
     def logvar_bias(self) -> Tensor | None:
         layer = self.module.quant_conv or self.module.encoder.conv_out
-        return layer.bias[self.module.config.latent_channels :]
+        bias_C: Tensor = layer.bias[self.module.config.latent_channels :]
+        return bias_C
 
 
 class QwenImageAutoencoder(Autoencoder):
@@ -157,10 +161,12 @@ class QwenImageAutoencoder(Autoencoder):
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """The parts of diffusers' `_decode` without its clamp; one frame needs no cache of features."""
-        return self.module.decoder(self.module.post_quant_conv(latents_BCHW[:, :, None]))[:, :, 0]
+        pixels_B3FHW: Tensor = self.module.decoder(self.module.post_quant_conv(latents_BCHW[:, :, None]))
+        return pixels_B3FHW[:, :, 0]
 
     def logvar_bias(self) -> Tensor | None:
-        return self.module.quant_conv.bias[self.module.config.z_dim :]
+        bias_C: Tensor = self.module.quant_conv.bias[self.module.config.z_dim :]
+        return bias_C
 
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
         """By channel: latents are (z - latents_mean) / latents_std."""
@@ -181,10 +187,12 @@ class TinyAutoencoder(Autoencoder):
         return self.module.encode(pixels_B3HW).latents, None
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return self.module.decode(latents_BCHW).sample
+        pixels_B3HW: Tensor = self.module.decode(latents_BCHW).sample
+        return pixels_B3HW
 
     def last_layer(self) -> Tensor:
-        return self.module.decoder.layers[-1].weight
+        weight: Tensor = self.module.decoder.layers[-1].weight
+        return weight
 
 
 ARGUMENTS = "model.config"

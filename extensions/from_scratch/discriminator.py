@@ -53,12 +53,14 @@ class PatchDiscriminator(nn.Module):
         x = pixels_B3HW
         for layer in self.layers[:-1]:
             x = nn.functional.leaky_relu(layer(x), SLOPE)
-        return self.layers[-1](x).flatten(1)
+        judgements_B1HW: Tensor = self.layers[-1](x)
+        return judgements_B1HW.flatten(1)
 
     @staticmethod
     def smallest(layers: int) -> int:
         """Pixels of the shortest side that so many layers can judge."""
-        return 3 * 2**layers
+        pixels: int = 3 * 2**layers
+        return pixels
 
     def vectors(self) -> dict[str, Tensor]:
         """The vectors of the spectral norm by name: state that the optimizer does not know."""

@@ -229,7 +229,8 @@ class _Model(LatentFlowModel):
 
     @property
     def autoencoder(self) -> Autoencoder:
-        return self._parts["vae"]  # moving it, `Module.to` cannot swap fake parameters
+        autoencoder: Autoencoder = self._parts["vae"]  # moving it, `Module.to` cannot swap fake parameters
+        return autoencoder
 
 
 class _AutoencoderStep(AutoencoderStep):
@@ -330,11 +331,13 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations return, each storage until its end."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch declares no types of it
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type != "meta":

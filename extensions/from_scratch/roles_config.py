@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
-from toolkit.config.findings import Diagnostic, below
-from toolkit.config.process import JobContext
+from toolkit.config.findings import below
+from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
 from toolkit.data.image_data import ImageData, open_stream
@@ -41,7 +41,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
 
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""
-        return load_object(self.planner)(self, job).dry_run()
+        plan: RunPlan = load_object(self.planner)(self, job).dry_run()
+        return plan
 
     def roles(self) -> tuple[str, ...]:
         """What is trained."""
@@ -62,7 +63,8 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
     def own_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The role's entry of `optimizers`, as given."""
         optimizers: Any = getattr(self, "optimizers")  # noqa: B009 - a field of each subclass
-        return getattr(optimizers, role)
+        own: RoleOptimizerConfig = getattr(optimizers, role)
+        return own
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""

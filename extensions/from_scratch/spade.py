@@ -85,7 +85,8 @@ class Spade(nn.Module):
         gamma_BCHW, beta_BCHW = modulation(self._of_size(tuple(normalised.shape[-2:])))
         if normalised.ndim == 5:
             gamma_BCHW, beta_BCHW = gamma_BCHW[:, :, None], beta_BCHW[:, :, None]
-        return normalised + normalised * gamma_BCHW + beta_BCHW
+        modulated: Tensor = normalised + normalised * gamma_BCHW + beta_BCHW
+        return modulated
 
     def _of_size(self, size: tuple[int, ...]) -> Tensor:
         """The latents at a norm's size; norms of one size share them."""

@@ -72,7 +72,7 @@ class ImageTrainer(Trainer):
 
     data: ImageData
 
-    planner_class: ClassVar[type[Planner]]
+    planner_class: ClassVar[type[Planner[Any]]]
 
     model: DiffusionModel
     """What `encode_images` encodes with; `open_model` sets it."""
@@ -103,7 +103,7 @@ class ImageTrainer(Trainer):
     """Texts that are to be encoded together."""
 
     @cached_property
-    def planner(self) -> Planner:
+    def planner(self) -> Planner[Any]:
         """Plans the run on the device of the job."""
         return self.planner_class(
             self.section, JobContext(self.job.name, measures_memory=True), machine_of(self.section.device)
@@ -137,7 +137,8 @@ class ImageTrainer(Trainer):
 
     def pictures(self) -> Sequence[SamplePicture]:
         """The sample images."""
-        return self.section.sample_pictures()
+        pictures: Sequence[SamplePicture] = self.section.sample_pictures()
+        return pictures
 
     def encode_images(self) -> None:
         """Encodes images and texts of the dataset, the samples and the validation split, then unloads the encoders that
@@ -303,7 +304,7 @@ class ImageTrainer(Trainer):
 
         return EpochSource(of_epoch, partial(loaded_ahead, loader.load, workers=workers)), largest
 
-    def run_loop(self, run: Run, source: BatchSource, step: TrainStep) -> None:
+    def run_loop(self, run: Run, source: BatchSource, step: TrainStep[Any]) -> None:
         """Trains to the end, or until a stop; then says what of a stream could not be used."""
         train(run, source, step)
         if (stream := self.data.stream) and (line := stream.unreadable.summary()):

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
-from toolkit.config.findings import Diagnostic, Findings, JobContext, below, warning
+from toolkit.config.findings import Findings, JobContext, below, warning
 from toolkit.config.foreign import ForeignName
 from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.errors import Diagnostic
 
 Entries = dict[str, ConfigNode]
 """Key -> value of one section."""

@@ -195,7 +195,7 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
         diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
     elif job.value != "extension":
         diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
-    config = root.value.get("config")
+    config: ConfigNode | None = root.value.get("config")
     for node in (root.value.get("meta"), config.child("defaults") if config else None):
         if node is not None and not isinstance(node.value, dict | None):
             diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")

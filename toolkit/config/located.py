@@ -76,7 +76,8 @@ class ConfigNode:
         if isinstance(self.value, dict):
             return self.value.get(part)
         if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
-            return self.value[part]
+            item: ConfigNode = self.value[part]
+            return item
         return None
 
     def walk(self) -> Iterator[ConfigNode]:

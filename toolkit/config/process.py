@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, PrivateAttr
 
 from toolkit.config.base import StrictModel
-from toolkit.config.findings import Diagnostic as Diagnostic
 from toolkit.config.findings import JobContext as JobContext
 from toolkit.config.located import KeyPath
+from toolkit.errors import Diagnostic as Diagnostic
 from toolkit.files.run_files import JOB_STATE
 
 

@@ -83,7 +83,9 @@ def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
 
 def _inline(node: ConfigNode) -> str:
     data = node.data(lambda each: REDACTED if is_secret(_key_of(each), each.value) else each.written or each.value)
-    text = yaml.dump(data, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False)
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False
+    )
     return text.removesuffix("...\n").strip()
 
 
@@ -128,7 +130,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than text."""
 
     def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
-        tag = super().resolve(kind, value, implicit)
+        tag: str = super().resolve(kind, value, implicit)
         if kind is yaml.ScalarNode and implicit[0] and tag.endswith(":str") and scalar_kind(value) != "str":
             return f"tag:yaml.org,2002:{scalar_kind(value)}"
         return tag
@@ -146,4 +148,5 @@ def _dump(root: ConfigNode, new_name: str | None) -> str:
 
 def as_yaml(data: Any) -> str:
     """Plain data as a block of YAML, keys in their order."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return text

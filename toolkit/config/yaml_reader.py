@@ -165,7 +165,8 @@ class _Loader(yaml.SafeLoader):
     def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
         if kind is yaml.ScalarNode and implicit[0]:
             return _TAG + scalar_kind(value)
-        return super().resolve(kind, value, implicit)
+        tag: str = super().resolve(kind, value, implicit)
+        return tag
 
 
 _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)")
@@ -262,7 +263,8 @@ class _Builder:
         """The keys that `<<: *anchor` or `<<: [*a, *b]` brings in; earlier ones win."""
         if isinstance(node, yaml.MappingNode):
             built = self.build(node, path, _place(node), -1)
-            return built.value
+            whole: dict[str, ConfigNode] = built.value
+            return whole
         entries: dict[str, ConfigNode] = {}
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
@@ -274,7 +276,8 @@ class _Builder:
 
     def key(self, node: yaml.Node, path: KeyPath) -> str | None:
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
-            return node.value
+            key: str = node.value
+            return key
         text = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
         self.diagnostics.error_at(_place(node), (*path, text), "a key must be text. Put it in quotes.")
         return None

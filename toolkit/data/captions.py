@@ -118,7 +118,8 @@ def _caption_in(path: Path | str) -> str:
     try:
         row = json.loads(text)
         caption = row[_key_in(row)] if isinstance(row, dict) else row
-        return listed(caption).strip()
+        found: str = listed(caption)
+        return found.strip()
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         reason = "holds no 'caption' of text. Write one, or take .json out of caption_ext"
         raise CaptionError(path, reason) from error

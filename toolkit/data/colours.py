@@ -341,7 +341,8 @@ def is_flat_grey(profile: bytes) -> bool:
     if curve.table:
         return curve.table[len(curve.table) // 2] > _FLAT
     g, a, b, _, _, e, _ = curve.numbers
-    return (a * 0.5 + b) ** g + e > _FLAT
+    light: float = (a * 0.5 + b) ** g + e
+    return light > _FLAT
 
 
 def _fixed(data: bytes) -> tuple[float, ...]:

@@ -139,7 +139,8 @@ def _srgb_table() -> ndarray:
     """The 8-bit values of light in 65536 steps, of which the darkest is a twentieth of a value."""
     light = numpy.arange(65536) / 65535
     value = numpy.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
-    return numpy.rint(value * 255).astype(numpy.uint8)
+    table: ndarray = numpy.rint(value * 255).astype(numpy.uint8)
+    return table
 
 
 def _ootf(scene_HWP: ndarray, primaries: Primaries) -> ndarray:
@@ -147,7 +148,8 @@ def _ootf(scene_HWP: ndarray, primaries: Primaries) -> ndarray:
     Source: ITU-R BT.2100-3, table 5 (OOTF)."""
     weights_P = _to_xyz(primaries)[1]
     luminance_HW = (scene_HWP @ weights_P.astype(numpy.float32)).clip(0.0)
-    return scene_HWP * (luminance_HW ** (HLG_GAMMA - 1) * (HLG_PEAK / SDR_WHITE))[..., None]
+    shown_HWP: ndarray = scene_HWP * (luminance_HW ** (HLG_GAMMA - 1) * (HLG_PEAK / SDR_WHITE))[..., None]
+    return shown_HWP
 
 
 # ---------------------------------------------------------------- primaries

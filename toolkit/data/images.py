@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
-from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from toolkit.data import jxl
 from toolkit.data.avif import bits_of_avif
@@ -331,7 +331,7 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
             yield image
     except ImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         reason = _stands_in(path, data)
         if reason:
             raise ImageError(path, reason) from error
@@ -369,7 +369,7 @@ def _open(file: Path | str | IO[bytes]) -> Image.Image:
     decoders take time to be imported."""
     try:
         return _open_with_pillow(file)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         if not find_spec(jxl.PACKAGE):
             raise
         with Path(file).open("rb") if isinstance(file, Path | str) else nullcontext(file) as opened:
@@ -388,7 +388,7 @@ def _open_with_pillow(file: Path | str | IO[bytes]) -> Image.Image:
         if profile:
             image.info["icc_profile"] = profile
         return image
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         if "HEIF" in Image.OPEN or not find_spec("pi_heif"):
             raise
     from pi_heif import register_heif_opener
@@ -543,8 +543,11 @@ def _orientation(image: Image.Image) -> int:
         return 1  # Pillow has already turned TIFF and reports the turned size
     try:
         if isinstance(image, PngImagePlugin.PngImageFile) and image.fp and _says_all_before_pixels(image.fp):
-            return Image.Image.getexif(image).get(_ORIENTATION, 1)  # its own would decode the image first
-        return image.getexif().get(_ORIENTATION, 1)
+            exif = Image.Image.getexif(image)  # its own would decode the image first
+        else:
+            exif = image.getexif()
+        orientation: int = exif.get(_ORIENTATION, 1)
+        return orientation
     except (SyntaxError, struct.error, LookupError):
         return 1  # the metadata is damaged, the image need not be
 

@@ -57,7 +57,8 @@ class SampleKeys:
         if not isinstance(label[self.caption], str):
             raise ValueError(f"{self.caption} is not text")
         label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
-        return label[self.caption].strip()
+        caption: str = label[self.caption].strip()
+        return caption
 
     def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
         """What the keys would have to be for a sample with these files, as far as they tell it. key: the sample's."""

@@ -59,13 +59,17 @@ def checkpoint_wrapper(level: str, hidden_size: int = 0) -> BlockWrapper:
         def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             if not torch.is_grad_enabled():
                 return run(block, *tensors)
+            outputs: tuple[Tensor, ...]
             if level in ("full", "full_offload"):
-                return checkpoint(run, block, *tensors, use_reentrant=False)
+                outputs = checkpoint(run, block, *tensors, use_reentrant=False)
+                return outputs
             if torch.compiler.is_compiling() or level != "cheap":
-                return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=compiled)
+                outputs = checkpoint(run, block, *tensors, use_reentrant=False, context_fn=compiled)
+                return outputs
             tokens = {prod(t.shape[:-1]) for t in tensors if isinstance(t, Tensor) and t.dim() == 3}
             contexts = partial(create_selective_checkpoint_contexts, partial(_keeps_costly, tokens, min_width))
-            return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
+            outputs = checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
+            return outputs
 
         return run if level in ("none", "block_offload") else run_again
 

@@ -64,7 +64,9 @@ class QuantizedWeight(nn.Module):
         return self
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Called by torch when a quantized weight is passed to one of its functions."""
         if func is not functional.linear:
             return NotImplemented
@@ -75,14 +77,16 @@ def _linear(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) 
     if torch.compiler.is_compiling():
         # Plain operations: PyTorch cannot cache a program with an autograd.Function, and 2.11 recomputes nothing in it.
         return weight.matmul(input.reshape(-1, weight.shape[1]), bias).view(*input.shape[:-1], weight.shape[0])
-    return QuantizedLinearFn.apply(input, weight, bias)
+    product: Tensor = QuantizedLinearFn.apply(input, weight, bias)
+    return product
 
 
 def _remade(make: Callable[[], Tensor]) -> Tensor:
     """What `make` computes from a frozen weight. While compiling it is marked to be computed again in the backward
     pass; without that PyTorch would keep the dequantized weights of all blocks."""
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
-        return checkpoint(make, use_reentrant=False)
+        made: Tensor = checkpoint(make, use_reentrant=False)
+        return made
     return make()
 
 
@@ -112,7 +116,7 @@ class QuantizedLinearFn(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> Tensor:
         ctx.weight = weight
         _in_use[id(weight)] = weight
-        y_MO = frozen_product(x.reshape(-1, x.shape[-1]), id(weight), bias_O)
+        y_MO: Tensor = frozen_product(x.reshape(-1, x.shape[-1]), id(weight), bias_O)
         return y_MO.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -178,7 +182,8 @@ class RowwiseQuantized(QuantizedWeight):
             self.watch("forward", x_MI)
         if any(self.in_int8) and len(x_MI) >= MIN_ROWS and torch.compiler.is_compiling():
             y_MO = self._matmul(x_MI.detach(), bias_O)
-            return with_gradient(x_MI, y_MO, self.codes_OI, self.scale_O1, self.in_int8.backward)
+            tracked_MO: Tensor = with_gradient(x_MI, y_MO, self.codes_OI, self.scale_O1, self.in_int8.backward)
+            return tracked_MO
         return self._matmul(x_MI, bias_O)
 
     def _matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:

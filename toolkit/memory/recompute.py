@@ -216,7 +216,7 @@ def recomputing(device: torch.device) -> RecomputeOffload:
 
 
 class _NoCopies:
-    """Of a device whose memory is that of the CPU."""
+    """The copies on a device whose memory is that of the CPU: none."""
 
     def begin_block(self) -> None: ...
 

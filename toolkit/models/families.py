@@ -313,7 +313,8 @@ class ModelFamily(ModelFacts, ABC):
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder; its parts are loaded on first use."""
-        return load_object(self.model_class)(options, self.of_folder(options.folder))
+        model: DiffusionModel = load_object(self.model_class)(options, self.of_folder(options.folder))
+        return model
 
     def of_folder(self, folder: Path) -> ModelFamily:
         """The family with the facts of one model, where they differ from folder to folder; those of the published model
@@ -342,7 +343,8 @@ class ModelFamily(ModelFacts, ABC):
         generator. Raises UserError for arguments that are not those of its class."""
         if not self.network_maker:
             raise UserError(f"a {self.title} cannot be made with random weights yet.")
-        return load_object(self.network_maker)(folder, arguments)
+        network: nn.Module = load_object(self.network_maker)(folder, arguments)
+        return network
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
@@ -416,7 +418,8 @@ def family_for(model: ModelSection) -> ModelFamily:
         )
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
-    family, index = FAMILIES.load(arch), local_index(name, model.revision)
+    family: ModelFamily = FAMILIES.load(arch)
+    index = local_index(name, model.revision)
     return family.of_folder(index.parent) if index else family.of_title(title_of(model, family))
 
 

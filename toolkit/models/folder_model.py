@@ -206,11 +206,13 @@ class FolderModel(DiffusionModel):
 
     @property
     def head_dim(self) -> int:
-        return self.network_module.config.attention_head_dim
+        channels: int = self.network_module.config.attention_head_dim
+        return channels
 
     @property
     def hidden_size(self) -> int:
-        return self.head_dim * self.network_module.config.num_attention_heads
+        heads: int = self.network_module.config.num_attention_heads
+        return self.head_dim * heads
 
     def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
         images = [*latents_BCHW, *(latent for of_item in references for latent in of_item)]

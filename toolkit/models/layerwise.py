@@ -236,13 +236,14 @@ class LayerwiseEncoder:
     def _numbers_of(self, inputs: Mapping[str, Tensor]) -> int:
         """The most elements that wait of a prompt at a time."""
         config = self.model.config
-        hidden = inputs["input_ids"].numel() * config.text_config.hidden_size
+        hidden: int = inputs["input_ids"].numel() * config.text_config.hidden_size
         if PIXELS not in inputs:
             return hidden
         patches, width = inputs[PIXELS].shape
         hidden += patches * max(width, config.vision_config.hidden_size)
         deepstack = len(getattr(self.model.visual, "deepstack_visual_indexes", ()))
-        return hidden + deepstack * int(inputs["mm_token_type_ids"].sum()) * config.text_config.hidden_size
+        hidden += deepstack * int(inputs["mm_token_type_ids"].sum()) * config.text_config.hidden_size
+        return hidden
 
     @torch.no_grad()
     def encode(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Generator[Tensor, None, None]:
@@ -296,7 +297,8 @@ class LayerwiseEncoder:
             on_device[PIXELS] = (
                 self._placeholder(inputs[PIXELS].shape) if pixels_NV is None else pixels_NV.to(self.device)
             )
-        return self.model(**on_device, use_cache=False).last_hidden_state
+        hidden_BLD: Tensor = self.model(**on_device, use_cache=False).last_hidden_state
+        return hidden_BLD
 
     def _placeholder(self, shape: torch.Size) -> Tensor:
         """A tensor whose values nobody reads any more."""
@@ -315,7 +317,8 @@ class LayerwiseEncoder:
         check_finite(self.part, layer, f"{name}.")
         if is_layer and self.options.transform_text_block:
             self.options.transform_text_block(layer, name)
-        return layer.requires_grad_(False).eval().to(self.device)
+        on_device: Callable[..., Tensor] = layer.requires_grad_(False).eval().to(self.device)
+        return on_device
 
 
 def _number(name: str) -> int:

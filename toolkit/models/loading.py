@@ -108,7 +108,8 @@ class ShardReader:
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The number type of a tensor, which is not read for it."""
-        return self._shard_of(name).get_slice(name)[:0].dtype
+        dtype: torch.dtype = self._shard_of(name).get_slice(name)[:0].dtype
+        return dtype
 
     def matrices(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the weights of the single file that are matrices."""
@@ -121,7 +122,8 @@ class ShardReader:
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
         if not (stored := self._stored.get(name)):
-            return self._shard_of(name).get_tensor(name)
+            tensor: torch.Tensor = self._shard_of(name).get_tensor(name)
+            return tensor
         weight, scale = self._weight_and_scale(stored)
         if scale is None:
             return weight

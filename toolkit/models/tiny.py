@@ -20,8 +20,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from toolkit.files.run_files import TINY_MODEL
+from toolkit.models import vl_prompts  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.loading import ASKED_BY, block_import
-from toolkit.models.vl_prompts import IMAGE_PAD  # also switches the libraries' progress bars off
+from toolkit.models.template import IMAGE_PAD
 from toolkit.registry import FAMILIES, load_object
 from toolkit.system.seeding import global_generator
 

@@ -86,7 +86,8 @@ class BandedVae:
         hidden_BCFHW = _joined(_chain(_cut(pixels_BPFHW, rows), self._down))
         hidden_BCFHW = _middle(encoder.mid_block, hidden_BCFHW)
         hidden_BCFHW = encoder.conv_out(encoder.nonlinearity(encoder.norm_out(hidden_BCFHW)))
-        return self.vae.quant_conv(hidden_BCFHW)
+        moments_BCFHW: Tensor = self.vae.quant_conv(hidden_BCFHW)
+        return moments_BCFHW
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """The images [B, P, 1, sH, sW] in [-1, 1] that `vae.decode` returns for latents [B, C, 1, H, W]."""
@@ -276,7 +277,8 @@ def _resample(module: Module) -> Layer:
     if module.mode.startswith("upsample"):
 
         def enlarge(rows_BCFHW: Tensor) -> Tensor:
-            return first(rows_BCFHW[:, :, 0])[:, :, None]
+            enlarged_BCHW: Tensor = first(rows_BCFHW[:, :, 0])
+            return enlarged_BCHW[:, :, None]
 
         def convolve(window_BCFHW: Tensor) -> Tensor:
             return functional.conv2d(window_BCFHW[:, :, 0], weight, bias, padding=(0, 1))[:, :, None]
@@ -337,4 +339,5 @@ def _attended(attention: Module, hidden_BCHW: Tensor) -> Tensor:
         for some_B1ND in query_B1ND.split(QUERIES, 2)
     ]
     found_BDN = torch.cat(found, 2).squeeze(1).transpose(1, 2)
-    return attention.proj(found_BDN.reshape(batch, channels, height, width))
+    added_BCHW: Tensor = attention.proj(found_BDN.reshape(batch, channels, height, width))
+    return added_BCHW

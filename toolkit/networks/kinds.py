@@ -112,7 +112,8 @@ class NetworkKind:
 
     def load(self) -> type[Network]:
         """Its class."""
-        return load_object(self.network_class)
+        loaded: type[Network] = load_object(self.network_class)
+        return loaded
 
     def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""

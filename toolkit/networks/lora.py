@@ -106,7 +106,8 @@ class FusedDownProjection:
     def down(self, x: Tensor) -> Sequence[Tensor]:
         """A x of each layer, in one product."""
         down_RI = cast_or(self.cast_down, x, lambda: torch.cat([layer.lora_A for layer in self.layers]))
-        return linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
+        parts: Sequence[Tensor] = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
+        return parts
 
 
 # ------------------------------------------------------------ the matrices of a block, cast at once

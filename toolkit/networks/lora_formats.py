@@ -207,7 +207,8 @@ class LayerDelta:
 
 def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
     """Norms of columns (axis 0, [1, I]) or rows (axis 1, [O, 1]); never zero."""
-    return weight_OI.norm(dim=axis, keepdim=True).clamp_min(torch.finfo(weight_OI.dtype).tiny)
+    norms: Tensor = weight_OI.norm(dim=axis, keepdim=True)
+    return norms.clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
 
 def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:

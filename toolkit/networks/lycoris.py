@@ -39,7 +39,8 @@ class LohaLinear(AdapterLinear):
 
     def delta(self, x: Tensor) -> Tensor:
         # The product is as large as the layer's own weight: recomputed in the backward pass, never kept for it.
-        return checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        delta: Tensor = checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        return delta
 
     def _change(self, x: Tensor) -> Tensor:
         return linear(x, self._delta())
@@ -49,7 +50,8 @@ class LohaLinear(AdapterLinear):
         return self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
 
     def delta_norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self._delta())
+        norm: Tensor = torch.linalg.vector_norm(self._delta())
+        return norm
 
 
 class LohaNetwork(LinearAdapterNetwork):
@@ -104,7 +106,8 @@ class LokrLinear(AdapterLinear):
         parts = self.layer_weights
         whole = "lokr_w2" in parts
         second = vector_norm(parts["lokr_w2"]) if whole else product_norm(parts["lokr_w2_a"], parts["lokr_w2_b"])
-        return self.scale * vector_norm(parts["lokr_w1"]) * second
+        norm: Tensor = self.scale * vector_norm(parts["lokr_w1"]) * second
+        return norm
 
 
 class LokrNetwork(LinearAdapterNetwork):

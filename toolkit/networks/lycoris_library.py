@@ -67,18 +67,21 @@ class LycorisLinear(AdapterLinear):
 
     def delta(self, x: Tensor) -> Tensor:
         # As large as the layer's own weight: recomputed in the backward pass, never kept for it.
-        return checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        delta: Tensor = checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+        return delta
 
     def _change(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight_delta().to(x.dtype))
 
     def weight_delta(self) -> Tensor:
         """What is added to the frozen weight, [O, I], float32."""
+        change_OI: Tensor
         change_OI, _ = self.module.get_diff_weight(device=self.base_layer.weight.device)
         return change_OI
 
     def delta_norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self.weight_delta())
+        norm: Tensor = torch.linalg.vector_norm(self.weight_delta())
+        return norm
 
 
 class _FrozenWeight:

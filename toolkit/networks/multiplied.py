@@ -37,7 +37,8 @@ def cayley_KBB(skew_KBB: Tensor) -> Tensor:
     This is LyCORIS' sign, `get_r` in functional/diag_oft.py. peft's (1 - Q) (1 + Q)^-1 is that of -Q.
     """
     one_BB = torch.eye(skew_KBB.shape[-1], dtype=skew_KBB.dtype)
-    return torch.linalg.solve(one_BB - skew_KBB, one_BB + skew_KBB, left=False)
+    rotations_KBB: Tensor = torch.linalg.solve(one_BB - skew_KBB, one_BB + skew_KBB, left=False)
+    return rotations_KBB
 
 
 def cayley_neumann_KBB(skew_KBB: Tensor, terms: int) -> Tensor:
@@ -78,7 +79,7 @@ def limited_skew(skew: Tensor, most: float) -> Tensor:
 
     Source: LyCORIS 4.1.3, `get_r` in functional/diag_oft.py.
     """
-    norm = skew.norm() + 1e-8
+    norm: Tensor = skew.norm() + 1e-8
     if most <= 0 or norm <= most:
         return skew
     return skew * most / norm
@@ -96,7 +97,7 @@ def limited_each_KBB(skew_KBB: Tensor, eps: float) -> Tensor:
 
 def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
     """Each vector multiplied by the matrix that has the blocks on its diagonal; a single block is repeated."""
-    parts_XKB = vectors_XD.unflatten(-1, (-1, blocks_KBB.shape[-1]))
+    parts_XKB: Tensor = vectors_XD.unflatten(-1, (-1, blocks_KBB.shape[-1]))
     if len(blocks_KBB) == 1:
         return (parts_XKB @ blocks_KBB[0].T).flatten(-2)
     return torch.einsum("kij,...kj->...ki", blocks_KBB, parts_XKB).flatten(-2)
@@ -104,7 +105,8 @@ def turned(vectors_XD: Tensor, blocks_KBB: Tensor) -> Tensor:
 
 def butterfly_order(places_D: Tensor, pieces: int, width: int) -> Tensor:
     """The places in another order: of each 2 * pieces runs of `width` places first those with an even number."""
-    return places_D.unflatten(0, (-1, pieces, 2, width)).transpose(1, 2).flatten()
+    runs: Tensor = places_D.unflatten(0, (-1, pieces, 2, width))
+    return runs.transpose(1, 2).flatten()
 
 
 TITLES = {"oft": "an OFT", "boft": "a BOFT", "glora": "a GLoRA", "full": "a whole change", "ia3": "an IA3"}
@@ -191,7 +193,8 @@ class Rotation(Multiplied):
         moved = (rotation_MKBB - torch.eye(rotation_MKBB.shape[-1])).square().sum(dim=(-1, -2)).mean(dim=-1).sum()
         of_rotation = float(moved) / rotation_MKBB.shape[-1]
         of_rows = float((parts.get("rescale", torch.ones(1)) - 1).square().mean())
-        return (of_rotation + of_rows) ** 0.5
+        size: float = (of_rotation + of_rows) ** 0.5
+        return size
 
 
 class TurnedOutputs(Rotation):
@@ -317,7 +320,8 @@ class Whole(Multiplied):
 
     def size(self, parts: Parts) -> float:
         """Relative to a weight of 1 / sqrt(I)."""
-        return float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
+        size: float = float(parts["diff"].square().mean().sqrt()) * parts["diff"].shape[1] ** 0.5
+        return size
 
     def split(self, parts: Parts, count: int) -> list[dict[str, Tensor]]:
         return _split_rows(parts, count, {"diff": 0})

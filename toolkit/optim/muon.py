@@ -69,7 +69,8 @@ class Muon(Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
         ahead = gradient.add(buffer, alpha=group["momentum"]).flatten(1)
-        return ADAMW_RMS * max(ahead.shape) ** 0.5 * orthogonal(ahead).view_as(parameter)
+        move: Tensor = ADAMW_RMS * max(ahead.shape) ** 0.5 * orthogonal(ahead).view_as(parameter)
+        return move
 
     def _vector_move(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -81,7 +82,8 @@ class Muon(Optimizer):
         count = float(state["step"])
         mean = state["exp_avg"].lerp_(gradient, 1 - beta1)
         square = state["exp_avg_sq"].lerp_(gradient.square(), 1 - beta2)
-        return mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + group["eps"])
+        move: Tensor = mean / (1 - beta1**count) / ((square / (1 - beta2**count)).sqrt() + group["eps"])
+        return move
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     Five Newton-Schulz iterations of a quintic polynomial, in the matrix's dtype.
     """
     a, b, c = QUINTIC
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(ITERATIONS):
         gram = wide @ wide.T

@@ -329,7 +329,8 @@ def optimizer_class(name: str) -> type[Optimizer]:
     """The class behind a short name or a dotted path; its module is imported and executed now, so only a training
     asks. Raises UserError when there is none."""
     if "." not in name:
-        return OPTIMIZERS.load(name)
+        listed: type[Optimizer] = OPTIMIZERS.load(name)
+        return listed
     from toolkit.class_source import missing_package
 
     module_path, _, class_name = name.rpartition(".")
@@ -340,7 +341,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             raise UserError(f"{name!r}: {missing_package(package)}") from error
         raise UserError(f"{name!r} cannot be imported: {error}.") from error
-    found = getattr(module, class_name, None)
+    found: type[Optimizer] | None = getattr(module, class_name, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
         hint = did_you_mean(class_name, classes, list_all=False) if classes else ""

@@ -468,7 +468,7 @@ def build_schedule(
     kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
     own = {param: value for param, value in params.items() if param not in not_own}
-    if kind.after is Plateau:
+    if isinstance(kind.after, type):  # Plateau, which is no function
         return Plateau(course, **own)
 
     def factor(step: int) -> float:

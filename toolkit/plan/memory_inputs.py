@@ -25,7 +25,7 @@ from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, INT8_SIDE, QTYPE_BYTES
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
-from toolkit.system.distributed import read_distributed_env
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
 

@@ -53,7 +53,8 @@ from toolkit.plan.memory_inputs import (
     step_shape,
     trained_bytes,
 )
-from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
+from toolkit.system.distributed import BUCKET_BYTES
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.host_memory import pinned_bytes
 
 WITHOUT_TABLE = 0.9

@@ -349,4 +349,5 @@ def reading_state(path: Path) -> Iterator[None]:
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:
     """The JSON document of a verified checkpoint."""
-    return json.loads(read_regular(path / STATE_FILE))
+    document: dict[str, Any] = json.loads(read_regular(path / STATE_FILE))
+    return document

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from toolkit.train.run import Run
 T = TypeVar("T")
 
 
-def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
+def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
     """Trains until `run.steps` optimizer steps are done, the source ends or a stop is requested.
 
     Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row, and that
@@ -86,7 +86,7 @@ def _read(items: Iterator[T]) -> Iterator[T]:
         raise _SourceError(error) from error
 
 
-def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBuffer, timer: StepTimer) -> None:
+def _steps(run: Run, source: BatchSource, step_fn: TrainStep[Any], metrics: MetricsBuffer, timer: StepTimer) -> None:
     state, process_group = run.state, run.process_group
     steps = _read(accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps))
     own_share = partial(shard_micro_batches, rank=process_group.rank, size=process_group.world_size)
@@ -145,7 +145,7 @@ class _NoMemory(Exception):
 
 
 def _forward_backward_with_oom_retry(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any]
 ) -> StepLossBuffer | None:
     """`_forward_backward`; after an out-of-memory error once more with each batch split in two."""
     try:
@@ -156,7 +156,7 @@ def _forward_backward_with_oom_retry(
 
 
 def _forward_backward_split_batch(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, large: Batch, trial: bool = False
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], large: Batch, trial: bool = False
 ) -> StepLossBuffer | None:
     """`_forward_backward` with each batch split in two, after one of them (`large`) ran out of memory.
 
@@ -175,7 +175,7 @@ def _forward_backward_split_batch(
 
 
 def _forward_backward(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool = False
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool = False
 ) -> StepLossBuffer | None:
     """Accumulates the gradients of one accumulation step, averaged over its samples. None after a stop request.
 
@@ -190,7 +190,7 @@ def _forward_backward(
 
 
 def _computed(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool, tried: bool
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool, tried: bool
 ) -> StepLossBuffer | None:
     """As `_forward_backward`. Where a compiled program fails that may be given up, all of it is computed again without
     programs, at a level of checkpointing that fits. What fails then too is raised as it is: it was not the program.
@@ -228,7 +228,7 @@ def _require_unmoved(run: Run, reason: str) -> None:
 
 
 def _accumulate(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, trial: bool, tried: bool
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep[Any], trial: bool, tried: bool
 ) -> StepLossBuffer | None:
     """As `_computed`, once; raises _NoMemory and _ProgramFailed too."""
     passes = _Passes(run, samples, trial, tried)
@@ -300,7 +300,7 @@ class _Passes:
 
 
 def try_largest_batch(
-    run: Run, batch: Batch, step_fn: TrainStep, increase_checkpointing: Callable[[], bool] = lambda: False
+    run: Run, batch: Batch, step_fn: TrainStep[Any], increase_checkpointing: Callable[[], bool] = lambda: False
 ) -> str | None:
     """Forward and backward of the largest batch before training, so that a job that does not fit fails at once.
 

@@ -270,7 +270,8 @@ def _total_norm(role: Role, norms: Mapping[str, Tensor]) -> Tensor:
     norms_P = torch.stack([norm.to(device) for norm in norms.values()])
     if role.zero_gradients:
         role.zero_gradients.add(tuple(norms), norms_P)
-    return torch.linalg.vector_norm(norms_P)
+    norm: Tensor = torch.linalg.vector_norm(norms_P)
+    return norm
 
 
 def _answers_at_once(parameter: Tensor) -> bool:

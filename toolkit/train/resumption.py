@@ -400,7 +400,8 @@ class ResumePlan:
 
 def _settings(section: ProcessConfig) -> dict[str, Any]:
     """The settings that a checkpoint records: redacted, so those compared with them are too."""
-    return redact_json(section.recorded_settings(), by_key=True)
+    recorded: dict[str, Any] = redact_json(section.recorded_settings(), by_key=True)
+    return recorded
 
 
 def _differences(document: Mapping[str, Any], section: ProcessConfig, order: RunOrder | None) -> list[ConfigChange]:

@@ -138,7 +138,7 @@ def _reader(folder: Path) -> FileSystemReader:
             path = folder / METADATA
             try:
                 with path.open("rb") as file:
-                    found = _MetadataUnpickler(file).load()
+                    found: dcp.Metadata = _MetadataUnpickler(file).load()
             except (UnpicklingError, EOFError, ImportError) as error:
                 raise RunError(f"{path}: {error}. Nothing of it was used. Move the state away.") from error
             return found

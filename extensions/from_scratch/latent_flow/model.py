@@ -88,7 +88,8 @@ class LatentFlowModel(FolderModel):
     @property
     def text_encoder(self) -> text.TextEncoder:
         """The text encoder, where it runs."""
-        return self.on_device("text_encoder")
+        encoder: text.TextEncoder = self.on_device("text_encoder")
+        return encoder
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
         """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
@@ -99,7 +100,8 @@ class LatentFlowModel(FolderModel):
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, where it runs."""
-        return self.on_device("vae")
+        autoencoder: Autoencoder = self.on_device("vae")
+        return autoencoder
 
     def trained_parts(self) -> set[str]:
         text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()
@@ -144,7 +146,8 @@ class LatentFlowModel(FolderModel):
         if self._trains_text:
             return ids_L
         encoder = self.text_encoder
-        return encoder(ids_L[None].to(next(encoder.parameters()).device))[0]
+        embeds_BLE: Tensor = encoder(ids_L[None].to(next(encoder.parameters()).device))
+        return embeds_BLE[0]
 
     def count_cut(self, prompts: Iterable[str]) -> int:
         """How many of these prompts have more tokens than are seen."""
@@ -154,7 +157,8 @@ class LatentFlowModel(FolderModel):
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:
         """Embeddings [B, L, E] of prompts of one length."""
         if self._trains_text:
-            return self.part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device)).to(self.options.dtype)
+            embeds_BLE: Tensor = self.part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device))
+            return embeds_BLE.to(self.options.dtype)
         return self.to_model(prompts.embeds_BLD)
 
     # ------------------------------------------------------------ the transformer

@@ -51,7 +51,8 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any], class_name: str 
     """
     adapter: TransformerAdapter = TRANSFORMERS.load(class_name or read_model_json(folder / INDEX)["transformer"][1])
     fitting = adapter.fitting(arguments, latent_channels(part_config(folder, "vae")), text_width(folder))
-    return build(adapter.model_class, {**fitting, **arguments}, ARGUMENTS)
+    transformer: nn.Module = build(adapter.model_class, {**fitting, **arguments}, ARGUMENTS)
+    return transformer
 
 
 def write_transformer(folder: Path, class_name: str, arguments: Mapping[str, Any], seed: int) -> None:

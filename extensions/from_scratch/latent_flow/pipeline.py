@@ -86,7 +86,7 @@ class LatentFlowPipeline(DiffusionPipeline):
         ids = self.tokenizer(prompt, truncation=True, max_length=self.config.max_tokens)["input_ids"]
         ids = ids or [self.tokenizer.eos_token_id or self.tokenizer.pad_token_id or 0]
         ids_BL = torch.tensor([ids], device=self._execution_device)
-        embeds_BLE = self.text_encoder(input_ids=ids_BL).last_hidden_state
+        embeds_BLE: torch.Tensor = self.text_encoder(input_ids=ids_BL).last_hidden_state
         file = Path(self.text_encoder.name_or_path) / "projection.safetensors"
         if file.is_file():
             embeds_BLE = embeds_BLE @ load_file(file)["weight"].to(embeds_BLE).T
@@ -96,7 +96,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         """The prediction [B, C, H, W], float32. t_B: noise fraction."""
         if "caption_projection_dim" in self.transformer.config:  # SD3Transformer2DModel
             pooled = embeds_BLE.mean(1)
-            return self.transformer(x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False)[0].float()
+            found: torch.Tensor = self.transformer(x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False)[0]
+            return found.float()
         if "causal_condition" in self.transformer.config:  # QwenImage21Transformer2DModel
             return self._predict_single_stream(x_BCHW, t_B, embeds_BLE)
         batch, channels, height, width = x_BCHW.shape
@@ -132,18 +133,22 @@ class LatentFlowPipeline(DiffusionPipeline):
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Latents [B, C, H, W] of images, not normalised."""
         if self._is_video:
-            return self.vae.encode(pixels[:, :, None]).latent_dist.mean[:, :, 0]
+            mean: torch.Tensor = self.vae.encode(pixels[:, :, None]).latent_dist.mean
+            return mean[:, :, 0]
         found = self.vae.encode(pixels)
-        return found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        latents: torch.Tensor = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+        return latents
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Images in about [-1, 1] of normalised latents [B, C, H, W]."""
         config = self.vae.config
         if self._is_video:
             mean, std = (latents.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
-            return self.vae.decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
+            frames: torch.Tensor = self.vae.decode((latents * std + mean)[:, :, None]).sample
+            return frames[:, :, 0]
         latents = latents / (config.get("scaling_factor") or 1) + (config.get("shift_factor") or 0)
-        return self.vae.decode(latents).sample
+        images: torch.Tensor = self.vae.decode(latents).sample
+        return images
 
     @property
     def _is_video(self) -> bool:

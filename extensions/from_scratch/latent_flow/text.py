@@ -43,7 +43,8 @@ class TextEncoder(nn.Module):
     def forward(self, ids_BL: Tensor) -> Tensor:
         """Embeddings [B, L, E] of texts without padding: the last hidden states."""
         hidden_BLH = self.encoder(input_ids=ids_BL).last_hidden_state
-        return hidden_BLH if self.projection is None else self.projection(hidden_BLH)
+        embeds_BLE: Tensor = hidden_BLH if self.projection is None else self.projection(hidden_BLH)
+        return embeds_BLE
 
 
 def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:

@@ -111,7 +111,7 @@ class Sd3Transformer(TransformerAdapter):
             streams = run(index, block, streams, temb_BD)
         patches_BSP = module.proj_out(module.norm_out(streams[0], temb_BD))
         rows, columns, channels = height // patch, width // patch, module.config.out_channels
-        patches = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
+        patches: Tensor = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 

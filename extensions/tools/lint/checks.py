@@ -195,7 +195,8 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
     """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of them. The last axis is gone."""
     rows, columns = (numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1))
-    return numpy.minimum(rows + columns, 128 - rows - columns)
+    differing: numpy.ndarray = numpy.minimum(rows + columns, 128 - rows - columns)
+    return differing
 
 
 def _all_distances(a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64) -> Iterator[tuple[int, numpy.ndarray]]:

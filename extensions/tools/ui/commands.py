@@ -15,12 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.files.writing import TOOLKIT_ROOT
-
-if TYPE_CHECKING:
-    from extensions.tools.ui.state import Ui
 
 RUN_PY = TOOLKIT_ROOT / "run.py"
 
@@ -93,14 +90,14 @@ def run_py(
     return process.returncode, out, told
 
 
-def check_job(ui: Ui, text: str, name: str, tab: str, card: str = "") -> Checked:
-    """Checks a job as the command line does, with its plan. name: of the file, for messages. card: that of `--card`;
-    empty: none."""
+def check_job(memory: dict[Any, Any], text: str, name: str, tab: str, card: str = "") -> Checked:
+    """Checks a job as the command line does, with its plan. memory: where the checks that still run are kept. name: of
+    the file, for messages. card: that of `--card`; empty: none."""
     checked = Checked()
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_text(text, encoding="utf-8")
-        checks = ui.memory.setdefault("commands", {})
+        checks = memory.setdefault("commands", {})
         asked = ["--card", card] if card else []
         code, out, told = run_py(str(path), "--dry-run", "--json", *asked, checks=checks, tab=tab)
     if code < 0 or code == LATE:
@@ -167,14 +164,15 @@ class Key:
         return self.kind == "string"
 
 
-def keys_of(ui: Ui, process_type: str) -> tuple[Key, ...]:
-    """All keys of a type of process; none of one that is not known. Raises RuntimeError where there is no schema."""
-    if "schema" not in ui.memory:
+def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
+    """All keys of a type of process; none of one that is not known. memory: where the schema is kept. Raises RuntimeError
+    where there is no schema."""
+    if "schema" not in memory:
         code, out, told = run_py("--print-schema")
         if code:
             raise RuntimeError(told)
-        ui.memory["schema"] = json.loads(out)
-    schema = ui.memory["schema"]
+        memory["schema"] = json.loads(out)
+    schema = memory["schema"]
     for rule in schema["properties"]["config"]["properties"]["process"]["items"]["allOf"]:
         if process_type in rule["if"]["properties"]["type"]["enum"]:
             model = rule["then"]["$ref"]

@@ -107,7 +107,7 @@ class Ballot:
         said: dict[str, Any] = {UNDECIDED: choice, "images": sorted(names)}
         if choice in (LEFT, RIGHT):
             said = {"better": better, "worse": worse}
-        row = {**said, "prompt": pair.group.prompt, "control": [*pair.group.control]}
+        row: dict[str, Any] = {**said, "prompt": pair.group.prompt, "control": [*pair.group.control]}
         row = redact_json(row)
         with folder_lock(self.folder):
             lines = self._lines()

@@ -126,7 +126,6 @@ def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: py
         ("Qwen-Image-2.1", "Qwen/Qwen-Image-2.1"),
         ("Qwen/QwenImage-2.1", "Qwen/Qwen-Image-2.1"),
         ("Qwen/Qwen-Image-Edit2511", "Qwen/Qwen-Image-Edit-2511"),
-        ("https://huggingface.co/Qwen/Qwen-Image-Edit-2511", "Qwen/Qwen-Image-Edit-2511"),
         ("/data/qwen/qwen-image-2512/", "Qwen/Qwen-Image-2512"),
         ("someone/mascots", ""),
     ],

@@ -124,15 +124,18 @@ def forward(
     streams = image_BSD, text_BLD
     for index, block in enumerate(model.transformer_blocks):
         streams = run(index, block, streams, conditions)
-    return model.proj_out(model.norm_out(streams[0], temb_BD[:count]))
+    velocity_BSP: Tensor = model.proj_out(model.norm_out(streams[0], temb_BD[:count]))
+    return velocity_BSP
 
 
 def timestep_embedding(model: QwenImageTransformer2DModel, t_B: Tensor, like: Tensor) -> Tensor:
     """Embeddings [B, D] of noise fractions, in the dtype of `like`; in a model of layers of images with opacity."""
     if not model.time_text_embed.use_additional_t_cond:
-        return model.time_text_embed(t_B, like)
+        temb_BD: Tensor = model.time_text_embed(t_B, like)
+        return temb_BD
     with_opacity_B = torch.zeros(len(t_B), dtype=torch.long, device=t_B.device)
-    return model.time_text_embed(t_B, like, with_opacity_B)
+    temb_with_opacity_BD: Tensor = model.time_text_embed(t_B, like, with_opacity_B)
+    return temb_with_opacity_BD
 
 
 # ------------------------------------------------------------ latents as tokens
@@ -206,8 +209,9 @@ class FusedRMSNorm(RMSNorm):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if torch.compiler.is_compiling() or self.weight is None or self.weight.dtype != hidden_states.dtype:
-            return super().forward(hidden_states)
-        normed = rms_norm(hidden_states, self.dim, None, self.eps) * self.weight
+            by_formula: Tensor = super().forward(hidden_states)
+            return by_formula
+        normed: Tensor = rms_norm(hidden_states, self.dim, None, self.eps) * self.weight
         return normed if self.bias is None else normed + self.bias
 
 

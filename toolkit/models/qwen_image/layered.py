@@ -99,7 +99,8 @@ class SquareRootShift(DynamicShift):
     Source: diffusers, pipeline_qwenimage_layered.py, `__call__` (`base_seqlen`, `mu`)."""
 
     def mu(self, tokens: int, steps: int) -> float:
-        return (tokens / 256) ** 0.5
+        mu: float = (tokens / 256) ** 0.5
+        return mu
 
 
 FAMILY = LayeredFamily()

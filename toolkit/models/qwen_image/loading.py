@@ -59,7 +59,8 @@ class OneFrameConv3d(QwenImageCausalConv3d):
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:  # x: [B, C, T, H, W]
         if x.shape[2] != 1 or cache_x is not None:
-            return super().forward(x, cache_x)
+            found_BCTHW: Tensor = super().forward(x, cache_x)
+            return found_BCTHW
         padding = self._padding[2], self._padding[0]
         return conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], padding)[:, :, None]
 

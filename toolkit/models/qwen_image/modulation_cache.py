@@ -91,7 +91,8 @@ class ModulationCache:
             adapter.to(self._device)
         width = base.in_features
         setattr(block, TABULATED[stream], Modulation(adapter, width, stream).to(self._device))
-        return base.to("cpu")
+        frozen: nn.Module = base.to("cpu")
+        return frozen
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
         """Computes missing outputs for these timesteps in [0, 1], and for t = 0 where control images have it; drops the

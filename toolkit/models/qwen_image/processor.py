@@ -34,7 +34,9 @@ def add_image_positions(text_encoder: PreTrainedModel) -> None:
     diffusers 0.42.1 does not pass them (diffusers issue 14194). Calls that pass them already stay as they are.
     """
 
-    def pass_ids(encoder: PreTrainedModel, args: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def pass_ids(
+        encoder: PreTrainedModel, args: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if inputs.get("pixel_values") is not None and "mm_token_type_ids" not in inputs:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == encoder.config.image_token_id).int()
         return args, inputs

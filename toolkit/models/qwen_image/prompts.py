@@ -71,5 +71,5 @@ def prompt_embedding(
     `text_model` is the encoder without its language-model head, which this model family never uses.
     """
     inputs = {name: value.to(text_model.device) for name, value in inputs.items()}
-    hidden_BLD = text_model(**inputs, use_cache=False).last_hidden_state
+    hidden_BLD: Tensor = text_model(**inputs, use_cache=False).last_hidden_state
     return hidden_BLD[0, dropped_tokens:]

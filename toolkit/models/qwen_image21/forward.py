@@ -82,7 +82,9 @@ def run_block(
     return (x_BSD.clip(-65504, 65504) if x_BSD.dtype == torch.float16 else x_BSD, *kept)
 
 
-def _times(zero_1D: Tensor, levels_BKD: Tensor, layout: Layout, y_BSD: Tensor, act: Callable) -> Tensor:
+def _times(
+    zero_1D: Tensor, levels_BKD: Tensor, layout: Layout, y_BSD: Tensor, act: Callable[[Tensor], Tensor]
+) -> Tensor:
     """y times `act` of its modulation. The two parts apart, so that no modulation of each token is kept for the
     backward pass."""
     targets_BKND = y_BSD[:, layout.prefix :].unflatten(1, (layout.targets, layout.target_tokens))
@@ -101,7 +103,8 @@ def feed_forward(mlp: Any, y_BSD: Tensor) -> Tensor:
     gate = mlp.activation_fn(gate)
     gate = gate * up
     del up
-    return mlp.out(gate)
+    out_BSD: Tensor = mlp.out(gate)
+    return out_BSD
 
 
 def attend(
@@ -177,7 +180,8 @@ def forward(
         if kept is not None and found:
             kept.append((found[0], found[1]))
     out = model.norm_out(x_BSD[:, layout.prefix :].unflatten(1, (targets, tokens)).flatten(0, 1), temb[:-1])
-    return model.proj_out(out).unflatten(0, (batch, targets))
+    velocity_BKNC: Tensor = model.proj_out(out).unflatten(0, (batch, targets))
+    return velocity_BKNC
 
 
 def _parts(slots: Sequence[int], images: Sequence[int], text: int) -> list[tuple[int, bool]]:

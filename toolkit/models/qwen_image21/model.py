@@ -111,7 +111,8 @@ class QwenImage21Model(QwenModel):
             [(1, *latents_BCHW.shape[-2:]) for latents_BCHW in (*slots, x_t_BCHW)],
             self._kept_of(prompts, slots),
         )
-        return velocity_BKNC.flatten(0, 1).transpose(1, 2).unflatten(2, x_t_BCHW.shape[-2:])
+        velocity_RCHW: Tensor = velocity_BKNC.flatten(0, 1).transpose(1, 2).unflatten(2, x_t_BCHW.shape[-2:])
+        return velocity_RCHW
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Source: diffusers, pipeline_qwenimage21.py, `__call__`."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from toolkit.data.types import EMBEDS
 from toolkit.models import vl_prompts
-from toolkit.models.vl_prompts import IMAGE_PAD
+from toolkit.models.template import IMAGE_PAD
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -62,7 +62,7 @@ class EarlyStopping(Callback):
 
     def _saved(self, run: Run) -> dict[str, Any]:
         """The saved values; those of another metric are dropped."""
-        saved = run.state.extra.get(STOP_KEY, {})
+        saved: dict[str, Any] = run.state.extra.get(STOP_KEY, {})
         if saved.get("metric") != self.settings.metric:
             saved = run.state.extra[STOP_KEY] = {"metric": self.settings.metric, "values": []}
         return saved

@@ -122,7 +122,7 @@ def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
 
 def dataset_of(section: TrainerConfig) -> Callable[[str], str]:
     """Image file -> the folder of its dataset, as the job writes it; empty where there is none."""
-    names = [data.folder_path for data in getattr(section, "datasets", ()) if data.folder_path]
+    names: list[str] = [data.folder_path for data in getattr(section, "datasets", ()) if data.folder_path]
     folders = {os.path.abspath(os.path.expanduser(name)): name for name in reversed(names)}
 
     @cache

@@ -44,7 +44,7 @@ class TrackerCallback(Callback):
         self._bands = LossByTimestep()
         self._skipped = 0
         self._logged_step: float = -1  # the last step whose metrics were logged
-        self._early: list[tuple[int, Callable]] = []
+        self._early: list[tuple[int, Callable[[], None]]] = []
 
     def on_start(self, run: Run) -> None:
         self._skipped = run.state.skipped

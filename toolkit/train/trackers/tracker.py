@@ -69,7 +69,8 @@ TRACKERS = Registry(
 
 def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, imported only now. Raises whatever its package raises."""
-    return TRACKERS.load(name)(run)
+    tracker: Tracker = TRACKERS.load(name)(run)
+    return tracker
 
 
 logger = logging.getLogger(__name__)

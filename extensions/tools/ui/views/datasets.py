@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import chain
@@ -38,6 +38,7 @@ from toolkit.data.images import ImageError, media_type
 from toolkit.data.items import SIZE_MULTIPLE
 from toolkit.data.types import Size
 from toolkit.errors import RunError
+from toolkit.files.archives import SUFFIX
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, locked
 
@@ -212,7 +213,7 @@ def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
     wanted, only = query.get("q", "").casefold(), query.get("only", "")
     if not (wanted or only):
         return data.images
-    keeps = {
+    keeps: Callable[[FoundImage], bool | str] = {
         "missing": lambda image: not image.caption,
         "broken": lambda image: isinstance(data.sizes.get(image.path), str) or _fault(data, image),
         "found": lambda image: image.path in data.findings["by_file"],
@@ -505,7 +506,7 @@ def _add(request: Request, piece: bytearray) -> Response:
         finally:
             told["state"] = "done"
 
-    if part.name.lower().endswith(uploads.SUFFIX):
+    if part.name.lower().endswith(SUFFIX):
         Thread(target=take, daemon=True).start()
         return JSONResponse({"offset": here, "told": {"state": "checking", "count": 0}}, 202)
     take()

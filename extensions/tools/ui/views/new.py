@@ -262,7 +262,7 @@ def act(request: Request, sent: Form) -> Response:
     editor = Editor(JobText(sent.get("yaml", "")), **kept)
     try:
         if editor.wanted or sent.get("all") or action == "search":
-            keys = keys_of(ui, editor.job.get(editor.job.path("type")) or "sd_trainer")
+            keys = keys_of(ui.memory, editor.job.get(editor.job.path("type")) or "sd_trainer")
             editor.keys = tuple(key for key in keys if key.name not in (*TEXTS, *NUMBERS))
         _take(ui, editor, sent)
     except RuntimeError as error:
@@ -275,7 +275,7 @@ def act(request: Request, sent: Form) -> Response:
     try:
         tab = "" if action in ("save", "start") else editor.tab  # no later check may end the one before a start
         name = editor.file_name or f"job{_YAML[0]}"
-        editor.checked = check_job(ui, editor.job.text, name, tab, editor.other_card)
+        editor.checked = check_job(ui.memory, editor.job.text, name, tab, editor.other_card)
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])

@@ -224,7 +224,7 @@ def train(request: Request, form: Form) -> Response:
         name = unused_name(ui, f"{before}_voted", text_of)
         text = text_of(name)
     path = save_new(ui, f"{name}.yaml", text)
-    checked = check_job(ui, text, path.name, "")
+    checked = check_job(ui.memory, text, path.name, "")
     faults = [message.text for message in checked.errors] or (why_not_started(checked.plan) if checked.plan else [])
     if faults or checked.plan is None:
         return _page(request, place, 400, tuple(faults), path.name)
