@@ -18,6 +18,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from toolkit.files.writing import (
     atomic_write_dir,
     folder_lock,
     free_space,
+    fsync,
     locked,
     read_object,
     readable_size,
@@ -292,6 +294,8 @@ class KeptWriter:
         self._stack: ExitStack | None = ExitStack()
         self._temporary = Path()
         self._bytes = 0
+        self._flusher, self._flushed = ThreadPoolExecutor(1, "kept model"), list[Future[None]]()
+        """Files are flushed to the disk while the next blocks are quantized."""
 
     def begun(self) -> KeptWriter:
         """Itself, with its temporary folder. Raises RunError where that cannot be made."""
@@ -320,6 +324,7 @@ class KeptWriter:
         except OSError as error:
             self._give_up(error)
             return
+        self._flushed.append(self._flusher.submit(fsync, path))
         if self._kept.maps:
             _map(module, path, stays)
 
@@ -330,12 +335,16 @@ class KeptWriter:
         state = [(name, tensor) for name, tensor in rest.state_dict().items() if not name.startswith(without)]
         try:
             self._bytes += _write(_file(self._temporary, REST), state, "{}")
+            fsync(_file(self._temporary, REST))
+            for flushed in self._flushed:
+                flushed.result()
             write_json(self._temporary / MANIFEST, {"model": self._kept.model, "bytes": self._bytes})
             self._stack.close()
         except (OSError, RunError) as error:
             self._give_up(error)
             return
         self._stack = None
+        self._flusher.shutdown()
         logger.info(f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start")
 
     def _give_up(self, error: Exception) -> None:
@@ -345,6 +354,7 @@ class KeptWriter:
 
     def _end(self) -> None:
         stack, self._stack = self._stack, None
+        self._flusher.shutdown(cancel_futures=True)
         if stack is not None:
             with suppress(_NotFinished):
                 stack.__exit__(_NotFinished, _NotFinished(), None)
@@ -384,7 +394,6 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
             view = memoryview(piece)
             while view.nbytes:
                 view = view[file.write(view) :]
-        os.fsync(file.fileno())
     return LENGTH_BYTES + len(text) + end
 
 
