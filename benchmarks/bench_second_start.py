@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 bench = Bench(Path(folder), checkout, f"{name}_{turn}", asked.qtype, asked.only_ready)
                 for which in ("first", "second"):
                     found.setdefault(name, {}).setdefault(which, []).append(bench.start())
+                    print(f"{name}, {which}: {found[name][which][-1]}", flush=True)
     rows = {name: {which: middle(starts) for which, starts in kinds.items()} for name, kinds in found.items()}
     print(f"base {base / GB:.2f} GB; {asked.runs} of each, medians")
     print(f"{'seconds (CPU)':<17} {'until the steps':>17} {'first step done':>17} {'from the disk':>15}")
