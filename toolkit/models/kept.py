@@ -162,12 +162,10 @@ class Kept:
             if isinstance(entry, KeptReader):
                 try:
                     model = read(entry)
-                except (DamagedEntryError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                    if not isinstance(error, DamagedEntryError) and _is_out_of_memory(error):
-                        raise
-                    reason = " ".join(str(error).split())[:200] or type(error).__name__
-                    logger.warning(f"{self.folder}: the kept model is damaged ({reason}), it is made again")
-                    self._remove()
+                except DamagedEntryError as error:
+                    logger.warning(f"{self.folder}: the kept model is damaged ({error}), it is made again")
+                    if not self._remove():
+                        return make(None)
                     continue
                 logger.info(f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized")
                 return model
@@ -199,11 +197,11 @@ class Kept:
             time.sleep(WAIT_S)
 
     def _is_being_written(self) -> bool:
-        return any(_is_taken(left) for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
+        return any(_lock_of(left) is False for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
 
     def _writer(self) -> KeptWriter | None:
         for left in self.folder.parent.glob(TEMP_FILE_GLOB):  # of processes that were killed
-            if not _is_taken(left):
+            if _lock_of(left):
                 shutil.rmtree(left, ignore_errors=True)
         going, lack = _room_for(self.cache, self.needed, self.folder)
         if lack:
@@ -218,28 +216,24 @@ class Kept:
         """The one line of warning."""
         logger.warning(f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}")
 
-    def _remove(self) -> None:
-        """Deletes the entry, which another process may do as well."""
+    def _remove(self) -> bool:
+        """Deletes the entry, which another process may do as well. Whether it is gone."""
         try:
             with suppress(FileNotFoundError):
                 remove(self.folder)
         except OSError as error:
-            raise RunError(f"{self.folder}: cannot be deleted: {error.strerror or error}. Delete it.") from error
+            self.say_not_kept(f"the damaged one cannot be deleted ({error.strerror or error})")
+        return not self.is_there()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    from toolkit.system.device import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _is_taken(folder: Path) -> bool:
-    """Whether a living process has the lock of a temporary folder."""
+def _lock_of(folder: Path) -> bool | None:
+    """As of `locked`: whether nobody else has the lock of a temporary folder; None: there are no locks, or it is
+    gone."""
     try:
         with locked(folder) as is_free:
-            return is_free is False
-    except OSError:  # it is gone
-        return False
+            return is_free
+    except OSError:
+        return None
 
 
 class KeptReader:
@@ -250,16 +244,23 @@ class KeptReader:
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
         """Gives a block, whose own weights are never read, what was written of it. stays: of a tensor's name, whether
-        it waits in main memory: such a one is mapped. Raises DamagedEntryError and what `restore` raises."""
+        it waits in main memory: such a one is mapped. Raises DamagedEntryError."""
         path, layers, tensors = self._read(name)
-        self._kept.restore(block, layers, tensors)
+        try:
+            self._kept.restore(block, layers, tensors)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: of `load_state_dict`
+            reason = " ".join(str(error).split())[:100]
+            raise DamagedEntryError(f"{path.name} is of another block: {reason}") from error
         if self._kept.maps:
             _map(block, path, stays)
 
     def fill_rest(self, model: nn.Module, without: str) -> None:
         """The same for what is around the blocks, whose names begin with `without`."""
         *_, tensors = self._read(REST)
-        missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        try:
+            missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        except RuntimeError as error:
+            raise DamagedEntryError(f"what is around the blocks is of another model: {str(error)[:100]}") from error
         if lost := [name for name in missing if not name.startswith(without)]:
             raise DamagedEntryError(f"it lacks {lost[0]}")
         with suppress(OSError):  # the time of its last use
@@ -283,7 +284,10 @@ class KeptReader:
         if said.get("crc32") != str(_checksum([memory.numpy()])):
             raise DamagedEntryError(f"the bytes of {path.name} are not those that were written")
         self.bytes += end
-        return path, json.loads(said["layers"]), _views(header, memory)
+        try:
+            return path, json.loads(said["layers"]), _views(header, memory)
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise DamagedEntryError(f"the header of {path.name}: {error}") from error
 
 
 class KeptWriter:
