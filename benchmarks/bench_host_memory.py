@@ -51,13 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw_pictures(Path(folder) / "pictures")
         config = json.loads((Path(folder) / "model/transformer/config.json").read_text("utf-8"))
         job = Job(Path(folder), config["num_layers"] - 1, asked.qtype)
-        print(f"{'':<16} {'measured':>10} {'plan':>9} {'limit':>9}")
-        peaks = {"first start": job.run("first", True), "second start": job.run("second", True)}
-        if asked.copied:
-            peaks["not kept"] = job.run("copied", False)
-    for name, peak in peaks.items():
-        columns = f"{peak.measured / GB:>7.2f} GB {peak.planned / GB:>6.2f} GB {peak.limit / GB:>6.2f} GB"
-        print(f"{name:<16} {columns}{'  exceeded' if peak.measured > peak.limit else ''}")
+        print(f"{'':<16} {'measured':>10} {'plan':>9} {'limit':>9}", flush=True)
+        peaks = {}
+        for name, kept in (("first start", True), ("second start", True), ("not kept", False))[: 2 + asked.copied]:
+            peak = peaks[name] = job.run(name.split()[0], kept)
+            columns = f"{peak.measured / GB:>7.2f} GB {peak.planned / GB:>6.2f} GB {peak.limit / GB:>6.2f} GB"
+            print(f"{name:<16} {columns}{'  exceeded' if peak.measured > peak.limit else ''}", flush=True)
     report.finish(
         "host_memory", gb=asked.gb, qtype=asked.qtype, peaks={name: asdict(one) for name, one in peaks.items()}
     )

@@ -78,9 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found: dict[str, dict[str, list[Start]]] = {}
         for turn in range(asked.runs):
             for name, checkout in (("here", ROOT), *(("against", Path(each)) for each in asked.against)):
-                bench = Bench(Path(folder), checkout, f"{name}_{turn}", asked.qtype)
+                bench = Bench(Path(folder), checkout, f"{name}_{turn}", asked.qtype, asked.only_ready)
                 for which in ("first", "second"):
                     found.setdefault(name, {}).setdefault(which, []).append(bench.start())
+                    print(f"{name}, {which}: {found[name][which][-1]}", flush=True)
     rows = {name: {which: middle(starts) for which, starts in kinds.items()} for name, kinds in found.items()}
     print(f"base {base / GB:.2f} GB; {asked.runs} of each, medians")
     print(f"{'seconds (CPU)':<17} {'until the steps':>17} {'first step done':>17} {'from the disk':>15}")
@@ -118,6 +119,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--qtype", default="int4")
     parser.add_argument("--runs", type=int, default=1, help="of each pair of starts")
     parser.add_argument("--against", nargs="*", default=[], help="a checkout of another commit")
+    parser.add_argument("--only-ready", action="store_true", help="end each start where the steps begin")
     parser.add_argument("--folder", help="where to write; default: the temporary folder")
     return parser.parse_args(argv)
 
@@ -173,8 +175,10 @@ def draw_pictures(folder: Path) -> None:
 class Bench:
     """Starts of one checkout in a training folder of its own."""
 
-    def __init__(self, folder: Path, checkout: Path, name: str, qtype: str) -> None:
+    def __init__(self, folder: Path, checkout: Path, name: str, qtype: str, only_ready: bool) -> None:
+        """only_ready: ends a start where the steps begin."""
         self.folder, self.checkout, self.output, self.qtype = folder, checkout, folder / f"output_{name}", qtype
+        self.only_ready = only_ready
         self.count = 0
 
     def start(self) -> Start:
@@ -196,7 +200,7 @@ class Bench:
             if "trainable parameters" in line and line.startswith("lora: "):
                 ready = time.perf_counter() - begin, cpu_seconds(process.pid)
                 break
-        while not (metrics.exists() and metrics.stat().st_size):
+        while not self.only_ready and not (metrics.exists() and metrics.stat().st_size):
             if process.poll() is not None:
                 raise SystemExit(f"the job ended before its first step:\n{''.join(said)}{process.stdout.read()}")
             time.sleep(POLL_S)

@@ -39,8 +39,17 @@ def is_mapped(tensor: Tensor) -> bool:
 
 def will_read(tensor: Tensor) -> None:
     """Asks the system to read a mapped tensor from the disk, where it is not in its cache; returns at once."""
+    _advise(tensor, "MADV_WILLNEED")
+
+
+def was_read(tensor: Tensor) -> None:
+    """The pages of a mapped tensor no longer count as memory of this process. They stay in the system's cache."""
+    _advise(tensor, "MADV_DONTNEED")
+
+
+def _advise(tensor: Tensor, advice: str) -> None:
     area = _maps.get(tensor.untyped_storage().data_ptr())
-    if area is not None and hasattr(mmap, "MADV_WILLNEED"):
+    if area is not None and hasattr(mmap, advice):
         first = int(tensor.storage_offset()) * tensor.element_size()
         begin = first - first % mmap.PAGESIZE
-        area.madvise(mmap.MADV_WILLNEED, begin, first - begin + tensor.numel() * tensor.element_size())
+        area.madvise(getattr(mmap, advice), begin, first - begin + tensor.numel() * tensor.element_size())

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
-from toolkit.files.mapped import is_mapped, will_read
+from toolkit.files.mapped import is_mapped, was_read, will_read
 from toolkit.models.interface import BlockForward
 from toolkit.system.device import is_out_of_memory, pinned
 
@@ -172,6 +172,7 @@ class PinnedWindow:
         if sent is not None:
             sent.synchronize()
         piece[: len(source)].copy_(source)
+        was_read(source)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             target.copy_(piece[: len(source)], non_blocking=True)
@@ -297,6 +298,7 @@ class BlockSwap:
         target = buffer.memory[: len(source)]
         if self._stream is None:
             target.copy_(source)
+            was_read(source)
             return
         if self._window is not None and is_mapped(source):
             ready = torch.cuda.current_stream(self._device).record_event()  # what was in the buffer is still in use

@@ -18,6 +18,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from toolkit.files.writing import (
     atomic_write_dir,
     folder_lock,
     free_space,
+    fsync,
     locked,
     read_object,
     readable_size,
@@ -160,12 +162,10 @@ class Kept:
             if isinstance(entry, KeptReader):
                 try:
                     model = read(entry)
-                except (DamagedEntryError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                    if not isinstance(error, DamagedEntryError) and _is_out_of_memory(error):
-                        raise
-                    reason = " ".join(str(error).split())[:200] or type(error).__name__
-                    logger.warning(f"{self.folder}: the kept model is damaged ({reason}), it is made again")
-                    self._remove()
+                except DamagedEntryError as error:
+                    logger.warning(f"{self.folder}: the kept model is damaged ({error}), it is made again")
+                    if not self._remove():
+                        return make(None)
                     continue
                 logger.info(f"transformer: read from {self.folder} ({readable_size(entry.bytes)}), as it was quantized")
                 return model
@@ -197,11 +197,11 @@ class Kept:
             time.sleep(WAIT_S)
 
     def _is_being_written(self) -> bool:
-        return any(_is_taken(left) for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
+        return any(_lock_of(left) is False for left in self.folder.parent.glob(f".{self.folder.name}.????????.tmp"))
 
     def _writer(self) -> KeptWriter | None:
         for left in self.folder.parent.glob(TEMP_FILE_GLOB):  # of processes that were killed
-            if not _is_taken(left):
+            if _lock_of(left):
                 shutil.rmtree(left, ignore_errors=True)
         going, lack = _room_for(self.cache, self.needed, self.folder)
         if lack:
@@ -216,28 +216,24 @@ class Kept:
         """The one line of warning."""
         logger.warning(f"model.keep_quantized: the quantized model is not kept in {self.folder.parent}: {reason}")
 
-    def _remove(self) -> None:
-        """Deletes the entry, which another process may do as well."""
+    def _remove(self) -> bool:
+        """Deletes the entry, which another process may do as well. Whether it is gone."""
         try:
             with suppress(FileNotFoundError):
                 remove(self.folder)
         except OSError as error:
-            raise RunError(f"{self.folder}: cannot be deleted: {error.strerror or error}. Delete it.") from error
+            self.say_not_kept(f"the damaged one cannot be deleted ({error.strerror or error})")
+        return not self.is_there()
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    from toolkit.system.device import is_out_of_memory
-
-    return is_out_of_memory(error)
-
-
-def _is_taken(folder: Path) -> bool:
-    """Whether a living process has the lock of a temporary folder."""
+def _lock_of(folder: Path) -> bool | None:
+    """As of `locked`: whether nobody else has the lock of a temporary folder; None: there are no locks, or it is
+    gone."""
     try:
         with locked(folder) as is_free:
-            return is_free is False
-    except OSError:  # it is gone
-        return False
+            return is_free
+    except OSError:
+        return None
 
 
 class KeptReader:
@@ -248,16 +244,23 @@ class KeptReader:
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
         """Gives a block, whose own weights are never read, what was written of it. stays: of a tensor's name, whether
-        it waits in main memory: such a one is mapped. Raises DamagedEntryError and what `restore` raises."""
+        it waits in main memory: such a one is mapped. Raises DamagedEntryError."""
         path, layers, tensors = self._read(name)
-        self._kept.restore(block, layers, tensors)
+        try:
+            self._kept.restore(block, layers, tensors)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: of `load_state_dict`
+            reason = " ".join(str(error).split())[:100]
+            raise DamagedEntryError(f"{path.name} is of another block: {reason}") from error
         if self._kept.maps:
             _map(block, path, stays)
 
     def fill_rest(self, model: nn.Module, without: str) -> None:
         """The same for what is around the blocks, whose names begin with `without`."""
         *_, tensors = self._read(REST)
-        missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        try:
+            missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
+        except RuntimeError as error:
+            raise DamagedEntryError(f"what is around the blocks is of another model: {str(error)[:100]}") from error
         if lost := [name for name in missing if not name.startswith(without)]:
             raise DamagedEntryError(f"it lacks {lost[0]}")
         with suppress(OSError):  # the time of its last use
@@ -281,7 +284,10 @@ class KeptReader:
         if said.get("crc32") != str(_checksum([memory.numpy()])):
             raise DamagedEntryError(f"the bytes of {path.name} are not those that were written")
         self.bytes += end
-        return path, json.loads(said["layers"]), _views(header, memory)
+        try:
+            return path, json.loads(said["layers"]), _views(header, memory)
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise DamagedEntryError(f"the header of {path.name}: {error}") from error
 
 
 class KeptWriter:
@@ -292,6 +298,8 @@ class KeptWriter:
         self._stack: ExitStack | None = ExitStack()
         self._temporary = Path()
         self._bytes = 0
+        self._flusher, self._flushed = ThreadPoolExecutor(1, "kept model"), list[Future[None]]()
+        """Files are flushed to the disk while the next blocks are quantized."""
 
     def begun(self) -> KeptWriter:
         """Itself, with its temporary folder. Raises RunError where that cannot be made."""
@@ -320,6 +328,7 @@ class KeptWriter:
         except OSError as error:
             self._give_up(error)
             return
+        self._flushed.append(self._flusher.submit(fsync, path))
         if self._kept.maps:
             _map(module, path, stays)
 
@@ -330,12 +339,16 @@ class KeptWriter:
         state = [(name, tensor) for name, tensor in rest.state_dict().items() if not name.startswith(without)]
         try:
             self._bytes += _write(_file(self._temporary, REST), state, "{}")
+            fsync(_file(self._temporary, REST))
+            for flushed in self._flushed:
+                flushed.result()
             write_json(self._temporary / MANIFEST, {"model": self._kept.model, "bytes": self._bytes})
             self._stack.close()
         except (OSError, RunError) as error:
             self._give_up(error)
             return
         self._stack = None
+        self._flusher.shutdown()
         logger.info(f"transformer: kept in {self._kept.folder} ({readable_size(self._bytes)}) for the next start")
 
     def _give_up(self, error: Exception) -> None:
@@ -345,6 +358,7 @@ class KeptWriter:
 
     def _end(self) -> None:
         stack, self._stack = self._stack, None
+        self._flusher.shutdown(cancel_futures=True)
         if stack is not None:
             with suppress(_NotFinished):
                 stack.__exit__(_NotFinished, _NotFinished(), None)
@@ -384,7 +398,6 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
             view = memoryview(piece)
             while view.nbytes:
                 view = view[file.write(view) :]
-        os.fsync(file.fileno())
     return LENGTH_BYTES + len(text) + end
 
 

@@ -195,6 +195,29 @@ def test_a_damaged_entry_is_reported_and_made_again(
     assert "read from" in caplog.text
 
 
+def test_a_damaged_entry_that_cannot_be_deleted_ends_no_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    first = transformer(tiny_model, tmp_path, qtype="int4")
+    damage(kept_entries(tmp_path / "_cache")[0].folder, "rest")
+    monkeypatch.setattr(kept, "remove", refused)
+    assert_same(first, transformer(tiny_model, tmp_path, qtype="int4"))
+    assert "the damaged one cannot be deleted (Permission denied)" in caplog.text
+
+
+def test_what_others_write_stays_where_the_disk_has_no_locks(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.files.writing.fcntl", None)
+    other = tmp_path / "_cache" / "models" / ".int8_other.01234567.tmp"
+    other.mkdir(parents=True)
+    transformer(tiny_model, tmp_path, qtype="int4")
+    assert other.is_dir() and len(kept_entries(tmp_path / "_cache")) == 1
+
+
 def forked(work: Callable[[], object]) -> int:
     """The id of a process that does this work and ends."""
     child = os.fork()
