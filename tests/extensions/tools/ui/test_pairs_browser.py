@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.extensions.tools.ui.conftest import Served
-from tests.extensions.tools.ui.test_from_nothing import click_when, fill, seen
+from tests.extensions.tools.ui.test_from_nothing import fill, seen
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tm
     seen(browser, "Ready to start")
     browser.click("[value=start]")
     log = served.folder / "output" / "eyes" / "log.txt"
-    click_when(browser, ".entry .main", 60)
+    browser.wait_for("location.pathname == '/runs/eyes'", 60)  # Start leads to the run
     browser.wait_for("document.querySelector('#state .finished')", 120)
     assert "control images: 2 with 1" in " ".join(log.read_text().split())
     assert browser.errors() == [] and browser.requests_elsewhere() == []
