@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 from extensions.tools.new.config import NewConfig
-from extensions.tools.shared.examples import WITHOUT_GPU, layers_in, left_out_in, numbers_in
+from extensions.tools.shared.examples import MASCOTS, WITHOUT_GPU, are_photographs, layers_in, left_out_in, numbers_in
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
 from toolkit.errors import RunError
@@ -46,6 +47,9 @@ class NewProcess(BaseExtensionProcess):
         if why := numbers_in(section.folder):
             what = f"the numbers of its folders {why}, and are not taken for repeats"
             logger.info(f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'")
+        if Path(section.model).name == MASCOTS and are_photographs(section.folder):
+            what = "draws flat mascots only, and photographs become mush: it is there to try the program"
+            logger.warning(f"{section.model} {what}")
         preview = section.preview()
         _run_py("lint", path, "--preview", "--output", preview)
         if _run_py(path, "--dry-run", *(["--card", card.name] if card else [])):

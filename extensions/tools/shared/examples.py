@@ -312,6 +312,33 @@ def is_small(model: str) -> bool:
     return bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
 
 
+MASCOTS = "tiny_mascots"
+"""Folder of the small model of this repository."""
+
+_CAMERA = frozenset({".jpg", ".jpeg", ".heic", ".heif", ".avif", ".webp", ".tif", ".tiff"})
+_LOOKED_AT, _LARGE = 12, 512
+
+
+def are_photographs(folder: str) -> bool:
+    """Whether the images of a folder, or of its first subfolder with images, are probably none that a model of flat
+    drawings can learn: at least half are of a format of cameras, or have a side above 512 pixels. Looks at twelve."""
+    with suppress(OSError):
+        listing = list_folder(folder, names_only=True)
+        below = (list_folder(join(folder, name), names_only=True) for name in listing.subfolders)
+        listing = listing if listing.images else next((each for each in below if each.images), listing)
+        paths = [listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]]
+        return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
+    return False
+
+
+def _is_photograph(path: str) -> bool:
+    if os.path.splitext(path)[1].lower() in _CAMERA:
+        return True
+    with suppress(ImageError, OSError):
+        return max(image_size(path)) > _LARGE
+    return False
+
+
 LAYERS = "layers"
 """Folder for the layers of the images that it is beside."""
 

@@ -51,6 +51,7 @@ ROUTES = [
     _get("/queue", queue.index),
     _post("/queue/start", queue.start),
     _post("/queue/clear", queue.clear),
+    _get("/queue/{id}", queue.show),
     _get("/queue/{id}/log", queue.log),
     _get("/queue/{id}/images/{index:int}", queue.result),
     _post("/queue/{id}/{action}", queue.act),

@@ -26,8 +26,10 @@ async function refresh(list) {
   if (document.hidden || list.contains(document.activeElement)) return;
   const answer = await fetch(list.dataset.live + location.search, {headers: {accept: 'text/html'}});
   if (!answer.ok) return;
+  if (answer.redirected) return location.replace(answer.url);  // what was waited for is there
   const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
   const fresh = page.querySelector(`[data-live="${list.dataset.live}"]`);
+  if (!fresh && list.dataset.live === location.pathname) return location.reload();  // nothing changes any more
   if (!fresh) return;
   const chosen = new Set([...list.querySelectorAll(':checked')].map(box => box.value));
   for (const box of fresh.querySelectorAll('[type=checkbox]')) box.checked = chosen.has(box.value);

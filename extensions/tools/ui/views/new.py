@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from extensions.tools.shared.examples import EXAMPLES, MODELS, WITHOUT_GPU, written_job
+from extensions.tools.shared.examples import EXAMPLES, MASCOTS, MODELS, WITHOUT_GPU, are_photographs, written_job
 from extensions.tools.shared.html_page import texts
 from extensions.tools.shared.pairs import found_pairs
-from extensions.tools.ui.commands import Checked, Key, check_job, import_text, keys_of
+from extensions.tools.ui.commands import Checked, Key, Message, check_job, import_text, keys_of
 from extensions.tools.ui.datasets import DEFAULT_VIEW, open_dataset, read_dataset
 from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
@@ -56,8 +56,14 @@ KEPT = ("card", "file", "loaded", "version", "tab", "wanted", "import_text")
 MOST_BYTES = 2**19
 """Maximum size of a job: parsing so much YAML takes a second."""
 
-TINY = EXAMPLES / "tiny_mascots"
-"""The model that trains on any machine."""
+TINY = EXAMPLES / MASCOTS
+"""The model that trains on any machine, and draws flat mascots only."""
+
+FIELDS = {
+    FOLDER: "folder", CONTROL: "control", NAME: "name", TRIGGER: "trigger", INSTRUCTION: "instruction", MODEL: "model",
+    "card": "card", "prompts": "prompts", **{key: str(number) for number, key in enumerate(NUMBERS, 1)},
+}  # fmt: skip
+"""Field of the form -> what its id ends with; that of most is its name in the texts."""
 
 _YAML = CONFIG_SUFFIXES[:2]
 
@@ -143,8 +149,9 @@ def show(request: Request) -> Response:
         editor.card = _card_here()
         name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
         begun = {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
-        begun[MODEL] = MODELS[0].id if editor.card else short(TINY)
         chosen = chosen_for(ui, dataset) if dataset else {}
+        is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
+        begun[MODEL] = short(TINY) if is_small else MODELS[0].id
         editor.job = _made(begun | chosen, editor.card)
         for key, value in chosen.items():
             if _listed(editor.job.get(editor.job.path(key))) != _listed(value):
@@ -286,8 +293,8 @@ def act(request: Request, sent: Form) -> Response:
                 return RedirectResponse(f"/jobs/{path.name}", 303)
             name = editor.checked.plan["job"] if editor.checked.plan else path.stem
             known = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)  # the one that runs has read another text
-            enqueue(ui, [str(path)], name, unless=known)
-            return RedirectResponse("/queue", 303)
+            entry = enqueue(ui, [str(path)], name, unless=known)
+            return RedirectResponse(f"/queue/{entry.id}", 303)
     except HTTPException as error:
         status = error.status_code
         editor.told.append(error.detail)
@@ -460,16 +467,35 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         process.update({key: process.get(key) for key in ("start", "time", "no_time", "disk", "model", "memory")})
     places = {dotted(editor.job.path(key)): key for key in [*editor.fields]}
     places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
-    faults: dict[str, str] = {}
+    faults, errors, before = dict[str, str](), list[tuple[Message, str]](), ""
     for message in editor.checked.errors if editor.checked else ():
         field_ = next((key for place, key in places.items() if re.match(rf"{re.escape(place)}(\W|$)", message.key)), "")
-        faults.setdefault(field_, message.text)
+        if re.search(r"(^|\.)datasets(\[0\])?$", message.key) and not editor.fields.get(FOLDER):
+            field_ = FOLDER
+        if before and not (message.key or message.line):  # a file of the folder that the error before names
+            faults[before] += f"\n{message.text}"
+        else:
+            before = field_
+            missing = _words_of(field_).get("missing") if field_ and not editor.fields.get(field_, "").strip() else ""
+            message = replace(message, text=missing or message.text)
+            faults.setdefault(field_, message.text)
+        errors.append((message, field_))
+    models = ui.shared("models", partial(_models, ui))
+    hints = {}
+    if are_photographs(editor.fields.get(FOLDER, "")):
+        models = models | {"here": [each for each in models["here"] if each[0] != short(TINY)]}
+        hints = (
+            {MODEL: texts()["new"]["tiny_of_photographs"]} if Path(editor.fields.get(MODEL, "")).name == MASCOTS else {}
+        )
     return render(
         request,
         "new.html.j2",
         status,
         e=editor,
         faults=faults,
+        errors=[(message, FIELDS.get(key, ""), _words_of(key).get("label", "")) for message, key in errors],
+        focus=next(filter(None, faults), "") if status == 400 else "",
+        hints=hints,
         plan=plan,
         refusals=why_not_started(plan) if plan else [],
         cards=CARDS,
@@ -478,10 +504,16 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         numbers=NUMBERS,
         folders=ui.shared("folders", partial(_folders, ui)),
         controls=ui.shared("controls", partial(_controls, ui)),
-        models=ui.shared("models", partial(_models, ui)),
+        models=models,
         jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
     )
+
+
+def _words_of(key: str) -> dict[str, str]:
+    """The words of a field of the form: its label and help."""
+    fields: dict[str, dict[str, str]] = texts()["new"]["fields"]
+    return fields.get(FIELDS.get(key, ""), fields.get(key, {}))
 
 
 def _folders(ui: Ui) -> list[tuple[str, str]]:

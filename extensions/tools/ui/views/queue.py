@@ -47,12 +47,29 @@ def queue_of(ui: Ui) -> Queue:
 
 def enqueue(
     ui: Ui, argv: list[str], name: str, cwd: Path | None = None, unless: Collection[State] = (WAITING,)
-) -> None:
+) -> Entry:
     """Adds an entry as `Queue.add`, and starts the runner. Raises HTTPException 409 for one that cannot be added."""
     queue = queue_of(ui)
     with conflicts():
-        queue.add(argv, name, cwd, unless)
+        entry = queue.add(argv, name, cwd, unless)
     queue.start_runner()
+    return entry
+
+
+def show(request: Request) -> Response:
+    """What becomes of an entry: its run as soon as there is one, until then what it waits for, or why there is none."""
+    ui, queue = ui_of(request), queue_of(ui_of(request))
+    try:
+        entry = queue.entry(request.path_params["id"])
+    except UserError as error:
+        raise HTTPException(404, str(error)) from error
+    run, id_ = _run_of(ui, entry)
+    if run and entry.state != WAITING and (run.status is RunStatus.RUNNING or entry.state != RUNNING):
+        return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
+    entries = queue.entries()
+    before = [each for each in entries[: entries.index(entry)] if entry.state == WAITING] if entry in entries else []
+    tail = queue.tail(entry.id, SHORT_TAIL) if entry.attempts else ""
+    return render(request, "entry.html.j2", entry=entry, before=before, tail=tail)
 
 
 def index(request: Request) -> Response:
@@ -191,8 +208,8 @@ def resume(request: Request) -> Response:
                 f"{run.config}: started in {here} this job writes to {', '.join(owned) or 'no run'}, not to {folder}. "
                 "Start it where it was started first."
             )
-    enqueue(ui, argv, run.name, here, (WAITING, RUNNING))  # another press may have been planned as long
-    return _answer(request, "/queue")
+    entry = enqueue(ui, argv, run.name, here, (WAITING, RUNNING))  # another press may have been planned as long
+    return _answer(request, f"/queue/{entry.id}")
 
 
 def _resolved(folder: str) -> str:

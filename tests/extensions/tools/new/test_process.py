@@ -391,6 +391,17 @@ def test_what_was_found_is_said_with_what_has_no_partner(tmp_path: Path, monkeyp
     assert pairs and pairs.describe().startswith(said_of_both)
 
 
+@pytest.mark.parametrize(("suffix", "warns"), [(".jpg", True), (".png", False)])
+def test_the_small_model_says_what_it_cannot_draw(
+    tmp_path: Path, monkeypatch, said: list[str], suffix: str, warns: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *arguments: 0)
+    draw(tmp_path / "images", "1", "2", suffix=suffix)
+    ExtensionJob(load_tool("new", NewConfig, ["x", "images", "--model", str(TINY)]), discover()).run()
+    assert any("draws flat mascots only, and photographs become mush" in line for line in said) is warns
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

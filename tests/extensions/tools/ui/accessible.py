@@ -45,7 +45,7 @@ return all.filter(each => each.checkVisibility() && !each.disabled && each.type 
 """
 
 NAMED = ("button", "textbox", "searchbox", "checkbox", "radio", "combobox", "listbox", "spinbutton", "slider", "link")
-NAMED += ("image", "img", "progressbar", "table", "figure", "dialog")
+NAMED += ("image", "img", "progressbar")
 
 
 def faults(browser: Browser, width: int) -> list[str]:

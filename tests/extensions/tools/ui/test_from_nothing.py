@@ -77,7 +77,7 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
     seen(browser, "Ready to start")
     browser.click("[value=start]")
 
-    click_when(browser, ".entry .main", 60)
+    browser.wait_for("location.pathname == '/runs/pipo'", 60)  # Start leads to the run
     browser.wait_for("document.getElementById('step')", 60)
     browser.run("window.isSame = true")
     browser.wait_for("document.getElementById('step').max >= 1", 60)
@@ -87,10 +87,9 @@ def test_a_character_is_made_from_nothing(browser: Browser, served: Served, tmp_
     browser.click("[name=request][value=stop]")
     browser.wait_for("document.querySelector('#state .stopped')", 60)
     click_when(browser, ".head .main")  # the facts of a save may say so a moment before the page has its other buttons
-    browser.wait_for("location.pathname == '/queue'")
-    browser.wait_for("document.querySelector('.entry .finished')", 120)
-
-    browser.click(".entry h3 a[href='/runs/pipo']")
+    browser.wait_for("location.pathname.startsWith('/queue/')")
+    browser.wait_for("location.pathname == '/runs/pipo'", 60)  # and so does Resume
+    browser.wait_for("document.querySelector('#state .finished')", 120)
     assert "40 / 40" in browser.text("#state")
     browser.click("#files a[href$='/pipo.safetensors']")
     made = (served.folder / "output" / "pipo" / "pipo.safetensors").read_bytes()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from extensions.tools.ui.queue import FAILED, Queue
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.accessible import SIZES, faults
 from tests.extensions.tools.ui.conftest import Served
-from tests.extensions.tools.ui.test_from_nothing import click_when, fill, seen
+from tests.extensions.tools.ui.test_from_nothing import fill, seen
 from tests.html_browser import Browser
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,7 @@ def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tm
     seen(browser, "Ready to start")
     browser.click("[value=start]")
     log = served.folder / "output" / "eyes" / "log.txt"
-    click_when(browser, ".entry .main", 60)
+    browser.wait_for("location.pathname == '/runs/eyes'", 60)  # Start leads to the run
     browser.wait_for("document.querySelector('#state .finished')", 120)
     assert "control images: 2 with 1" in " ".join(log.read_text().split())
     assert browser.errors() == [] and browser.requests_elsewhere() == []
@@ -163,6 +165,38 @@ def test_the_screens_of_pairs_are_easy_to_see_and_to_reach(browser: Browser, set
         browser.run("for (const each of document.querySelectorAll('.tools details')) each.open = true")
         assert faults(browser, width) == []
     assert browser.errors() == []
+
+
+def test_a_form_with_faults_an_entry_and_a_run_are_easy_to_see_and_to_reach(
+    browser: Browser, sets: Ui, address: str, make_run: Callable[..., Path]
+) -> None:
+    make_run("one")
+    queue = Queue(sets.own / "queue")
+    waits, failed = (queue.add(["inspect", name], name).id for name in "ab")
+    queue.save(queue.entry(failed), state=FAILED, why="no such file", exit_code=1, attempts=1)
+    queue.log(failed).write_text("reading\n")
+    for width, dark in SIZES:
+        for path in (f"/queue/{waits}", f"/queue/{failed}", "/runs/one", "/system"):
+            browser.open(address + path, width=width, dark=dark)
+            browser.run("for (const each of document.querySelectorAll('.plot details')) each.open = true")
+            assert (path, faults(browser, width)) == (path, [])
+        browser.open(f"{address}/datasets", width=width, dark=dark)
+        browser.type("[name=name]", "pipo")
+        browser.click("form.new .main")
+        browser.wait_for("document.querySelector('#name-bad')?.textContent")
+        assert faults(browser, width) == []
+        browser.open(f"{address}/datasets/pipo", width=width, dark=dark)
+        browser.run("document.querySelector('[name=masks]').closest('details').open = true")
+        browser.type("[name=masks]", "nowhere")
+        browser.click("form:has(> * [name=masks]) button")
+        browser.wait_for("document.querySelector('#masks-bad')?.textContent")
+        assert faults(browser, width) == []
+    browser.open(f"{address}/new")
+    browser.wait_for("document.querySelector('.gutter').childElementCount")
+    browser.click("[value=start]")
+    browser.wait_for("document.querySelector('#f-folder-bad')?.textContent == 'Choose a folder of images.'", 60)
+    assert browser.run("return document.activeElement.id") == "f-folder"
+    assert faults(browser, 1280) == []
 
 
 def test_a_kind_is_chosen_and_a_dataset_made_by_keys(browser: Browser, sets: Ui, address: str) -> None:

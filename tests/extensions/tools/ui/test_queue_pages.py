@@ -113,6 +113,26 @@ def test_every_tool_is_a_form_of_its_declaration(client, ui, monkeypatch):
     assert merge.index('name="output"') < merge.index("<details>") < merge.index('name="rank"')
 
 
+def test_an_entry_leads_to_its_run_and_says_until_then_what_it_waits_for(ui, client, queue):
+    first, second = (queue.add(["inspect", name], name) for name in ("one", "two"))
+    page = client.get(f"/queue/{second.id}").text
+    assert "Waits for 1 before it" in page and "<li>one " in page and f'data-live="/queue/{second.id}"' in page
+    assert "Begins as soon as a GPU is free" in client.get(f"/queue/{first.id}").text
+    run = made_run(ui, "a")  # as it was stopped before
+    queue.save(queue.entry(first.id), state=RUNNING, runs=(str(run),), attempts=1)
+    queue.log(first.id).write_text("reading the images\n")
+    page = client.get(f"/queue/{first.id}")
+    assert page.status_code == 200 and "Loading" in page.text and "reading the images" in page.text
+    (run / "run.json").write_text(json.dumps({"name": "a", "step": 3, "steps": 10, "status": "running"}))
+    with run_lock(run):
+        answer = client.get(f"/queue/{first.id}")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/runs/a")
+    queue.save(queue.entry(second.id), state=FAILED, why=NASTY, exit_code=1, attempts=1)
+    page = client.get(f"/queue/{second.id}").text
+    assert "&lt;script&gt;" in page and "<script>alert" not in page and "data-live" not in page
+    assert client.get("/queue/999999").status_code == 404
+
+
 def test_a_form_with_mistakes_is_shown_again_and_a_right_one_waits(client, ui, queue):
     (ui.output.parent / "pictures").mkdir()
     typed = {"lora": ["none.safetensors", ""], "output": NASTY, "rank": "-3"}
@@ -177,7 +197,8 @@ def test_a_run_is_resumed_where_its_job_owns_its_folder(client, ui, queue):
     assert client.post("/runs/bare/resume").status_code == 409
     refused = client.post("/runs/moved/resume", headers={"accept": "text/plain"})
     assert refused.status_code == 409 and "not to" in refused.text and str(ui.output / "moved") in refused.text
-    assert client.post("/runs/quickstart/resume").status_code == 303
+    answer = client.post("/runs/quickstart/resume")
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/queue/{queue.entries()[0].id}")
     assert client.post("/runs/quickstart/resume").status_code == 409  # it waits already
     assert [entry.argv for entry in queue.entries()] == [(str(ui.output / "quickstart" / "config.yaml"),)]
     assert client.post("/runs/none/resume").status_code == 404

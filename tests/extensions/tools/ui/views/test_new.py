@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -9,8 +10,10 @@ import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from extensions.tools.ui import commands
@@ -95,10 +98,15 @@ class Page:
 
 @pytest.fixture
 def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
-    """In an own working directory, with photographs as a dataset and without a GPU; nothing starts."""
+    """In an own working directory, with small images as a dataset and without a GPU; nothing starts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("extensions.tools.ui.views.new.least_memory", lambda: 0)
     shutil.copytree(PHOTOS, tmp_path / "datasets" / "40_photo")
+    for photograph in (tmp_path / "datasets" / "40_photo").glob("*.jpg"):  # as the small model may be offered for
+        with Image.open(photograph) as image:
+            image.thumbnail((256, 256))
+            image.save(photograph.with_suffix(".png"))
+        photograph.unlink()
     return Ui(Path("output"), Path("datasets"), Path("config"), "", 2.0)
 
 
@@ -106,7 +114,8 @@ def ui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ui:
 def queued(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], str]]:
     """What was put into the queue."""
     found: list[tuple[list[str], str]] = []
-    monkeypatch.setattr(Queue, "add", lambda queue, argv, name, *_, **__: found.append((list(argv), name)))
+    entry = SimpleNamespace(id="000001")
+    monkeypatch.setattr(Queue, "add", lambda queue, argv, name, *_, **__: found.append((list(argv), name)) or entry)
     monkeypatch.setattr(Queue, "start_runner", lambda queue: None)
     return found
 
@@ -133,7 +142,7 @@ def test_the_usual_keys_become_a_job_that_is_checked_saved_and_started(
     assert "Ready to start" in page.form.text and "A new run in output/zuzu" in page.form.text
     assert 'name: "zuzu"' in page.yaml and "steps: 90" in page.yaml and page.errors() == []
     assert page.form.fields["prompts"] == "[trigger] at sea\n[trigger], a hat"
-    assert page.press("start").answer.headers["location"] == "/queue"
+    assert page.press("start").answer.headers["location"] == "/queue/000001"
     assert queued == [(["config/zuzu.yaml"], "zuzu")]
     assert Path("config/zuzu.yaml").read_text(encoding="utf-8") == page.yaml
 
@@ -156,10 +165,11 @@ def test_a_field_changes_its_line_and_a_line_its_field(client: TestClient) -> No
 def test_errors_are_those_of_the_command_line_with_their_lines_and_at_their_fields(client: TestClient) -> None:
     page = Page(client, "/new?dataset=40_photo").fill({STEPS: "many", FOLDER: "datasets/nowhere"})
     lines = page.yaml.splitlines()
-    for key, value in (("train.steps", "'many' is not a whole number."), ("datasets[0].folder_path", "does not exist")):
-        (error,) = (line for line in page.errors() if key in line)
+    said = (("Steps:", "steps", "'many' is not a whole number."), ("Images:", "folder_path", "does not exist"))
+    for label, key, value in said:
+        (error,) = (line for line in page.errors() if label in line)
         number = int(error.split()[1])
-        assert value in error and key.rpartition(".")[2] in lines[number - 1]
+        assert value in error and key in lines[number - 1]
     assert page.answer.text.count('aria-invalid="true"') == 2
     assert page.form.fields[STEPS] == "many", "what was typed stays"
     page.fill({"yaml": page.yaml.replace("steps: many", "steps: 9\n        stepps: 3"), FOLDER: "datasets/40_photo"})
@@ -500,9 +510,57 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     typed(browser, "#f-1", "2")
     browser.wait_for("document.querySelector('.verdict.good')")
     browser.click("button.main.big")
-    browser.wait_for("location.pathname === '/queue'")
+    browser.wait_for("location.pathname === '/queue/000001'")
     assert queued == [(["config/photo.yaml"], "photo")]
     assert " steps: 2 " in (ui.jobs / "photo.yaml").read_text().replace("\n", " ")
+
+
+def at_fields(page: Page) -> dict[str, str]:
+    """Id of a field -> what is told at it."""
+    told = re.findall(r'(?s)id="f-([a-z0-9]+)-bad" data-part>([^<]+)', page.answer.text)
+    return {name: html.unescape(text) for name, text in told}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words", "listed"),
+    [
+        ({FOLDER: ""}, "folder", "Choose a folder of images.", "Images: Choose a folder of images."),
+        ({NAME: ""}, "name", "Give the run a name.", "Name: Give the run a name."),
+        ({MODEL: ""}, "model", "Choose a model.", "Model: Choose a model."),
+        ({STEPS: "many"}, "1", "'many' is not a whole number", "Steps: 'many' is not"),
+        ({"key:datasets[].control_path": "none"}, "control", "'none' does not exist", "Control images: 'none'"),
+    ],
+)
+def test_an_error_stands_at_its_field_in_its_words(client, changes, field, words, listed):
+    page = Page(client, "/new?dataset=40_photo").fill(changes, "start")
+    assert page.answer.status_code == 400
+    assert list(at_fields(page)) == [field] and words in at_fields(page)[field]
+    (error,) = page.errors()
+    assert listed in error and f'<a href="#f-{field}">' in page.answer.text
+    (chosen,) = re.findall(r"<(?:input|select|textarea)[^>]*autofocus", page.answer.text)
+    assert f'id="f-{field}"' in chosen and 'aria-invalid="true"' in chosen
+
+
+def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client, ui):
+    for place in ("before/a", "after/a", "after/b"):
+        (ui.datasets / "eyes" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (96, 96), "red").save(ui.datasets / "eyes" / f"{place}.png")
+    page = Page(client, "/new?dataset=eyes").press("check")
+    told = at_fields(page)
+    assert list(told) == ["folder"] and "b.png: has no control image 'b' in 'datasets/eyes/before'" in told["folder"]
+
+
+def test_the_small_model_says_what_it_draws_and_is_not_offered_for_photographs(client, ui):
+    assert "Tiny mascots: draws flat mascots only" in client.get("/new?dataset=40_photo").text
+    shutil.copytree(PHOTOS, ui.datasets / "camera")
+    page = Page(client, "/new?dataset=camera")
+    assert page.form.fields[MODEL] == EDIT and "draws flat mascots" not in page.answer.text
+    page.fill({"other:model.name_or_path": str(EXAMPLES / "tiny_mascots")}, "search")
+    assert "The small model draws flat mascots only: photographs become mush." in page.answer.text
+    for number in range(3):  # drawings as large as photographs are more than it can draw too
+        (ui.datasets / "drawn").mkdir(exist_ok=True)
+        Image.new("RGB", (600, 400), "red").save(ui.datasets / "drawn" / f"{number}.png")
+    assert Page(client, "/new?dataset=drawn").form.fields[MODEL] == EDIT
 
 
 def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
