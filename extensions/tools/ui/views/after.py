@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 from typing import Any
 from urllib.parse import quote
 
@@ -25,8 +29,9 @@ from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
 from extensions.tools.ui.views.queue import queue_of
+from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.writing import read_object
+from toolkit.files.writing import folder_lock, link, read_object
 from toolkit.train.run_reader import RunInfo
 
 MOST_SEEDS = 4
@@ -154,15 +159,30 @@ def bake(request: Request, form: Form) -> Response:
     if not faults and not blocks:
         faults = {"blocks": texts()["after"]["blocks_none"]}
     if not faults:
-        stem = Path(settings.files[0]).stem
-        names = (f"{stem}_blocks_{each}.safetensors" for each in count(1))
-        name = next(name for name in names if not (run.folder / name).exists())
-        paths = [str(run.folder / each) for each in (form["file"], name)]
-        code, _, told = commands.run_py("scale", *paths, *(f"--blocks={entry}" for entry in blocks), limit_s=BAKE_S)
-        if not code:
-            return RedirectResponse(f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303)
+        part = run.folder / f"part_{token_hex(8)}.safetensors"
+        try:
+            paths = [str(run.folder / form["file"]), str(part)]
+            code, _, told = commands.run_py("scale", *paths, *(f"--blocks={each}" for each in blocks), limit_s=BAKE_S)
+            if not code:
+                name = _named(part, Path(settings.files[0]).stem)
+                return RedirectResponse(f"{_address(ui, run)}?file={quote(name, safe='')}#try", 303)
+        finally:
+            part.unlink(missing_ok=True)
         faults = {"blocks": told.strip().rpartition("\n")[2] or texts()["after"]["late"]}
     return run_view.page(request, 400, **_values(ui, run, dict(form), faults))
+
+
+def _named(part: Path, stem: str) -> str:
+    """Gives a file the first free name of its kind, or that of one with the same content; no file is replaced."""
+    with conflicts(), folder_lock(part.parent):
+        for place in count(1):
+            path = part.with_name(f"{stem}_blocks_{place}.safetensors")
+            if path.is_file() and filecmp.cmp(part, path, shallow=False):
+                return path.name
+            if not os.path.lexists(path):
+                link(part, path)
+                return path.name
+    raise AssertionError
 
 
 def number(text: str) -> float | None:
@@ -213,7 +233,7 @@ def _enqueue(ui: Ui, *commands: Sequence[str] | str) -> None:
         first = next((entry.id for entry in queue.entries() if entry.state == WAITING and not entry.yields), "")
         for argv, name in zip(commands[::2], commands[1::2], strict=True):
             entry = queue.add(list(argv), str(name), unless=(WAITING, RUNNING), yields=True)
-            if first and entry.state == WAITING:
+            with suppress(UserError):  # what it was to come before has begun meanwhile
                 queue.move(entry.id, first)
     queue.start_runner()
 

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from extensions.tools.shared.candidates import Group, add_groups
 from extensions.tools.ui.app import ROUTES
@@ -185,6 +187,51 @@ def favourite(pages: Pages) -> None:
     assert sorted(json.loads(file.read_text())[pages.name]) == names
     pages.send(address, {"file": names[0], "marked": "true"})
     assert sorted(json.loads(file.read_text())[pages.name]) == names[1:]
+
+
+def trained(pages: Pages) -> Path:
+    """A run with two LoRA files, whose job can be read."""
+    run = pages.run(status="finished")
+    process = {"type": "sd_trainer", "training_folder": "output", "datasets": [{"folder_path": "gone"}]}
+    process |= {"train": {"steps": 2}, "model": {"name_or_path": "Qwen/Qwen-Image"}}
+    (run / "config.yaml").write_text(
+        json.dumps({"job": "extension", "config": {"name": pages.name, "process": [process]}})
+    )
+    stem = "diffusion_model.transformer_blocks.0.attn.to_q"
+    tensors = {f"{stem}.lora_A.weight": torch.ones(1, 3072), f"{stem}.lora_B.weight": torch.ones(3072, 1)}
+    for name in (pages.name, f"{pages.name}_000000001"):
+        save_file(tensors, run / f"{name}.safetensors")
+    return run
+
+
+@row("/runs/{run}/try")
+def try_it(pages: Pages) -> None:
+    trained(pages)
+    form = {"file": f"{pages.name}.safetensors", "strength": "1", "seed": "1", "prompt": "a cat"}
+    assert (
+        statuses(pages.send(f"/runs/{pages.name}/try", form)) == [303, 303]
+        and len(pages.added(f"{pages.name}/tried")) == 1
+    )
+    answers = pages.send(f"/runs/{pages.name}/try", *(form | {"prompt": prompt} for prompt in ("a dog", "an owl")))
+    assert statuses(answers) == [303, 303] and len(pages.added(f"{pages.name}/tried")) == 3
+
+
+@row("/runs/{run}/compare")
+def compare(pages: Pages) -> None:
+    trained(pages)
+    assert statuses(pages.send(f"/runs/{pages.name}/compare", {})) == [303, 303]
+    assert sorted(entry.argv[0] for entry in pages.added(pages.name)) == ["best", "grid"]
+
+
+@row("/runs/{run}/bake")
+def bake(pages: Pages) -> None:
+    run, form = trained(pages), {"file": f"{pages.name}.safetensors"}
+    address = f"/runs/{pages.name}/bake"
+    assert statuses(pages.send(address, form | {"blocks:0": "0.5"})) == [303, 303]
+    assert [file.name for file in run.glob("*_blocks_*")] == [f"{pages.name}_blocks_1.safetensors"]
+    assert statuses(pages.send(address, *(form | {"blocks:0": text} for text in ("0.1", "0.2")))) == [303, 303]
+    assert len({file.read_text() for file in run.glob("*_blocks_*")}) == 3, "a file was replaced"
+    assert not list(run.glob("part_*"))
 
 
 @row("/runs/{id}/resume")

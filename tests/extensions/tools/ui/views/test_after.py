@@ -189,8 +189,8 @@ def test_strengths_per_block_are_tried_and_kept_in_a_new_file(client: TestClient
         assert answer.status_code == 400
         assert told in answer.text.partition('id="try-blocks-bad"')[2].partition("</span>")[0]
     before = (run / "one.safetensors").read_bytes()
-    for number in (1, 2):
-        answer = client.post("/runs/one/bake", data=FORM | {"blocks:0": "0.5"}, follow_redirects=False)
+    for number, strength in ((1, "0.5"), (2, "0.25"), (1, "0,5")):  # of the same content once is enough
+        answer = client.post("/runs/one/bake", data=FORM | {"blocks:0": strength}, follow_redirects=False)
         assert answer.headers["location"] == f"/runs/one?file=one_blocks_{number}.safetensors#try"
     assert (run / "one.safetensors").read_bytes() == before
     (old, key), new = (save_lora(run / "one.safetensors"), load_file(run / "one_blocks_1.safetensors"))
