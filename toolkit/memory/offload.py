@@ -176,7 +176,7 @@ class PinnedWindow:
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             target.copy_(piece[: len(source)], non_blocking=True)
-            arrived = self._stream.record_event()
+            arrived: torch.cuda.Event = self._stream.record_event()
         self._pieces.append((piece, arrived))
         return arrived
 

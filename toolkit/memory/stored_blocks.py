@@ -50,7 +50,7 @@ def _described(weight: QuantizedWeight) -> Described:
 
 def _made(described: Described, prefix: str, tensors: Mapping[str, Tensor]) -> QuantizedWeight:
     kind = getattr(quantization, described["class"])
-    weight = kind.__new__(kind)
+    weight: QuantizedWeight = kind.__new__(kind)
     nn.Module.__init__(weight)  # its own would make the tensors
     for name, value in described["values"].items():
         setattr(weight, name, _from_json(value))

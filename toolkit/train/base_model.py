@@ -88,12 +88,14 @@ class _Later:
     """A transform of blocks that is made when the first block comes: it reads files that a kept model does not need."""
 
     def __init__(self, quantizing: Callable[[], Quantizer | None], qtype: str) -> None:
-        self._make = lambda: (quantizing() or quantizer)(qtype)
+        self._quantizing = quantizing
+        self._qtype = qtype
         self._transform: BlockTransform | None = None
 
     def __call__(self, block: torch.nn.Module, name: str) -> None:
         if self._transform is None:
-            self._transform = self._make()
+            make = self._quantizing() or quantizer
+            self._transform = make(self._qtype)
         self._transform(block, name)
 
 

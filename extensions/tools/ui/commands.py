@@ -165,8 +165,8 @@ class Key:
 
 
 def keys_of(memory: dict[Any, Any], process_type: str) -> tuple[Key, ...]:
-    """All keys of a type of process; none of one that is not known. memory: where the schema is kept. Raises RuntimeError
-    where there is no schema."""
+    """All keys of a type of process; none of one that is not known. memory: where the schema is kept. Raises
+    RuntimeError where there is no schema."""
     if "schema" not in memory:
         code, out, told = run_py("--print-schema")
         if code:
