@@ -12,6 +12,7 @@ from starlette.staticfiles import StaticFiles
 
 from extensions.tools.shared.html_page import PAGES, texts
 from extensions.tools.ui.guard import Guard, protect
+from extensions.tools.ui.machine import machine_now
 from extensions.tools.ui.state import HERE, Ui, render
 from extensions.tools.ui.views import after, compare, datasets, new, queue, run, runs, system, tools, votes
 
@@ -99,6 +100,7 @@ def make_app(ui: Ui) -> Starlette:
         exception_handlers={HTTPException: error_page, Exception: error_page},
     )
     app.state.ui = ui
+    app.state.machine = lambda: ui.shared("machine", lambda: machine_now(ui.output, ui.memory))
     return app
 
 

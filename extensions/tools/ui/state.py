@@ -24,7 +24,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from extensions.tools.shared.feed import Feed
 from extensions.tools.shared.html_page import as_json, environment
 from extensions.tools.ui.config import MOST_PRICE, OWN
-from extensions.tools.ui.machine import machine_now
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import redact_text
@@ -294,8 +293,7 @@ def show_marks(page: str) -> str:
 def render(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
     """A page. template: name of a file in templates/; code: the HTTP status; values: what the template names."""
     theme = request.cookies.get(THEME_COOKIE)
-    ui = ui_of(request)
-    shared = {"request": request, "ui": ui, "theme": theme if theme in THEMES else THEMES[0]}
-    shared["machine"] = lambda: ui.shared("machine", lambda: machine_now(ui.output, ui.memory))
+    shared = {"request": request, "ui": ui_of(request), "theme": theme if theme in THEMES else THEMES[0]}
+    shared["machine"] = request.app.state.machine
     text = show_marks(_environment().get_template(template).render(**shared, **values))
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), code)  # names of files may be no text

@@ -161,6 +161,7 @@ def test_nothing_is_hidden_behind_the_bar(browser: Browser, address: str, ui: Ui
     first = queue_of(ui).entries()[0]
     queue_of(ui).save(first.model_copy(update={"state": RUNNING}))
     browser.open(f"{address}/", width, 500)
+    browser.wait_for("getComputedStyle(document.querySelector('.machine')).position == 'fixed'")  # its style is there
     cut = browser.run("""return [...document.querySelectorAll('.machine a, .machine .num')].filter(part => {
         const place = part.getBoundingClientRect();
         return !place.width || place.right > innerWidth || place.bottom > innerHeight;
