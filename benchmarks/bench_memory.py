@@ -148,6 +148,10 @@ CARD_JOBS: dict[str, dict[str, Any]] = {
         "model": QUANTIZED | {"qtype": "int4", "blocks_to_swap": 30},
         "train": SMALL_STATE,
     },
+    "int4, low_vram, block_offload, adamw8bit, blocks_to_swap 59": {
+        "model": QUANTIZED | {"qtype": "int4", "blocks_to_swap": 59, "modulation_table": False},
+        "train": SMALL_STATE | {"gradient_checkpointing": "block_offload"},
+    },
     "bf16, gradient_checkpointing cheap": {"train": {"gradient_checkpointing": "cheap"}},
     "network.type full: full_bf16, adafactor, fused_backward_pass": {
         "network": {"type": "full"},

@@ -69,6 +69,7 @@ ROWS = {
     "int8, table, full": Row(_quantized("int8"), goal_gb=22.5),
     "int4, table, full": Row(_quantized("int4"), goal_gb=15.5),
     "int4, table, full_offload, a third swapped": Row(_quantized("int4"), "full_offload", swapped=1 / 3, goal_gb=11),
+    "int4, table, block_offload, all swapped": Row(_quantized("int4"), "block_offload", swapped=59 / 60, goal_gb=5.6),
     **{
         f"bf16, table, {level}, {references} references": Row({"modulation_table": True}, level, references)
         for level in ("none", "cheap", "keep_attention")

@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.loops import OurLoop, PlainLoop, plain_rival  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
-from toolkit.config.field_types import CHECKPOINTING_LEVELS  # noqa: E402
+from toolkit.config.field_types import AUTO_LEVELS  # noqa: E402
 
 ALLOWED_LOSS_ERROR = {("fp32", "none"): 1e-5, ("bf16", "none"): 5e-3, ("fp32", "int8"): 2e-2, ("bf16", "int8"): 2e-2}
 """Relative difference of the first loss: rounding; with int8 also what computing in integers may add."""
@@ -62,7 +62,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", choices=SIZES, default="S")
     add("--dtype", choices=DTYPES, default="bf16")
     add("--base", choices=["none", "int8"], default="none", help="how the frozen linears are quantized")
-    add("--checkpointing", choices=CHECKPOINTING_LEVELS, default="none", help="ours; none is what auto takes on a CPU")
+    add("--checkpointing", choices=AUTO_LEVELS, default="none", help="ours; none is what auto takes on a CPU")
     add("--plain-checkpointing", choices=["on", "off"], default="on", help="of the loops ours is compared with")
     add("--rounds", type=int, help="timed steps of each variant")
     add("--warm-up", type=int, default=2, help="untimed steps of each variant, after the first")

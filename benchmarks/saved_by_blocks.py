@@ -34,7 +34,7 @@ from torch._inductor.decomposition import select_decomp_table  # noqa: E402
 from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
-from toolkit.config.field_types import CHECKPOINTING_LEVELS  # noqa: E402
+from toolkit.config.field_types import AUTO_LEVELS  # noqa: E402
 from toolkit.data.types import PromptEmbeds  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions, family_for  # noqa: E402
@@ -187,7 +187,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     add("--qtypes", nargs="+", default=[""], help="of the weights; default: not quantized")
-    add("--levels", nargs="+", choices=CHECKPOINTING_LEVELS, default=["none", "cheap"])
+    add("--levels", nargs="+", choices=AUTO_LEVELS, default=["none", "cheap"])
     add("--dtype", choices=["bf16", "fp32"], default="bf16")
     return parser.parse_args(argv)
 

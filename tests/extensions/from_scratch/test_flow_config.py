@@ -87,6 +87,10 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             {"datasets": [{"from_base": {"prompts": "kept.txt"}, "is_reg": True, "resolution": 32}]},
             "datasets[0].from_base: 'type: flow_trainer' has no base model that generates images. Give 'folder_path'.",
         ),
+        (
+            {"train": {"gradient_checkpointing": "block_offload"}},
+            "train.gradient_checkpointing: 'block_offload' is not supported",
+        ),
         ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not supported"),
         (
             {"train": {"min_timestep": 900, "max_timestep": 300}},

@@ -157,6 +157,11 @@ ROWS: list[tuple[str, ...]] = [
     (f"{FULL}, save: {{layout: single_file}}",),
     ("network: {linear_alpha: 0}", "W network.linear_alpha: 0 disables the adapter."),
     ("network: {dropout: 1}", "W network.dropout: 1 zeroes every input of the adapter"),
+    ("train: {gradient_checkpointing: block_offload}",),
+    ("train: {gradient_checkpointing: block_offload, compile: {enabled: true}}",
+     "E train.gradient_checkpointing: 'gradient_checkpointing: block_offload' moves what they save, and a compiled b"),
+    ("train: {gradient_checkpointing: block_offload}, network: {type: ia3}",
+     "E train.gradient_checkpointing: 'block_offload' works with network.type lora, dora, loha, lokr, not with ia3."),
     ("network: {type: loha, loraplus_lr_ratio: 4}", "E network.loraplus_lr_ratio: network.type 'loha' has no up matr"),
     (f"{FULL}, name: state", "E name: 'state' is a folder of every run"),
     # ---------------------------------------- optimizer, learning rate
@@ -343,6 +348,8 @@ WITH_TWO: list[tuple[str, ...]] = [
       for name in ("adafactor", "adamw8bit", "torch.optim.Muon")),
     *((f"train: {{lr: 1e-6, optimizer: {name}}}, {FULL}",) for name in ("adafactor", "torch.optim.Muon")),  # with ddp
     (f"train: {{{SHARED}}}, save: {{mem_eff_save: true}}, {FULL}",),
+    (f"train: {{{SHARED}, gradient_checkpointing: block_offload}}",
+     "E train.gradient_checkpointing: is not supported with 'parallel: fsdp'. Use full_offload, or remove"),
     (f"train: {{{SHARED}, batch_size: 2}}", "E train.batch_size: 2: 'train.parallel: fsdp' needs 1"),
     ("train: {parallel: fsdp, gradient_accumulation: 3}", "E train.gradient_accumulation: 3: 'train.parallel: fsdp' n"),
     (f"train: {{{SHARED}}}, {FROM_BASE}", "E datasets: does not work with 'train.parallel: fsdp': each process genera"),

@@ -412,6 +412,22 @@ def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None
     assert int8_weights_of(folder) == straight
 
 
+def test_blocks_whose_saved_tensors_wait_are_not_compiled(
+    tiny_model: Path, trainer, write_job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *given: asked.append(given[-1]))
+    section = trainer(tiny_model)
+    for level, reason in (
+        ("block_offload", "'gradient_checkpointing: block_offload' moves what they save"),
+        ("full", ""),
+    ):
+        section["train"] |= {"gradient_checkpointing": level}
+        loaded = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
+        assert build_block_runner(loaded, open_tiny(tiny_model, reference_area=0), CPU).level == level
+        assert asked.pop() == reason
+
+
 @pytest.mark.parametrize(("wanted", "stays"), [("auto", False), (True, True)])
 def test_once_programs_are_given_up_only_products_that_pay_without_them_stay_in_int8(
     tiny_model: Path, trainer, write_job, monkeypatch: pytest.MonkeyPatch, wanted: bool | str, stays: bool

@@ -228,6 +228,13 @@ def test_a_short_run_on_a_known_gpu_compiles_nothing_and_the_plan_says_why(
     assert "the blocks are not compiled" not in plan(short)[1]
 
 
+def test_a_level_that_excludes_compiled_blocks_says_so_instead(job, plan: Plan) -> None:
+    train = BF16 | {"gradient_checkpointing": "block_offload"}
+    text = plan(job(device="cuda:0", train=train))[1]
+    assert "train.compile auto: the blocks are not compiled: 'gradient_checkpointing: block_offload' moves" in text
+    assert "not compiled" not in plan(job(device="cuda:0", train=train | {"compile": {"enabled": False}}))[1]
+
+
 def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp_path: Path) -> None:
     """Beside what tests/jobs/process/test_image_trainer.py holds for all trainers."""
     folder = tmp_path / "output" / "job"

@@ -174,6 +174,19 @@ def test_offloaded_activations_take_the_bus_too() -> None:
     assert offloaded.backward.bus == pytest.approx(inputs, rel=0.01) and kept.backward.bus == 0
 
 
+def test_what_waits_while_a_block_is_computed_again_takes_the_bus_there_and_back() -> None:
+    """22.1 units of a LoRA; 40 % of what comes back is waited for, whatever else is done."""
+    row = Row(INT4, "block_offload", compiled=False)
+    offloaded, full = work_of(row).step, work_of(Row(INT4, "full", compiled=False)).step
+    unit = MICRO_BATCHES * 60 * 8472 * 3072 * 2
+    awaited = 0.4 * 22.1 * unit
+    assert offloaded.backward.awaited == pytest.approx(awaited, rel=0.01) and full.backward.awaited == 0
+    assert offloaded.backward.bus == pytest.approx((1 + 2 * 22.1) * unit - awaited, rel=0.01)
+    assert offloaded.forward == full.forward
+    more = offloaded.seconds(H100, compiled=False) - full.seconds(H100, compiled=False)
+    assert more >= 0.99 * awaited / (0.8 * 1e9 * H100.bus_gb_s)
+
+
 def test_recomputation_costs_what_it_computes_again() -> None:
     none, cheap, attention, full = (
         work_of(Row(OWN_TABLE, level)).step.seconds(H100) for level in ("none", "cheap", "keep_attention", "full")
