@@ -41,11 +41,6 @@ class FoundPairs:
         """How many images have no instruction of their own."""
         return sum(not image.caption for image in self.images)
 
-    @property
-    def instruction(self) -> str:
-        """The first instruction, in one line; empty: none has one."""
-        return next((" ".join(image.caption.split()) for image in self.images if image.caption), "")
-
     def most(self) -> int:
         """The largest number of control images that an image has."""
         return max((len(image.references) for image in self.images), default=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -316,7 +317,7 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
         editor.fields = given
         return
     if FOLDER in changed and CONTROL not in changed:  # another dataset brings its own
-        name = next((name for place, name in _folders(ui) if place == changed[FOLDER]), "")
+        name = next((name for name, keys in _sets(ui).items() if keys["folder_path"] == changed[FOLDER]), "")
         chosen = chosen_for(ui, name) if name else {}
         own = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
         changed |= {key: value for key, value in own.items() if value != editor.shown.get(key, "")}
@@ -480,6 +481,8 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
             message = replace(message, text=missing or message.text)
             faults.setdefault(field_, message.text)
         errors.append((message, field_))
+    sets: dict[str, dict[str, Any]] = ui.shared("sets", partial(_sets, ui))
+    controls = (place for keys in sets.values() for place in keys.get("control_path", (keys["folder_path"],)))
     models = ui.shared("models", partial(_models, ui))
     hints = {}
     if are_photographs(editor.fields.get(FOLDER, "")):
@@ -502,8 +505,8 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         has_gpu=least_memory() > 0,
         gb=GB,
         numbers=NUMBERS,
-        folders=ui.shared("folders", partial(_folders, ui)),
-        controls=ui.shared("controls", partial(_controls, ui)),
+        folders=[(keys["folder_path"], name) for name, keys in sets.items()],
+        controls=[(place, os.path.relpath(place, ui.datasets)) for place in dict.fromkeys(controls)],
         models=models,
         jobs=sorted(path.name for path in ui.jobs.glob("*") if path.suffix in _YAML and path.is_file()),
         examples=sorted(path.name for path in EXAMPLES.glob(f"*{_YAML[0]}")),
@@ -516,23 +519,13 @@ def _words_of(key: str) -> dict[str, str]:
     return fields.get(FIELDS.get(key, ""), fields.get(key, {}))
 
 
-def _folders(ui: Ui) -> list[tuple[str, str]]:
-    """The folder of images of each dataset, and the dataset's name."""
-    found = []
+def _sets(ui: Ui) -> dict[str, dict[str, Any]]:
+    """Name of a dataset -> the keys that its folders and its page ask for."""
+    found = {}
     for name in _subfolders(ui.datasets):
         with suppress(HTTPException):
-            found.append((open_dataset(ui, name, names_only=True).section()["folder_path"], name))
+            found[name] = open_dataset(ui, name, names_only=True).section()
     return found
-
-
-def _controls(ui: Ui) -> list[tuple[str, str]]:
-    """The folders that may hold control images: datasets, and their subfolders of images before an edit."""
-    found = []
-    for name in _subfolders(ui.datasets):
-        with suppress(HTTPException):
-            (place,) = open_dataset(ui, name, names_only=True).section().get("control_path", (str(ui.datasets / name),))
-            found.append((place, str(Path(place).relative_to(ui.datasets))))
-    return list(dict.fromkeys(found))
 
 
 def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:

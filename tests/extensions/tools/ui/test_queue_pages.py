@@ -117,7 +117,7 @@ def test_an_entry_leads_to_its_run_and_says_until_then_what_it_waits_for(ui, cli
     first, second = (queue.add(["inspect", name], name) for name in ("one", "two"))
     page = client.get(f"/queue/{second.id}").text
     assert "Waits for 1 before it" in page and "<li>one " in page and f'data-live="/queue/{second.id}"' in page
-    assert "Begins as soon as a GPU is free" in client.get(f"/queue/{first.id}").text
+    assert "Begins in a moment" in client.get(f"/queue/{first.id}").text
     run = made_run(ui, "a")  # as it was stopped before
     queue.save(queue.entry(first.id), state=RUNNING, runs=(str(run),), attempts=1)
     queue.log(first.id).write_text("reading the images\n")
