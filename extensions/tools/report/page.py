@@ -118,5 +118,5 @@ def _as_recorded(run: RunInfo) -> RunInfo:
     """A run that writes its last report still holds its lock, and has told how it ended."""
     recorded = read_status(run.folder).get("status")
     if run.status is RunStatus.RUNNING and recorded in list(RunStatus) and recorded != RunStatus.RUNNING:
-        return replace(run, status=RunStatus(recorded), eta_s=None)
+        return replace(run, status=RunStatus(recorded), eta_s=None, now=None)
     return run
