@@ -39,6 +39,7 @@ from toolkit.files.writing import (
     remove,
     write_json,
 )
+from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -447,3 +448,4 @@ def _map(module: nn.Module, path: Path, stays: Callable[[str], bool]) -> None:
     if header:
         tensors = _views(header, mapped_bytes(path)[begin:])
         module.load_state_dict(tensors, strict=False, assign=True)
+        malloc_trim()  # what they had before goes back to the system

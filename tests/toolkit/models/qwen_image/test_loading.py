@@ -227,6 +227,8 @@ from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import WEIGHTS
 from toolkit.flow.sampler import sigmas
 from toolkit.models.families import ModelLoadOptions
+from toolkit.memory.stored_blocks import describe, restore
+from toolkit.models.kept import Kept
 from toolkit.models.qwen_image.loading import load_transformer
 
 def anonymous():
@@ -249,6 +251,8 @@ options = ModelLoadOptions(
     device=torch.device("cpu"),
     dtype=torch.bfloat16,
     transform_block=quantizer("int8"),
+    kept=Kept(Path(sys.argv[2]), "int8", 0, "large", describe, restore) if len(sys.argv) > 2 else None,
+    cpu_blocks=frozenset(range(1, 6)),
 )
 model = load_transformer(options)
 done = True
@@ -271,6 +275,33 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def loaded(*arguments: Path) -> dict[str, int]:
+    """Bytes of anonymous memory before, at the most, and after a process has loaded the model."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, *map(str, arguments)],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
+def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(large_model: Path, tmp_path: Path) -> None:
+    """Of six blocks five wait: neither the start that writes them, nor one that reads them, holds them."""
+    part = large_model / "transformer"
+    waiting = 5 / 6 * sum(path.stat().st_size for path in part.glob("*.safetensors")) / 2
+    plain = loaded(large_model)
+    for start in ("first", "second"):
+        kept = loaded(large_model, tmp_path)
+        assert kept["end"] - kept["baseline"] <= plain["end"] - plain["baseline"] - 0.9 * waiting, start
+        assert kept["peak"] - kept["baseline"] <= plain["peak"] - plain["baseline"] - 0.7 * waiting, start
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Path) -> None:
@@ -279,16 +310,7 @@ def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Pa
     stored = sum(path.stat().st_size for path in part.glob("*.safetensors"))
     assert stored > 350e6 and len(list(part.glob("*.safetensors"))) >= 3
 
-    result = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(large_model)],
-        cwd=ROOT,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    measured = json.loads(result.stdout.splitlines()[-1])
+    measured = loaded(large_model)
     block = stored / LARGE["num_layers"]  # nearly everything is in the blocks
     quantized = stored / 2
     above = measured["peak"] - measured["baseline"]
