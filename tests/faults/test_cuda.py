@@ -66,6 +66,10 @@ SETTINGS: dict[str, dict[str, dict]] = {
         "model": {**INT4, "modulation_table": True, "blocks_to_swap": 2},
         "train": {"gradient_checkpointing": "full_offload"},
     },
+    "the smallest card's": {
+        "model": {**INT4, "modulation_table": False, "blocks_to_swap": 3},
+        "train": {"gradient_checkpointing": "block_offload"},
+    },
     "dora, adafactor": {"network": {"type": "dora"}, "train": {"optimizer": "adafactor"}},
     "lokr, prodigy": {"network": {"type": "lokr"}, "train": {"optimizer": "prodigy", "lr": 1.0}},
     "loha, sgd": {"network": {"type": "loha"}, "train": {"optimizer": "sgd"}},

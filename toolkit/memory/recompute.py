@@ -216,7 +216,7 @@ def recomputing(device: torch.device) -> RecomputeOffload:
 
 
 class _NoCopies:
-    """The copies on a device whose memory is that of the CPU: none."""
+    """Copies of a device whose memory is that of the CPU: there is nothing to copy."""
 
     def begin_block(self) -> None: ...
 
