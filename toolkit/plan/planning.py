@@ -246,6 +246,8 @@ def run_outlook(
         compile = getattr(section.train, "compile", None)
         compiled = compile is not None and bool(compile.enabled) and not plan.against_compiling
         time, no_time = time_outlook(plan.time, section.training_folder, start.step, compiled)
+    elif job.card:
+        no_time = "no time on a card is calculated for such a job, so --card has no effect"
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
 
 
