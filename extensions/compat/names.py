@@ -719,7 +719,9 @@ NAMES: dict[tuple[str, str], Names] = {
         "save_precision": is_("dtype"),
         **each(
             "dit vae text_encoder",
-            absent("One folder in diffusers layout has transformer, VAE and text encoder: write --model FOLDER."),
+            absent(
+                "Write --model FOLDER, which has all parts, and for a file --transformer-path, --vae-path and so on."
+            ),
         ),
         "model_path": is_("model"),
         **each("image_size size", absent("Write --height H --width W.")),

@@ -5,6 +5,7 @@ all jobs of a training folder, and one that is there is never made again. `jobs.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from toolkit.system import seeding
 
 FOLDER = "from_base"
 """In the cache: a folder for each base model, whose files are named by how they are made."""
+
+_PNG_END = bytes(4) + b"IEND\xaeB`\x82"
 
 _FLAG = re.compile(rf" --(?:{'|'.join(KEYS)}) ")
 
@@ -73,7 +76,8 @@ def made_folders(
 
 def read_prompts(file: str) -> list[str]:
     """The prompts of a text file: its lines but for empty ones and those that begin with `#`. Raises CaptionError."""
-    lines = [line.strip() for line in read_text(Path(file).expanduser()).splitlines()]
+    # Not `splitlines`, which ends a line at characters that no editor shows as an end.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser()))]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise CaptionError(file, "holds no prompt. Write one per line; '#' begins a line that is left out")
@@ -107,7 +111,17 @@ def place_of(training_folder: str, image: BaseImage) -> Path:
 def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
     """The images that the base model has still to make: path -> the first sample of each."""
     waiting = {item.sample.image: item.sample for item in reversed(items) if item.sample.made}
-    return {path: sample for path, sample in reversed(waiting.items()) if not Path(path).is_file()}
+    return {path: sample for path, sample in reversed(waiting.items()) if not _is_whole(Path(path))}
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether an image is there to its last byte: one that a full disk or a broken copy cut off is made again."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-len(_PNG_END), os.SEEK_END)
+            return opened.read() == _PNG_END
+    except OSError:  # not there, or shorter
+        return False
 
 
 def write_base_image(file: Path, image: Image.Image, caption: str) -> None:

@@ -186,16 +186,19 @@ PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
 
 
 def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0) -> None:
-    """Raises DataErrors naming every image whose caption is too long for the model.
+    """Raises DataErrors naming every image whose caption, or prompt of `from_base`, is too long for the model.
 
     sure: captions of at most so many characters always fit, and are not checked.
     """
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     for sample, crop in items:
         for text in sample.texts:
-            if len(text) > sure and sample.image not in found:
+            # An image of the base model may not be there: its caption is a line of the file of prompts.
+            of_line = (sample.folder, f"its prompt {text[:40]!r}...") if sample.made else None
+            where = of_line or (sample.image, "its caption")
+            if len(text) > sure and where not in found:
                 message = fault(text, crop.bucket, [image_size(path) for path in sample.control_images])
                 if message:
-                    found[sample.image] = message
+                    found[where] = message
     if found:
-        raise DataErrors([Diagnostic((image,), f"its caption has {message}") for image, message in found.items()])
+        raise DataErrors([Diagnostic((file,), f"{what} has {message}") for (file, what), message in found.items()])

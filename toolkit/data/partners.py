@@ -274,6 +274,9 @@ def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic])
         )
         if match := re.fullmatch(rf"(.+){re.escape(suffixes[0])}[0-9]+", stem):
             reason = f"is a layer, and there is no image {match[1]!r}. Add that image, or remove the layer"
+            if any(match[1] in listing.images for listing in (image.listing, *slot.listings)):
+                remedy = f"Give 'layers_suffix: {suffixes[0]}' in place of 'layers_path'"
+                reason = f"is a layer beside its image {match[1]!r}, and would be trained as an image. {remedy}"
         mistakes.append(Diagnostic((image.path,), reason))
     return []
 

@@ -106,7 +106,13 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
             resample(f"decoder.up_blocks.{level}.{'upsampler' if is_21 else 'upsamplers.0'}", temporal[::-1][level])
     kernel = (3, 3) if is_21 else (3, 3, 3)
     widest = (c.get("decoder_base_dim") or c["base_dim"]) * dims[-1]
-    return dict[str, tuple[int, ...]].fromkeys(names, ()) | {"decoder.conv_in.weight": (widest, c["z_dim"], *kernel)}
+    reads = config.get("in_channels" if is_21 else "input_channels") or c.get("input_channels") or (4 if is_21 else 3)
+    paints = (config.get("out_channels") or 4) if is_21 else reads
+    return dict[str, tuple[int, ...]].fromkeys(names, ()) | {
+        "encoder.conv_in.weight": (c["base_dim"], reads, *kernel),
+        "decoder.conv_in.weight": (widest, c["z_dim"], *kernel),
+        "decoder.conv_out.weight": (paints, 0, *kernel),
+    }
 
 
 _OF_WAN = {"conv1": "quant_conv", "conv2": "post_quant_conv"}

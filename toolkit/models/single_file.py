@@ -227,7 +227,7 @@ def unread(path: Path) -> str:
 
 def _unread_file(path: Path) -> str:
     if not path.is_file():
-        return f"{path} does not exist (working directory: {Path.cwd()})."
+        return f"{path} does not exist (working directory: {Path.cwd()}). Give the file where it is now."
     try:
         with open_regular(path) as file:
             if words := MAGIC.get(file.read(4)):

@@ -170,8 +170,10 @@ def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Ba
             kept_BCFHW = window_BCFHW[:, :, :, count * stride :].clone()
             held = [window_BCFHW[:, :, :, : (count - 1) * stride + size]]
             del window_BCFHW
+            # An odd row at the end of an image is in no window, also with the zeros below it.
+            follows = bool(parts) and kept_BCFHW.shape[ROWS] + below >= size
             if count:
-                yield Band(held.pop(), is_last and not parts)
+                yield Band(held.pop(), is_last and not follows)
 
 
 def _zeros(like_BCFHW: Tensor, rows: int) -> Tensor:

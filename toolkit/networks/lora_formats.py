@@ -68,6 +68,12 @@ MATMUL_PAIRS = (
 READ_KINDS = "LoRA, DoRA, LoHa, LoKr, OFT, BOFT, GLoRA, IA3 and whole changes"
 """What can be read, for messages."""
 
+BROKEN = "The file is damaged, or its training failed. Take an earlier one, or save or download it again."
+"""For a file whose numbers or matrices are not there."""
+
+OTHER = "Give a file of this model, without layers of other parts."
+"""For a file with more layers than the model."""
+
 NO_BIAS = "This model has none there. Use the file with the model it is of."
 """For a file that changes the bias of a layer without one."""
 
@@ -386,7 +392,7 @@ def _about_unknown(source: str, keys: list[str]) -> str:
             return f"{source}: holds {what}, as {key!r}. Only {READ_KINDS} can be read.{remedy}"
     for key in keys:
         if any(key.endswith(suffix) for suffix in PARTS):
-            return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}."
+            return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}. {OTHER}"
     return f"{source}: {len(keys)} keys are of no known form, such as {keys[0]!r}."
 
 
@@ -430,7 +436,8 @@ def _module(
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     if lacks_a_matrix(parts):
-        raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
+        held = ", ".join(sorted(parts)) or "alpha"
+        raise UserError(f"{source}: {name} lacks a matrix; it holds only {held}. {BROKEN}")
     if settings is not None and settings.values.get("use_dora") and "up" in parts and "dora_scale" not in parts:
         lost = f"{settings.source} says use_dora, and {name} has no magnitude: it was lost"
         raise UserError(f"{source}: {lost}. Take the file as its trainer saved it.")
@@ -471,7 +478,7 @@ def check_bias(source: str, name: str, bias: Tensor, outputs: int) -> None:
         shape = f"the shape {list(bias.shape)}, which is not the layer's ([{outputs}])"
         raise UserError(f"{source}: the change of the bias of {name} has {shape}.")
     if not torch.isfinite(bias).all():
-        raise UserError(f"{source}: {name} holds numbers that are not finite.")
+        raise UserError(f"{source}: {name} holds numbers that are not finite. {BROKEN}")
 
 
 def layer_scale(
@@ -567,7 +574,7 @@ def check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
         if tensor.dim() != 2 or not tensor.numel():
             raise UserError(f"{source}: {part} of {name} has the shape {list(tensor.shape)}; it is not a matrix.")
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{source}: {name} holds numbers that are not finite.")
+            raise UserError(f"{source}: {name} holds numbers that are not finite. {BROKEN}")
     for left, right in MATMUL_PAIRS:
         if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[0]:
             raise misfit(source, name, parts)

@@ -160,12 +160,13 @@ def asked_card(text: str) -> Card:
     """
     wanted = _short(text)
     for card in CARDS:
-        if _short(card.name) == wanted:
+        # Shops write the memory behind the name: another size of that name is another card.
+        if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
     if found := card_here(text):
         return found
-    if text.isdecimal() and 0 < int(text) < 1000:
-        return assumed_card(int(text))
+    if (size := re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)) and int(size[1]):
+        return assumed_card(int(size[1]))
     near = [card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)]
     offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(

@@ -151,6 +151,8 @@ class SdPlanner(Planner[DiffusionSection]):
         if work is None:
             return None
         no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""
+        if self.job.card and machine.kind != "cuda":
+            no_card = f"this job runs on 'device: {section.device}', so --card has no effect"
         if card and section.train.dtype == "float32":
             card, no_card = None, "the table of cards has no rate of float32"
         return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)

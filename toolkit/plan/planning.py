@@ -247,6 +247,8 @@ def run_outlook(
         kept_bytes = kept.bytes if kept and not kept.lack else 0
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder), kept_bytes)
     time, no_time = time_left(section, plan, start.step)
+    if not plan.time and job.card:
+        no_time = "no time on a card is calculated for such a job, so --card has no effect"
     return Outlook(models, steps, disk, time, start, will_not_start, no_time)
 
 

@@ -131,3 +131,10 @@ def test_an_edited_layer_is_another_dataset(tmp_path: Path) -> None:
     before = fingerprint(scan(tmp_path, layers_suffix="_layer"))
     Image.new("RGBA", (96, 64), (1, 2, 3, 4)).save(tmp_path / "a_layer1.png")
     assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
+
+
+def test_layers_in_the_folder_of_their_images_are_not_missing_an_image(tmp_path: Path) -> None:
+    write_layers(tmp_path, 1)
+    (found,) = faults(tmp_path, layers_path=str(tmp_path))
+    remedy = "Give 'layers_suffix: _layer' in place of 'layers_path'"
+    assert found == f"a_layer0.png: is a layer beside its image 'a', and would be trained as an image. {remedy}"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config.dataset import DatasetConfig, FromBaseConfig
 from toolkit.config.process import JobContext
 from toolkit.data.captions import CaptionError
-from toolkit.data.from_base import base_images, made_folders, place_of, read_prompts
+from toolkit.data.from_base import (
+    base_images,
+    made_folders,
+    not_made_yet,
+    place_of,
+    read_prompts,
+    write_base_image,
+)
+from toolkit.data.items import make_items, refuse_long_captions
 from toolkit.data.types import BaseImage, Size
 from toolkit.errors import DataErrors
 from toolkit.models.families import family_for
@@ -126,3 +136,33 @@ def test_what_does_not_go_with_it_is_refused(section, keys: dict, key: str, mess
 def test_a_count_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         DatasetConfig(from_base={"prompts": "p.txt", "count": 0})
+
+
+def test_a_prompt_ends_where_an_editor_shows_it(tmp_path: Path) -> None:
+    """Prompt enhancers write such characters; a caption has them too (`captions: lines`)."""
+    (tmp_path / "p.txt").write_bytes("\ufeffa cat\u2028and a dog\r\n\x0ba\x85b\rc\n".encode())
+    assert read_prompts(str(tmp_path / "p.txt")) == ["a cat\u2028and a dog", "a\x85b", "c"]
+
+
+def test_an_image_that_was_cut_off_is_made_again(section) -> None:
+    found = section("a cat\na dog\n")
+    (folder,), _ = made_folders(found, family_for_edit())
+    items = make_items(folder.samples, lambda _: (64,), 16)
+    first, second = (Path(item.sample.image) for item in items)
+    for path in (first, second):
+        write_base_image(path, Image.new("RGB", (64, 64)), "a")
+    assert not_made_yet(items) == {}
+    for size in (second.stat().st_size - 1, 5, 0):
+        os.truncate(second, size)
+        assert list(not_made_yet(items)) == [str(second)]
+
+
+def test_a_prompt_that_is_too_long_is_named_by_its_file(section) -> None:
+    """Its images are not there yet."""
+    found = section("short\n" + "word " * 100, from_base={"prompts": "prompts.txt", "count": 6})
+    (folder,), _ = made_folders(found, family_for_edit())
+    items = make_items(folder.samples, lambda _: (64,), 16)
+    with pytest.raises(DataErrors) as caught:
+        refuse_long_captions(items, lambda text, target, references: "too much." if len(text) > 99 else None)
+    begin = ("word " * 100)[:40]
+    assert str(caught.value) == f"prompts.txt: its prompt {begin!r}... has too much."

@@ -110,3 +110,17 @@ def test_the_plan_counts_it(family: FolderFamily, cls: Any, side: int) -> None:
         at_most(f"{phase}, taken / planned", taken[phase] / planned, 1.0)
         if side > 256:  # a smaller image is one band
             at_least(f"{phase}, taken / planned", taken[phase] / planned, 0.6)
+
+
+@pytest.mark.parametrize("band_pixels", [1, 10**9])
+@torch.no_grad()
+def test_an_odd_row_at_the_end_is_left_out_as_in_the_whole_image(band_pixels: int, monkeypatch) -> None:
+    """33 rows become 17, 9, and 5: each time with a row of zeros, or without the last one."""
+    monkeypatch.setattr(vae_bands, "BAND_PIXELS", band_pixels)
+    vae = expect_one_frame(AutoencoderKLQwenImage(**SMALL, dim_mult=[1, 2, 4, 4]).eval())
+    for height, width in ((33, 47), (17, 16), (30, 9)):
+        pixels_BPFHW = torch.rand(1, 3, 1, height, width) * 2 - 1
+        expected_BCFHW = vae.encode(pixels_BPFHW).latent_dist.parameters
+        found_BCFHW = BandedVae(vae).encode(pixels_BPFHW)
+        assert found_BCFHW.shape == expected_BCFHW.shape
+        at_most("encoded, largest difference", (found_BCFHW - expected_BCFHW).abs().max().item(), 1e-5)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from toolkit.errors import UserError
 from toolkit.models.interface import ROWS_OF
 from toolkit.models.qwen_image.family import FAMILY
-from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.networks.lora_formats import BROKEN, OTHER, load_adapter_file
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
@@ -314,3 +314,17 @@ def _written(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
     path = folder / "x.safetensors"
     save_file(tensors, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "remedy"),
+    [
+        ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6)}, BROKEN),
+        ({f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.inf), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}, BROKEN),
+        ({"other.lora_A.weight": torch.ones(2, 6), "other.lora_B.weight": torch.ones(5, 2)}, OTHER),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_a_remedy(tmp_path: Path, tensors: dict, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_adapter_file(_written(tmp_path, tensors), [TO_Q])
+    assert str(caught.value).endswith(f". {remedy}")

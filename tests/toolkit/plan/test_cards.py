@@ -80,7 +80,8 @@ def test_names_are_those_of_one_card_each_and_every_row_has_a_source() -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [("4090", "RTX 4090"), ("rtx4070 ti-super", "RTX 4070 Ti SUPER"), ("A4000", "RTX A4000"), ("l40s", "L40S"),
-     ("a100 80gb", "A100 80 GB"), ("24", "RTX 4090")],
+     ("a100 80gb", "A100 80 GB"), ("24", "RTX 4090"), ("24 GB", "RTX 4090"), ("24gb", "RTX 4090"),
+     ("RTX 4060 Ti 16GB", "RTX 4060 Ti"), ("H100 80 GB", "H100")],
 )  # fmt: skip
 def test_a_card_is_asked_for_as_people_call_it(text: str, name: str) -> None:
     assert asked_card(text).name == name
@@ -123,7 +124,7 @@ def test_a_card_is_asked_for_by_its_name_or_size(text: str, name: str) -> None:
     assert asked_card(text).name == name
 
 
-@pytest.mark.parametrize("text", ["", "0", "RTX 2080", "-1", "12 GB"])
+@pytest.mark.parametrize("text", ["", "0", "RTX 2080", "-1", "0 GB", "3080 12GB", "4060 Ti 8GB", "RTX 4090 Laptop"])
 def test_another_card_is_an_error_that_names_those_that_are_known(text: str) -> None:
     with pytest.raises(UserError) as caught:
         asked_card(text)

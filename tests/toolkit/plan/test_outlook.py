@@ -118,6 +118,11 @@ def test_a_small_model_is_trained_without_a_gpu_and_its_first_steps_tell(job, pl
     assert line_of_time(words) == "time: the first steps will tell"
 
 
+def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(job, plan: Plan, here) -> None:
+    found, _ = plan(job(device="cpu"), card="4090")
+    assert found["no_time"] == "this job runs on 'device: cpu', so --card has no effect"
+
+
 def test_a_job_in_float32_gets_no_calculated_time(job, plan: Plan, here) -> None:
     found, words = plan(job(device="cuda:0"))
     assert found["time"] is None
