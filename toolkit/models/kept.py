@@ -252,6 +252,7 @@ class KeptReader:
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: of `load_state_dict`
             reason = " ".join(str(error).split())[:100]
             raise DamagedEntryError(f"{path.name} is of another block: {reason}") from error
+        del tensors
         if self._kept.maps:
             _map(block, path, stays)
 
@@ -329,6 +330,7 @@ class KeptWriter:
         except OSError as error:
             self._give_up(error)
             return
+        del state
         self._flushed.append(self._flusher.submit(fsync, path))
         if self._kept.maps:
             _map(module, path, stays)
