@@ -50,3 +50,15 @@ def test_epochs_too_are_due_from_the_start_on_and_never_before_the_first_step(to
 def test_never_is_never(toy) -> None:
     assert steps_of(toy, Interval(), 2) == []
     assert not any(due(step, 0) for step in range(13))
+
+
+@pytest.mark.parametrize(
+    "interval", [Interval(3), Interval(4), Interval(3, start=7), Interval(epochs=1), Interval()], ids=str
+)
+def test_what_is_still_to_come_are_the_steps_that_are_due_and_the_last(toy, interval: Interval) -> None:
+    planned = {*steps_of(toy, interval, 1, last=12), 12}
+    run = toy.run(12)
+    run.batches_per_epoch = 3
+    for step in range(13):
+        run.state = TrainState(step=step)
+        assert interval.coming(run) == len([each for each in planned if each > step]), step
