@@ -99,7 +99,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "int4": ("int4, text encoder int8", "attention kept", "lokr, prodigy"),
     "uint3": ("uint3, the blank prompt held", "three blocks swapped"),
     "fp8": ("fp8", "dora, adafactor"),
-    **{name: (name,) for name in SETTINGS if name.startswith(("the 12 GB", "the model itself, "))},
+    **{name: (name,) for name in SETTINGS if name.startswith(("the 12 GB", "the smallest", "the model itself, "))},
 }
 """Jobs with several of these settings, which are all that the stand-in runs: it has the CPU's numbers. The rest are
 parts of them."""
@@ -356,6 +356,11 @@ PLANNED: dict[str, dict] = {
         **AT_512,
         "model": {**INT4, "modulation_table": True, "blocks_to_swap": 3},
         "train": {"gradient_checkpointing": "full_offload"},
+    },
+    "int4, half swapped, what a block saves too": {
+        **AT_512,
+        "model": {**INT4, "modulation_table": False, "blocks_to_swap": 3},
+        "train": {"gradient_checkpointing": "block_offload"},
     },
     "the model itself, average": {"network": {"type": "full"}, "train": {"ema_config": {"use_ema": True}}},
     "the model itself, in bf16, four blocks swapped, average": {

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from toolkit.memory.offload import CudaCopies, HostCopies, on_cuda
 from toolkit.models.interface import BlockForward
@@ -90,8 +89,9 @@ class _Call:
         self._before = before
         given = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
         self._largest = max(map(_bytes, given))
-        self._device_type = given[0].device.type
-        self._random = torch.get_rng_state(), get_device_states(given[0])
+        # A device and the state of its random numbers, where there is one.
+        self._of_device = [(t.device, torch.cuda.get_rng_state(t.device)) for t in given[:1] if t.is_cuda]
+        self._of_host = torch.get_rng_state()
         self._inputs = list(map(self._as_input, tensors))
         with saved_tensors_hooks(self._expect, _give_back):
             return self._run(self._block, *tensors)
@@ -147,10 +147,10 @@ class _Call:
 
         self._again.clear()
         given = list(map(_as_given, self._inputs))
-        of_host, (devices, of_devices) = self._random
-        with torch.random.fork_rng(devices=devices, device_type=self._device_type):
-            torch.set_rng_state(of_host)
-            set_device_states(devices, of_devices, device_type=self._device_type)
+        with torch.random.fork_rng(devices=[device for device, _ in self._of_device]):
+            torch.set_rng_state(self._of_host)
+            for device, state in self._of_device:
+                torch.cuda.set_rng_state(state, device)
             with suppress(_AllSaved), torch.enable_grad(), saved_tensors_hooks(save, _nothing):
                 self._run(self._block, *given)
         self._on_host.clear()
