@@ -299,7 +299,7 @@ def test_blocks_that_wait_in_the_kept_model_are_never_in_memory(large_model: Pat
     for start in ("first", "second"):
         kept = loaded(large_model, tmp_path)
         assert kept["end"] - kept["baseline"] <= plain["end"] - plain["baseline"] - 0.9 * waiting, start
-        assert kept["peak"] - kept["baseline"] <= plain["peak"] - plain["baseline"] - 0.7 * waiting, start
+        assert kept["peak"] - kept["baseline"] <= plain["peak"] - plain["baseline"] - 0.5 * waiting, start
 
 
 @pytest.mark.slow
