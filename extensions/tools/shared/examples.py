@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.config.dataset import DatasetConfig
@@ -59,6 +59,12 @@ class Card(NamedTuple):
 
     table: bool = True
     """Whether the modulation table may be used: its rows take memory of the GPU."""
+
+    rank: int = 0
+    """`network.linear`; 0: the recipe's."""
+
+    for_pairs: Mapping[str, Any] = {}
+    """Fields of this class that differ in a job of pairs, whose control images are as large as its images."""
 
 
 class Model(NamedTuple):
@@ -107,7 +113,15 @@ def _weights(bf16: float, int8: float, int4: float) -> Mapping[str, tuple[str, s
     }
 
 
-_SMALLEST = Card(0, "int4", low_vram=True, match_target_res=True, sample_side=768, level="block_offload")
+_SMALLEST = Card(
+    0,
+    "int4",
+    low_vram=True,
+    match_target_res=True,
+    sample_side=768,
+    level="block_offload",
+    for_pairs={"rank": 16},
+)
 """A GPU for which all blocks and all that they save wait in main memory."""
 
 EDIT_2509 = Model(
@@ -127,9 +141,17 @@ EDIT_2509 = Model(
         80: Card(80),
         48: Card(32, "int8"),
         24: Card(20, "int4", low_vram=True, match_target_res=True),
-        16: Card(16, "int4", low_vram=True, match_target_res=True, swap=4),
-        12: Card(12, "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768),
-        8: Card(8, "int4", low_vram=True, match_target_res=True, swap=56, sample_side=768),
+        16: Card(16, "int4", low_vram=True, match_target_res=True, swap=4, for_pairs={"swap": 20}),
+        12: Card(12, "int4", low_vram=True, match_target_res=True, swap=20, sample_side=768, for_pairs={"swap": 45}),
+        8: Card(
+            8,
+            "int4",
+            low_vram=True,
+            match_target_res=True,
+            swap=56,
+            sample_side=768,
+            for_pairs={"swap": 58, "level": "full_offload", "rank": 16},
+        ),
         6: _SMALLEST._replace(least_gb=6, swap=59, table=False),
     },
     examples=(24, 48, 80),
@@ -287,6 +309,8 @@ def written_job(
     own["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
     is_edit, recipe = bool(pairs) and not family.stacks_layers, RECIPES.get(title, RECIPES[like.title])
+    if is_edit:
+        card = card._replace(**card.for_pairs)
     text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **own)
     text = f"# {WRITTEN}. Guide: docs/{PAIRS_GUIDE if is_edit else 'first_character.md'}\n{text}"
     return _of_images(text, folder, family, pairs, instruction, card.sample_side)

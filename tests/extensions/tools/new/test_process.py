@@ -87,11 +87,32 @@ def test_the_smallest_gpus_have_room_for_large_images_in_all_phases(
     text = job_text(gpu, model=model, folder="pairs")
     assert "blocks_to_swap: 31" in text if gpu == 4 else "blocks_to_swap: 59" in text
     path = tmp_path / "zuzu.yaml"
-    path.write_text(re.sub(r"(width|height): 768", r"\1: 1024", text), encoding="utf-8")
+    text = re.sub(r"(width|height): 768", r"\1: 1024", text)
+    path.write_text(re.sub(r"resolution: \[768\]", "resolution: [1024]", text), encoding="utf-8")
     memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
     assert memory and [(p.name, p.total) for p in memory.phases if p.total > most_gb * 1e9] == []
     assert {p.name for p in memory.phases} == {"encoding", "loading", "first step", "training", "sampling"}
     assert (memory.device_bytes > 2.5e9) and memory.level == "block_offload"
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu"),
+    [(model, gpu) for model in MODELS if model.references for gpu in model.cards],
+    ids=lambda value: value.title if isinstance(value, Model) else str(value),
+)
+def test_a_job_of_pairs_fits_the_gpu_it_is_written_for(
+    model: Model, gpu: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its control images are as large as its images: fewer blocks stay, and the smallest GPUs have half the rank."""
+    monkeypatch.chdir(tmp_path)
+    for side in ("before", "after"):
+        (tmp_path / side).mkdir()
+        Image.new("RGB", (1024, 1024)).save(tmp_path / side / "a.png")
+    pairs = found_pairs("after", control_path=["before"])
+    path = tmp_path / "zuzu.yaml"
+    path.write_text(written_job("zuzu", "after", "", model.id, gpu, pairs, "make it so"), encoding="utf-8")
+    memory = plan_job(load_job(str(path), discover().find_config)).processes[0].memory
+    assert memory and memory.device_bytes <= model.cards[gpu].least_gb * 1e9
 
 
 PUBLISHED = {name: title for family in map(FAMILIES.load, FAMILIES) for name, title in family.published.items()}
