@@ -441,18 +441,18 @@ def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(commands, "RUN_PY", slow)
     found: list[str] = []
     threads = [
-        threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui, "slow", "a.yaml", tab).fault))
+        threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui.memory, "slow", "a.yaml", tab).fault))
         for tab in ("one:", "two:")
     ]
     for thread in threads:
         thread.start()
     while len(ui.memory.get("commands", {})) < 2:
         time.sleep(0.01)
-    assert commands.check_job(ui, "quick", "a.yaml", "one:").plan == {}
+    assert commands.check_job(ui.memory, "quick", "a.yaml", "one:").plan == {}
     threads[0].join(20)
     assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], "the other tab's goes on"
     monkeypatch.setattr(commands, "LIMIT_S", 0.2)
-    assert commands.check_job(ui, "slow", "a.yaml", "two:").fault == "late"
+    assert commands.check_job(ui.memory, "slow", "a.yaml", "two:").fault == "late"
     threads[1].join(20)
     assert ui.memory["commands"] == {}
 
