@@ -45,7 +45,7 @@ PACKAGES = {
 # Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects it here; a test looks for each.
 FORWARD = "toolkit/train/flow_step.py:FlowMatchingStep.__call__"
 SAVE = "toolkit/train/callbacks/save.py:SaveCallback.save_now"
-SAVE_THREAD = "toolkit/train/callbacks/save.py:SaveCallback._start_save.<locals>.work"
+SAVE_THREAD = "toolkit/train/callbacks/save.py:SaveCallback._start_writing.<locals>.work"
 READ_CONFIG = "toolkit/config/loader.py:load_job"
 SCAN = "toolkit/data/validation_split.py:scan_and_split"
 ENCODE = "toolkit/data/latent_cache.py:encode_items"
