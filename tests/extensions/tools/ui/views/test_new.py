@@ -440,10 +440,11 @@ def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch,
     slow.write_text("import sys, time\ntime.sleep(60 if 'slow' in open(sys.argv[1]).read() else 0)\nprint('{}')")
     monkeypatch.setattr(commands, "RUN_PY", slow)
     found: list[str] = []
-    threads = [
-        threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui.memory, "slow", "a.yaml", tab).fault))
-        for tab in ("one:", "two:")
-    ]
+
+    def check(tab: str) -> None:
+        found.append(tab + commands.check_job(ui.memory, "slow", "a.yaml", tab).fault)
+
+    threads = [threading.Thread(target=check, args=(tab,)) for tab in ("one:", "two:")]
     for thread in threads:
         thread.start()
     while len(ui.memory.get("commands", {})) < 2:
