@@ -224,7 +224,7 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
 
 def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(client, "/new?dataset=40_photo").press("check")
-    checked = commands.check_job(client.app.state.ui, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
+    checked = commands.check_job(client.app.state.ui.memory, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
     assert (
         checked.plan
         and checked.plan["processes"][0]["time"] is None
