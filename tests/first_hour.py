@@ -541,7 +541,7 @@ COMMANDS: dict[str, str] = {
     "generate --lora a.safetensors --prompt x --fp8_vl": "Write --quantize float8.",
     "generate --lora a.safetensors --prompt x --models a": "Write --lora FILE:0.8 FILE:0.5.",
     "generate --lora a.safetensors --prompt x --lora_multiplier 0.8": "--lora FILE:0.8.",
-    "generate --lora a.safetensors --prompt x --vae v": "write --model FOLDER.",
+    "generate --lora a.safetensors --prompt x --vae v": "Write --model FOLDER, which has all parts",
     "generate --lora a.safetensors --prompt x --resize_control_to_image_size": "Write --match-target-res.",
     "generate --model config/tiny --prompts empty.txt": "contains no prompt. Write one per line;",
     "generate --model config/tiny --prompts prompts.yaml": "is not a mapping. Write 'samples:' and a list below it.",
