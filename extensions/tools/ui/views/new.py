@@ -41,7 +41,7 @@ from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
 from toolkit.memory.estimate import GB
-from toolkit.system.nvidia import least_memory
+from toolkit.system.nvidia import TO_TRY, least_memory
 
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
 CONTROL, INSTRUCTION = "datasets[].control_path", "datasets[].default_caption"
@@ -264,6 +264,8 @@ def act(request: Request, sent: Form) -> Response:
     action = sent.get("action", "check")
     if action.startswith("search:"):  # a key in a message
         action, sent["wanted"] = "search", action.removeprefix("search:")
+    if action == "small":  # the model of the plan's offer
+        action, sent[f"other:{MODEL}"] = "check", short(TINY)
     if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
     kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
@@ -485,11 +487,9 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     controls = (place for keys in sets.values() for place in keys.get("control_path", (keys["folder_path"],)))
     models = ui.shared("models", partial(_models, ui))
     hints = {}
-    if are_photographs(editor.fields.get(FOLDER, "")):
-        models = models | {"here": [each for each in models["here"] if each[0] != short(TINY)]}
-        hints = (
-            {MODEL: texts()["new"]["tiny_of_photographs"]} if Path(editor.fields.get(MODEL, "")).name == MASCOTS else {}
-        )
+    if Path(editor.fields.get(MODEL, "")).name == MASCOTS and are_photographs(editor.fields.get(FOLDER, "")):
+        hints = {MODEL: texts()["new"]["tiny_of_photographs"]}
+    refusals = why_not_started(plan) if plan else []
     return render(
         request,
         "new.html.j2",
@@ -500,7 +500,8 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         focus=next(filter(None, faults), "") if status == 400 else "",
         hints=hints,
         plan=plan,
-        refusals=why_not_started(plan) if plan else [],
+        refusals=refusals,
+        offers_small=any(TO_TRY in reason for reason in refusals),
         cards=CARDS,
         has_gpu=least_memory() > 0,
         gb=GB,

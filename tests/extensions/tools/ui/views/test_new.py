@@ -23,6 +23,7 @@ from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
+from toolkit.system.nvidia import TO_TRY
 
 EXAMPLES = ROOT / "config" / "examples"
 PHOTOS = EXAMPLES / "photos" / "40_photo"
@@ -550,17 +551,32 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
     assert list(told) == ["folder"] and "b.png: has no control image 'b' in 'datasets/eyes/before'" in told["folder"]
 
 
-def test_the_small_model_says_what_it_draws_and_is_not_offered_for_photographs(client, ui):
-    assert "Tiny mascots: draws flat mascots only" in client.get("/new?dataset=40_photo").text
+def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(client, ui):
+    named = f'<option value="{EXAMPLES / "tiny_mascots"}">Tiny mascots: draws flat mascots only; for trying out'
+    assert named.replace('">', '" selected>') in client.get("/new?dataset=40_photo").text
     shutil.copytree(PHOTOS, ui.datasets / "camera")
     page = Page(client, "/new?dataset=camera")
-    assert page.form.fields[MODEL] == EDIT and "draws flat mascots" not in page.answer.text
+    assert page.form.fields[MODEL] == EDIT and named in page.answer.text
+    assert "photographs become mush" not in page.answer.text
     page.fill({"other:model.name_or_path": str(EXAMPLES / "tiny_mascots")}, "search")
     assert "The small model draws flat mascots only: photographs become mush." in page.answer.text
     for number in range(3):  # drawings as large as photographs are more than it can draw too
         (ui.datasets / "drawn").mkdir(exist_ok=True)
         Image.new("RGB", (600, 400), "red").save(ui.datasets / "drawn" / f"{number}.png")
     assert Page(client, "/new?dataset=drawn").form.fields[MODEL] == EDIT
+
+
+def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
+    """Where there is none: the error says how, and a button does it."""
+    shutil.copytree(PHOTOS, ui.datasets / "camera")
+    page = Page(client, "/new?dataset=camera").press("check")
+    (refused,) = page.errors()
+    assert "no such device can be used here" in refused and refused.endswith(TO_TRY)
+    assert '<button name="action" value="small">Try it with the small model</button>' in page.answer.text
+    page.press("small")
+    assert page.form.fields[MODEL] == str(EXAMPLES / "tiny_mascots") and "Ready to start" in page.form.text
+    assert page.form.fields["key:datasets[].resolution"] == "128" and 'value="small"' not in page.answer.text
+    assert page.press("start").answer.headers["location"] == "/queue/000001"
 
 
 def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
