@@ -26,6 +26,7 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.examples import EXAMPLES, MASCOTS, MODELS, WITHOUT_GPU, are_photographs, written_job
 from extensions.tools.shared.html_page import texts
+from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui.commands import Checked, Key, Message, check_job, import_text, keys_of
 from extensions.tools.ui.datasets import DEFAULT_VIEW, open_dataset, read_dataset
@@ -148,8 +149,7 @@ def show(request: Request) -> Response:
     else:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
-        name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
-        begun = {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
+        begun = _named_after(ui, dataset)
         chosen = chosen_for(ui, dataset) if dataset else {}
         is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
         begun[MODEL] = short(TINY) if is_small else MODELS[0].id
@@ -168,6 +168,13 @@ def show(request: Request) -> Response:
     except ValueError:  # a file that is not a job: the check says so
         editor.job = job
     return _page(request, editor)
+
+
+def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
+    """Name and trigger word of a new job of a dataset; empty: of none."""
+    name = re.sub(r"^\d+_(?=.)", "", dataset)  # a number at the beginning is the repeats
+    name = name_like(name, "my_character")
+    return {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
 
 
 def chosen_for(ui: Ui, name: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.new.config import NewConfig
 from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.queue import Queue
@@ -588,7 +589,15 @@ def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(cl
 def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, ui):
     shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
     page = Page(client, "/new?dataset=20_Anna Smith")
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna Smith", "annsmt")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna_Smith", "annsmt")
+
+
+def test_a_proposed_name_is_one_that_the_command_line_takes(client, ui):
+    for dataset in ("zumi my owl", "12_été (1)!", "…"):
+        shutil.copytree(PHOTOS, ui.datasets / dataset)
+        name = Page(client, f"/new?dataset={dataset}").form.fields[NAME]
+        assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
+        assert name == {"zumi my owl": "zumi_my_owl", "…": "my_character"}.get(dataset, "été_1")
 
 
 def test_without_a_gpu_the_page_promises_none(client, ui):
