@@ -149,14 +149,10 @@ def show(request: Request) -> Response:
     else:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
-        begun = _named_after(ui, dataset)
         chosen = chosen_for(ui, dataset) if dataset else {}
         is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
-        begun[MODEL] = short(TINY) if is_small else MODELS[0].id
-        editor.job = _made(begun | chosen, editor.card)
-        for key, value in chosen.items():
-            if _listed(editor.job.get(editor.job.path(key))) != _listed(value):
-                editor.job = _put(editor.job, key, value, key in TEXTS)
+        model = short(TINY) if is_small else MODELS[0].id
+        editor.job = _begun({**_named_after(ui, dataset), MODEL: model}, chosen, editor.card)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
@@ -175,6 +171,15 @@ def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
     name = re.sub(r"^\d+_(?=.)", "", dataset)  # a number at the beginning is the repeats
     name = name_like(name, "my_character")
     return {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
+
+
+def _begun(fields: Mapping[str, str], chosen: Mapping[str, str], card: str) -> JobText:
+    """The job that a dataset begins with. fields: its name, trigger word and model. chosen: of `chosen_for`."""
+    job = _made({**fields, **chosen}, card)
+    for key, value in chosen.items():
+        if _listed(job.get(job.path(key))) != _listed(value):
+            job = _put(job, key, value, key in TEXTS)
+    return job
 
 
 def chosen_for(ui: Ui, name: str) -> dict[str, str]:
@@ -325,15 +330,23 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     if editor.job.root is None:
         editor.fields = given
         return
+    taken_over = dict[str, str]()
     if FOLDER in changed and CONTROL not in changed:  # another dataset brings its own
-        name = next((name for name, keys in _sets(ui).items() if keys["folder_path"] == changed[FOLDER]), "")
+        name = _set_of(ui, changed[FOLDER])
         chosen = chosen_for(ui, name) if name else {}
+        if name:
+            with suppress(UserError, OSError, ValueError):
+                taken_over = _taken_over(ui, editor, name, chosen)
         own = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
         changed |= {key: value for key, value in own.items() if value != editor.shown.get(key, "")}
     editor.fields = changed
     if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # a model that is none: the check says so
             editor.job = _remade(editor.job, editor.shown, changed)
+    for key, value in taken_over.items():
+        if key not in changed and editor.job.get(editor.job.path(key)) != value:
+            with suppress(ValueError):
+                editor.job = _put(editor.job, key, value, key in TEXTS)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
     rank, alpha = (editor.job.path(f"network.{key}") for key in ("linear", "linear_alpha"))
     if RANK in changed and editor.job.get(rank) == editor.job.get(alpha) and changed[RANK].strip():
@@ -345,6 +358,27 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
             editor.fields = {field_: kept for field_, kept in editor.fields.items() if field_ != key}
     if editor.fields:
         editor.told.append(texts()["new"]["by_hand"].format(keys=", ".join(editor.fields)))
+
+
+def _set_of(ui: Ui, folder: str) -> str:
+    """Name of the dataset of a folder; empty: it is none."""
+    return next((name for name, keys in _sets(ui).items() if keys["folder_path"] == folder), "") if folder else ""
+
+
+def _taken_over(ui: Ui, editor: Editor, name: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Key -> value of what a new job of another dataset begins with, where the job has what one of the dataset that was
+    chosen before begins with: nobody has typed there. Raises UserError as `written_job`."""
+    before = _set_of(ui, editor.shown.get(FOLDER, ""))
+    chosen_before = chosen_for(ui, before) if before else {}
+    model, card = {MODEL: editor.shown.get(MODEL, "")}, editor.shown.get("card", "")
+    was, new = (
+        _begun(_named_after(ui, each) | model, of_page, card)
+        for each, of_page in ((before, chosen_before), (name, chosen))
+    )
+    all_keys = {NAME: "", TRIGGER: "", **chosen_before, **chosen}
+    keys = [key for key in all_keys if key not in (FOLDER, CONTROL, INSTRUCTION)]
+    found = {key: [job.get(job.path(key)) for job in (editor.job, was, new)] for key in keys}
+    return {key: after for key, (now, old, after) in found.items() if now == old != after}
 
 
 def _words(value: str) -> list[list[str]]:

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from extensions.tools.new.config import NewConfig
 from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
 from extensions.tools.ui.state import Ui
 from tests.conftest import ROOT
@@ -226,7 +227,7 @@ def test_the_plan_is_drawn_against_cards(client: TestClient) -> None:
 
 def test_time_and_cost_are_those_of_the_plan(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(client, "/new?dataset=40_photo").press("check")
-    checked = commands.check_job(client.app.state.ui, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
+    checked = commands.check_job(client.app.state.ui.memory, page.yaml, "a.yaml", "")  # type: ignore[attr-defined]
     assert (
         checked.plan
         and checked.plan["processes"][0]["time"] is None
@@ -443,18 +444,20 @@ def test_the_newest_check_of_a_tab_wins(ui: Ui, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(commands, "RUN_PY", slow)
     found: list[str] = []
     threads = [
-        threading.Thread(target=lambda tab=tab: found.append(tab + commands.check_job(ui, "slow", "a.yaml", tab).fault))
+        threading.Thread(
+            target=lambda tab=tab: found.append(tab + commands.check_job(ui.memory, "slow", "a.yaml", tab).fault)
+        )
         for tab in ("one:", "two:")
     ]
     for thread in threads:
         thread.start()
     while len(ui.memory.get("commands", {})) < 2:
         time.sleep(0.01)
-    assert commands.check_job(ui, "quick", "a.yaml", "one:").plan == {}
+    assert commands.check_job(ui.memory, "quick", "a.yaml", "one:").plan == {}
     threads[0].join(20)
     assert found == ["one:replaced"] and list(ui.memory["commands"]) == ["two:"], "the other tab's goes on"
     monkeypatch.setattr(commands, "LIMIT_S", 0.2)
-    assert commands.check_job(ui, "slow", "a.yaml", "two:").fault == "late"
+    assert commands.check_job(ui.memory, "slow", "a.yaml", "two:").fault == "late"
     threads[1].join(20)
     assert ui.memory["commands"] == {}
 
@@ -590,6 +593,29 @@ def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, 
     shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
     page = Page(client, "/new?dataset=20_Anna Smith")
     assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna_Smith", "annsmt")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
+    """Name, trigger word and what was chosen on its page, as long as nobody has typed into these fields."""
+    for name, asked in {"20_zumi owl": {"trigger": "zumi", "resolution": 768}, "other": {}}.items():
+        shutil.copytree(ui.datasets / "40_photo", ui.datasets / name)
+        keep_view(open_dataset(ui, name), asked)
+    page = Page(client, "/new")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("my_character", "mychrc")
+    for name in ("20_zumi owl", "other", "20_zumi owl"):
+        page.fill({FOLDER: f"datasets/{name}"})
+        assert page.yaml.split() == Page(client, f"/new?dataset={name}").yaml.split(), name
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("zumi_owl", "zumi")
+    assert page.form.fields["key:datasets[].resolution"] == "768"
+    page.fill({NAME: "mine", "key:datasets[].resolution": "256"})
+    page.fill({FOLDER: "datasets/other"})
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("mine", "othr")
+    assert page.form.fields["key:datasets[].resolution"] == "256"
+    page = Page(client, "/new").fill({FOLDER: "datasets/other", "key:trigger_word": "own"})
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("other", "own"), "typed at the same time"
+    page = Page(client, "/new?example=quickstart.yaml").fill({FOLDER: "datasets/other"})
+    assert page.form.fields[NAME] == "quickstart"
 
 
 def test_a_proposed_name_is_one_that_the_command_line_takes(client, ui):
