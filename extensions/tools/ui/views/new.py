@@ -278,6 +278,9 @@ def act(request: Request, sent: Form) -> Response:
         action, sent["wanted"] = "search", action.removeprefix("search:")
     if action == "small":  # the model of the plan's offer
         action, sent[f"other:{MODEL}"] = "check", short(TINY)
+    if action == "rename":  # as a job file of its own
+        sent[f"key:{NAME}"] = unused_name(ui, sent.get(f"key:{NAME}", ""))
+        action, sent["file"], sent["loaded"], sent["version"] = "check", "", "", ""
     if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
     kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
@@ -301,7 +304,8 @@ def act(request: Request, sent: Form) -> Response:
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])
-            if action == "start" and (editor.checked.plan is None or why_not_started(editor.checked.plan)):
+            plan = editor.checked.plan
+            if action == "start" and (plan is None or why_not_started(plan) or _is_complete(plan)):
                 raise HTTPException(400, texts()["new"]["not_started"])
             path = save(ui, editor, editor.file_name)
             if action == "save":
@@ -497,6 +501,16 @@ def why_not_started(plan: Mapping[str, Any]) -> list[str]:
     return [*refused, *filter(None, [never_ends(plan)])]
 
 
+def _is_complete(plan: Mapping[str, Any]) -> bool:
+    """Whether all runs of a job are there and finished: its name is taken."""
+    return _beginnings(plan) == {"complete"}
+
+
+def _beginnings(plan: Mapping[str, Any]) -> set[str]:
+    """What a start does with the runs of a job, as `StartOutlook` names it."""
+    return {process["start"]["what"] for process in plan["processes"] if process.get("start")}
+
+
 # ---------------------------------------------------------------- what is shown
 
 
@@ -531,6 +545,9 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     if Path(editor.fields.get(MODEL, "")).name == MASCOTS and are_photographs(editor.fields.get(FOLDER, "")):
         hints = {MODEL: texts()["new"]["tiny_of_photographs"]}
     refusals = why_not_started(plan) if plan else []
+    if plan and _is_complete(plan):
+        refusals.insert(0, texts()["new"]["taken"].format(name=plan["job"]))
+    is_taken = plan and (_is_complete(plan) or "refused" in _beginnings(plan))
     return render(
         request,
         "new.html.j2",
@@ -542,6 +559,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         hints=hints,
         plan=plan,
         refusals=refusals,
+        free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
         offers_small=any(TO_TRY in reason for reason in refusals),
         cards=CARDS,
         has_gpu=least_memory() > 0,

@@ -583,6 +583,27 @@ def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
     assert page.press("start").answer.headers["location"] == "/queue/000001"
 
 
+def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(client, ui, queued):
+    (ui.output / "zuzu").mkdir(parents=True)
+    document = {"name": "zuzu", "status": "finished", "step": 240, "steps": 240}
+    (ui.output / "zuzu" / "run.json").write_text(json.dumps(document))
+    (ui.output / "zuzu" / "zuzu.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    page = Page(client, "/new?dataset=40_photo")
+    without = re.sub(r"(?m)^( +)save_every: ", r"\1states: never\n\1save_every: ", page.yaml)
+    page.fill({"yaml": without, NAME: "zuzu"}, "save")
+    page = Page(client, "/jobs/zuzu.yaml")
+    for action in ("check", "start"):
+        page.press(action)
+        assert page.errors() == ["The name zuzu is taken by a finished run."] and "Ready to start" not in page.form.text
+    assert page.answer.status_code == 400 and queued == []
+    assert '<button name="action" value="rename">Name it zuzu_2</button>' in page.answer.text
+    page.press("rename")
+    assert page.form.fields[NAME] == "zuzu_2" and "Ready to start" in page.form.text
+    assert "Name it" not in page.form.text
+    assert page.press("start").answer.status_code == 303 and queued == [(["config/zuzu_2.yaml"], "zuzu_2")]
+    assert 'name: "zuzu"' in (ui.jobs / "zuzu.yaml").read_text(encoding="utf-8"), "its own file stays"
+
+
 def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
     (ui.output / "photo").mkdir(parents=True)
     page = client.get("/new?dataset=40_photo").text
