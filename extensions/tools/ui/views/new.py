@@ -559,6 +559,7 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         hints=hints,
         plan=plan,
         refusals=refusals,
+        ids={key: f"f-{name}" for key, name in FIELDS.items() if "." in key or key == TRIGGER},
         free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
         offers_small=any(TO_TRY in reason for reason in refusals),
         cards=CARDS,

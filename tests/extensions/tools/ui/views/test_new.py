@@ -21,7 +21,7 @@ from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
 from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
-from extensions.tools.ui.state import Ui
+from extensions.tools.ui.state import Ui, linked
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
@@ -673,6 +673,20 @@ def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
     (ui.datasets / "40_photo" / "coffee.txt").unlink()
     page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
     assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
-    assert 'value="search:default_caption" formaction="/new#keys"' in page.answer.text
-    page.press("search:default_caption")
-    assert page.form.fields["wanted"] == "default_caption" and "key:datasets[].default_caption" in page.form.fields
+    assert '<a href="#f-instruction">&#x27;default_caption&#x27;</a>' in page.answer.text.replace("&#39;", "&#x27;")
+    assert 'id="f-instruction"' in page.answer.text and "search:default_caption" not in page.answer.text
+    page.press("search:caption_dropout_rate")
+    assert page.form.fields["wanted"] == "caption_dropout_rate"
+    assert "key:datasets[].caption_dropout_rate" in page.form.fields
+
+
+def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
+    fields = {"datasets[].default_caption": "f-instruction", "model.name_or_path": "f-model"}
+    for said, leads in (
+        ("default_caption", 'href="#f-instruction"'),
+        ("datasets[].default_caption", 'href="#f-instruction"'),
+        ("validation.default_caption", 'value="search:default_caption" formaction="/new#keys"'),
+        ("caption_ext: json", 'value="search:caption_ext" formaction="/new#keys"'),
+    ):
+        assert leads in linked(f"or give '{said}'", fields)
+    assert 'value="search:default_caption"' in linked("or give 'default_caption'")
