@@ -28,6 +28,12 @@ ANY_DEVICE = ("auto", "cuda:0")
 """Values of `device` with which a small model is trained on the CPU where there is no GPU. Every job of ai-toolkit has
 `cuda:0`; each other value chooses a device."""
 
+TO_TRY = (
+    "To try the program on this machine, give the small model that comes with it, which draws flat mascots only: "
+    "model.name_or_path: config/examples/tiny_mascots."
+)
+"""What a plan for a machine without a GPU offers."""
+
 NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
 
 
@@ -162,9 +168,14 @@ def why_no_device(device: str, model_bytes: int, cause: str) -> str:
 
 
 def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
-    """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine."""
+    """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine. Of a
+    large model on a machine without any GPU it ends with TO_TRY."""
     cause = _cause_here(device, facts)
-    return why_no_device(device, model_bytes, cause) if cause else ""
+    message = why_no_device(device, model_bytes, cause) if cause else ""
+    if not message or model_bytes <= ACCIDENTAL_CPU_LIMIT:
+        return message
+    facts = facts or read_facts()
+    return message if facts.devices or facts.on_bus else f"{message} {TO_TRY}"
 
 
 def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from extensions.tools.shared.examples import LAYERS, MODELS, WITHOUT_GPU, is_small, layers_in, written_job
+from extensions.tools.shared.examples import LAYERS, MASCOTS, MODELS, WITHOUT_GPU, is_small, layers_in, written_job
 from extensions.tools.shared.keys import check_folder, name_like
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
@@ -22,8 +22,8 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
-from toolkit.models.families import UnknownFamilyError, family_for
-from toolkit.system.nvidia import least_memory
+from toolkit.models.families import UnknownFamilyError, family_for, model_bytes
+from toolkit.system.nvidia import TO_TRY, least_memory, why_no_device_here
 from toolkit.version import with_addresses
 
 
@@ -73,7 +73,8 @@ class NewConfig(ToolConfig):
     example."""
 
     gpu: int = Field(default=0, ge=0)
-    """Memory of the GPU in GB, such as 24; 8 or more. 0: that of this machine's GPU, or 24 if it has none."""
+    """Memory of the GPU in GB, such as 24. The least is 4 for Qwen-Image-2.1, 12 for Qwen-Image-Layered, and 6 for the
+    others. 0: that of this machine's GPU, or 24 if it has none."""
 
     output: PathStr = ""
     """File to write. Empty: `config/<job_name>.yaml`."""
@@ -104,6 +105,18 @@ class NewConfig(ToolConfig):
         if self.gpu or (not self.gpu_gb() and not is_small(self.model)):
             return self.gpu or WITHOUT_GPU
         return 0
+
+    def why_not_here(self) -> str:
+        """Why the job does not start on this machine, as its plan says it; empty: it may."""
+        size = model_bytes(ModelConfig(name_or_path=self.model or MODELS[0].id))
+        return why_no_device_here("cuda:0", size).removesuffix(TO_TRY).strip()
+
+    def command_to_try(self) -> str:
+        """This command for the small model, which trains on any machine, under another name."""
+        small = ["--model", f"config/examples/{MASCOTS}"]
+        pairs = ["--control-path", *self.control_path] if self.control_path else []
+        caption = ["--default-caption", self.default_caption] if self.default_caption else []
+        return command("new", f"{self.job_name}_try", self.folder, *small, *pairs, *caption)
 
     def is_as_written(self) -> bool:
         """Whether the file to write is there as this command writes it: an earlier call was interrupted, or found

@@ -51,13 +51,20 @@ class NewProcess(BaseExtensionProcess):
             what = "draws flat mascots only, and photographs become mush: it is there to try the program"
             logger.warning(f"{section.model} {what}")
         preview = section.preview()
-        _run_py("lint", path, "--preview", "--output", preview)
+        has_findings = bool(_run_py("lint", path, "--preview", "--output", preview))
         if _run_py(path, "--dry-run", *(["--card", card.name] if card else [])):
             raise RunError(
                 f"{path} was written, but a start would refuse what stands above. Correct it, in the images or in "
                 f"the job, then: {command(path)} --dry-run"
             )
-        logger.info(f"next: check {preview}, fix what was found, put your prompts into {path}, then")
+        steps = [f"check {preview}", *(["fix what was found"] if has_findings else []), f"put your prompts into {path}"]
+        if why := section.why_not_here():
+            logger.warning(f"{path} will not start on this machine. {why}")
+            logger.info(f"to try the program here: {section.command_to_try()}")
+            where = f"copy {path} and its images to a machine with a GPU of {gpu or WITHOUT_GPU} GB"
+            logger.info(f"to train it: {', '.join(steps)}, {where}, and there")
+        else:
+            logger.info(f"next: {', '.join(steps)}, then")
         logger.info(f"  {command(path)}")
 
 

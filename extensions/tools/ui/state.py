@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, wraps
@@ -245,7 +245,7 @@ class Json(JSONResponse):
 @cache
 def _environment() -> Environment:
     made = environment(HERE / "templates")
-    made.filters |= {"linked": lambda text: linked(redact_text(str(text))), "options": options}
+    made.filters |= {"linked": lambda text, fields=None: linked(redact_text(str(text)), fields), "options": options}
     return made
 
 
@@ -265,14 +265,18 @@ def _tools() -> frozenset[str]:
     return frozenset(discover().tools())
 
 
-def linked(text: str) -> str:
-    """A line of the command line as HTML: commands lead to the page's tools, and keys to where the page has them."""
+def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
+    """A line of the command line as HTML: commands lead to the page's tools, and keys to where the page has them.
+    fields: key -> id of its field in the form; all others are searched for."""
 
     def tool(found: re.Match[str]) -> str:
         return f'<a href="/tools/{found[1]}">{found[1]}</a>' if found[1] in _tools() else found[0]
 
     def key(found: re.Match[str]) -> str:
         name = found[1].rpartition(".")[2]
+        for own, place in (fields or {}).items():
+            if found[1] in (own, own.rpartition(".")[2]):
+                return f'<a href="#{place}">{found[0]}</a>'
         return f'<button name="action" value="search:{name}" formaction="/new#keys" class="key">{found[0]}</button>'
 
     return _KEY.sub(key, _COMMAND.sub(tool, str(escape(text))))  # both patterns match escaped text alone

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from toolkit.system import nvidia
 from toolkit.system.nvidia import (
     ACCIDENTAL_CPU_LIMIT,
+    TO_TRY,
     Gpu,
     NvidiaFacts,
     ask_nvml,
@@ -76,6 +78,27 @@ def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_re
     message = why_no_device_here(device, model_bytes, facts)
     assert bool(message) is refused
     assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")
+@pytest.mark.parametrize(
+    ("model_bytes", "facts", "is_offered"),
+    [
+        (LARGE, NOTHING, True),
+        (LARGE, replace(NOTHING, torch_cuda=None), True),
+        (LARGE, replace(NOTHING, on_bus=True), False),
+        (LARGE, replace(WELL, torch_cuda=None), False),
+        (0, NOTHING, False),
+    ],
+)
+def test_a_machine_without_a_gpu_is_offered_the_small_model(
+    model_bytes: int, facts: NvidiaFacts, is_offered: bool
+) -> None:
+    """It is there under this name, with what makes it a model."""
+    message = why_no_device_here("cuda", model_bytes, facts)
+    assert message.endswith(TO_TRY) is is_offered and "Likely cause: " in message
+    folder = TO_TRY.removesuffix(".").rpartition("model.name_or_path: ")[2]
+    assert (ROOT / folder / "model_index.json").is_file()
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")

@@ -26,6 +26,7 @@ from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.examples import EXAMPLES, MASCOTS, MODELS, WITHOUT_GPU, are_photographs, written_job
 from extensions.tools.shared.html_page import texts
+from extensions.tools.shared.keys import name_like
 from extensions.tools.shared.pairs import found_pairs
 from extensions.tools.ui.commands import Checked, Key, Message, check_job, import_text, keys_of
 from extensions.tools.ui.datasets import DEFAULT_VIEW, open_dataset, read_dataset
@@ -41,7 +42,7 @@ from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text
 from toolkit.memory.estimate import GB
-from toolkit.system.nvidia import least_memory
+from toolkit.system.nvidia import TO_TRY, least_memory
 
 NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
 CONTROL, INSTRUCTION = "datasets[].control_path", "datasets[].default_caption"
@@ -148,15 +149,10 @@ def show(request: Request) -> Response:
     else:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
-        name = re.sub(r"^\d+_(?=.)", "", dataset) or "my_character"  # a number at the beginning is the repeats
-        begun = {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
         chosen = chosen_for(ui, dataset) if dataset else {}
         is_small = not (editor.card or are_photographs(chosen.get(FOLDER, "")))
-        begun[MODEL] = short(TINY) if is_small else MODELS[0].id
-        editor.job = _made(begun | chosen, editor.card)
-        for key, value in chosen.items():
-            if _listed(editor.job.get(editor.job.path(key))) != _listed(value):
-                editor.job = _put(editor.job, key, value, key in TEXTS)
+        model = short(TINY) if is_small else MODELS[0].id
+        editor.job = _begun({**_named_after(ui, dataset), MODEL: model}, chosen, editor.card)
         return _page(request, editor)
     if path is None:
         raise HTTPException(404, texts()["new"]["no_config"])
@@ -168,6 +164,22 @@ def show(request: Request) -> Response:
     except ValueError:  # a file that is not a job: the check says so
         editor.job = job
     return _page(request, editor)
+
+
+def _named_after(ui: Ui, dataset: str) -> dict[str, str]:
+    """Name and trigger word of a new job of a dataset; empty: of none."""
+    name = re.sub(r"^\d+_(?=.)", "", dataset)  # a number at the beginning is the repeats
+    name = name_like(name, "my_character")
+    return {NAME: unused_name(ui, name), TRIGGER: _unknown_word(name)}
+
+
+def _begun(fields: Mapping[str, str], chosen: Mapping[str, str], card: str) -> JobText:
+    """The job that a dataset begins with. fields: its name, trigger word and model. chosen: of `chosen_for`."""
+    job = _made({**fields, **chosen}, card)
+    for key, value in chosen.items():
+        if _listed(job.get(job.path(key))) != _listed(value):
+            job = _put(job, key, value, key in TEXTS)
+    return job
 
 
 def chosen_for(ui: Ui, name: str) -> dict[str, str]:
@@ -264,6 +276,11 @@ def act(request: Request, sent: Form) -> Response:
     action = sent.get("action", "check")
     if action.startswith("search:"):  # a key in a message
         action, sent["wanted"] = "search", action.removeprefix("search:")
+    if action == "small":  # the model of the plan's offer
+        action, sent[f"other:{MODEL}"] = "check", short(TINY)
+    if action == "rename":  # as a job file of its own
+        sent[f"key:{NAME}"] = unused_name(ui, sent.get(f"key:{NAME}", ""))
+        action, sent["file"], sent["loaded"], sent["version"] = "check", "", "", ""
     if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
     kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
@@ -287,7 +304,8 @@ def act(request: Request, sent: Form) -> Response:
         if action in ("save", "start"):
             if not editor.file_name:
                 raise HTTPException(400, texts()["new"]["bad_file"])
-            if action == "start" and (editor.checked.plan is None or why_not_started(editor.checked.plan)):
+            plan = editor.checked.plan
+            if action == "start" and (plan is None or why_not_started(plan) or _is_complete(plan)):
                 raise HTTPException(400, texts()["new"]["not_started"])
             path = save(ui, editor, editor.file_name)
             if action == "save":
@@ -316,15 +334,23 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
     if editor.job.root is None:
         editor.fields = given
         return
+    taken_over = dict[str, str]()
     if FOLDER in changed and CONTROL not in changed:  # another dataset brings its own
-        name = next((name for name, keys in _sets(ui).items() if keys["folder_path"] == changed[FOLDER]), "")
+        name = _set_of(ui, changed[FOLDER])
         chosen = chosen_for(ui, name) if name else {}
+        if name:
+            with suppress(UserError, OSError, ValueError):
+                taken_over = _taken_over(ui, editor, name, chosen)
         own = {key: chosen.get(key, "") for key in (CONTROL, INSTRUCTION)}
         changed |= {key: value for key, value in own.items() if value != editor.shown.get(key, "")}
     editor.fields = changed
     if {MODEL, "card", FOLDER, CONTROL} & changed.keys():
         with suppress(UserError, OSError, ValueError):  # a model that is none: the check says so
             editor.job = _remade(editor.job, editor.shown, changed)
+    for key, value in taken_over.items():
+        if key not in changed and editor.job.get(editor.job.path(key)) != value:
+            with suppress(ValueError):
+                editor.job = _put(editor.job, key, value, key in TEXTS)
     kinds = {key.name: key.is_text for key in editor.keys or ()}
     rank, alpha = (editor.job.path(f"network.{key}") for key in ("linear", "linear_alpha"))
     if RANK in changed and editor.job.get(rank) == editor.job.get(alpha) and changed[RANK].strip():
@@ -336,6 +362,27 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
             editor.fields = {field_: kept for field_, kept in editor.fields.items() if field_ != key}
     if editor.fields:
         editor.told.append(texts()["new"]["by_hand"].format(keys=", ".join(editor.fields)))
+
+
+def _set_of(ui: Ui, folder: str) -> str:
+    """Name of the dataset of a folder; empty: it is none."""
+    return next((name for name, keys in _sets(ui).items() if keys["folder_path"] == folder), "") if folder else ""
+
+
+def _taken_over(ui: Ui, editor: Editor, name: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Key -> value of what a new job of another dataset begins with, where the job has what one of the dataset that was
+    chosen before begins with: nobody has typed there. Raises UserError as `written_job`."""
+    before = _set_of(ui, editor.shown.get(FOLDER, ""))
+    chosen_before = chosen_for(ui, before) if before else {}
+    model, card = {MODEL: editor.shown.get(MODEL, "")}, editor.shown.get("card", "")
+    was, new = (
+        _begun(_named_after(ui, each) | model, of_page, card)
+        for each, of_page in ((before, chosen_before), (name, chosen))
+    )
+    all_keys = {NAME: "", TRIGGER: "", **chosen_before, **chosen}
+    keys = [key for key in all_keys if key not in (FOLDER, CONTROL, INSTRUCTION)]
+    found = {key: [job.get(job.path(key)) for job in (editor.job, was, new)] for key in keys}
+    return {key: after for key, (now, old, after) in found.items() if now == old != after}
 
 
 def _words(value: str) -> list[list[str]]:
@@ -454,6 +501,16 @@ def why_not_started(plan: Mapping[str, Any]) -> list[str]:
     return [*refused, *filter(None, [never_ends(plan)])]
 
 
+def _is_complete(plan: Mapping[str, Any]) -> bool:
+    """Whether all runs of a job are there and finished: its name is taken."""
+    return _beginnings(plan) == {"complete"}
+
+
+def _beginnings(plan: Mapping[str, Any]) -> set[str]:
+    """What a start does with the runs of a job, as `StartOutlook` names it."""
+    return {process["start"]["what"] for process in plan["processes"] if process.get("start")}
+
+
 # ---------------------------------------------------------------- what is shown
 
 
@@ -485,11 +542,12 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
     controls = (place for keys in sets.values() for place in keys.get("control_path", (keys["folder_path"],)))
     models = ui.shared("models", partial(_models, ui))
     hints = {}
-    if are_photographs(editor.fields.get(FOLDER, "")):
-        models = models | {"here": [each for each in models["here"] if each[0] != short(TINY)]}
-        hints = (
-            {MODEL: texts()["new"]["tiny_of_photographs"]} if Path(editor.fields.get(MODEL, "")).name == MASCOTS else {}
-        )
+    if Path(editor.fields.get(MODEL, "")).name == MASCOTS and are_photographs(editor.fields.get(FOLDER, "")):
+        hints = {MODEL: texts()["new"]["tiny_of_photographs"]}
+    refusals = why_not_started(plan) if plan else []
+    if plan and _is_complete(plan):
+        refusals.insert(0, texts()["new"]["taken"].format(name=plan["job"]))
+    is_taken = plan and (_is_complete(plan) or "refused" in _beginnings(plan))
     return render(
         request,
         "new.html.j2",
@@ -500,7 +558,10 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         focus=next(filter(None, faults), "") if status == 400 else "",
         hints=hints,
         plan=plan,
-        refusals=why_not_started(plan) if plan else [],
+        refusals=refusals,
+        ids={key: f"f-{name}" for key, name in FIELDS.items() if "." in key or key == TRIGGER},
+        free_name=unused_name(ui, plan["job"]) if plan and is_taken else "",
+        offers_small=any(TO_TRY in reason for reason in refusals),
         cards=CARDS,
         has_gpu=least_memory() > 0,
         gb=GB,

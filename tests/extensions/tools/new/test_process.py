@@ -25,7 +25,7 @@ from toolkit.config import load_job
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
-from toolkit.config.tool import load_tool
+from toolkit.config.tool import field_at, load_tool
 from toolkit.data.folder import find_images
 from toolkit.errors import UserError
 from toolkit.extension import discover
@@ -33,6 +33,7 @@ from toolkit.models.families import family_for
 from toolkit.models.recipes import RECIPES
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.registry import FAMILIES
+from toolkit.system.nvidia import NvidiaFacts
 
 PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
 TINY = ROOT / "config" / "examples" / "tiny_mascots"
@@ -197,6 +198,43 @@ def test_the_card_that_the_plan_assumes_is_named(
     job.run()
     assert f"config/zuzu.yaml: written {line}" in said
     assert commands[1] == (Path("config/zuzu.yaml"), "--dry-run", *(["--card", card] if card else []))
+
+
+@pytest.mark.parametrize("found", [0, 1])
+def test_the_end_says_what_to_do_where_the_job_cannot_start(
+    tmp_path: Path, monkeypatch, said: list[str], found: int
+) -> None:
+    """On a machine without a GPU: why, the command that tries the program, and where the job trains."""
+    monkeypatch.chdir(tmp_path)
+    nothing = NvidiaFacts(torch_cuda="13.0", driver=None, devices=0)
+    monkeypatch.setattr("toolkit.system.nvidia.read_facts", lambda: nothing)
+    monkeypatch.setattr("extensions.tools.new.config.least_memory", lambda: 0)
+    monkeypatch.setattr("extensions.tools.new.process._run_py", lambda *asked: found * (asked[0] == "lint"))
+    ExtensionJob(load_tool("new", NewConfig, ["zuzu", str(PHOTOS)]), discover()).run()
+    why, tried, to_train, last = said[-4:]
+    assert why.startswith("config/zuzu.yaml will not start on this machine. device: cuda:0: no such device")
+    assert why.endswith("this machine has no NVIDIA GPU: run the job on one that has.")
+    fixed = "fix what was found, " * found
+    images = "copy config/zuzu.yaml and its images to a machine with a GPU of 24 GB"
+    assert (
+        to_train
+        == f"to train it: check config/zuzu.html, {fixed}put your prompts into config/zuzu.yaml, {images}, and there"
+    )
+    assert last.endswith(" config/zuzu.yaml") and not [line for line in said if line.startswith("next:")]
+    _, words = tried.split("to try the program here: ")
+    again = shlex.split(words)
+    assert again[again.index("new") :] == ["new", "zuzu_try", str(PHOTOS), "--model", "config/examples/tiny_mascots"]
+    ExtensionJob(load_tool("new", NewConfig, again[again.index("new") + 1 :]), discover()).run()
+    assert said[-2] == f"next: check config/zuzu_try.html, {fixed}put your prompts into config/zuzu_try.yaml, then"
+
+
+def test_the_help_names_the_smallest_gpu_of_each_model() -> None:
+    about = " ".join(field_at(NewConfig, "gpu")[1].split())
+    least = {model.title: min(card.least_gb for card in model.cards.values()) for model in MODELS}
+    others = {gb for title, gb in least.items() if title not in about}
+    assert others == {6} and "and 6 for the others" in about
+    named = {title: gb for title, gb in least.items() if title in about}
+    assert len(named) == 2 and all(f"{gb} for {title}" in about for title, gb in named.items())
 
 
 @pytest.mark.parametrize(

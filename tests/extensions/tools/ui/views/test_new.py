@@ -16,13 +16,16 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from extensions.tools.new.config import NewConfig
 from extensions.tools.ui import commands
 from extensions.tools.ui.app import make_app
+from extensions.tools.ui.datasets import keep_view, open_dataset
 from extensions.tools.ui.queue import Queue
-from extensions.tools.ui.state import Ui
+from extensions.tools.ui.state import Ui, linked
 from tests.conftest import ROOT
 from tests.html_browser import Browser
 from toolkit.memory.estimate import GB
+from toolkit.system.nvidia import TO_TRY
 
 EXAMPLES = ROOT / "config" / "examples"
 PHOTOS = EXAMPLES / "photos" / "40_photo"
@@ -551,17 +554,53 @@ def test_images_that_cannot_be_used_are_named_at_the_field_of_the_images(client,
     assert list(told) == ["folder"] and "b.png: has no control image 'b' in 'datasets/eyes/before'" in told["folder"]
 
 
-def test_the_small_model_says_what_it_draws_and_is_not_offered_for_photographs(client, ui):
-    assert "Tiny mascots: draws flat mascots only" in client.get("/new?dataset=40_photo").text
+def test_the_small_model_says_what_it_draws_and_is_not_the_first_for_photographs(client, ui):
+    named = f'<option value="{EXAMPLES / "tiny_mascots"}">Tiny mascots: draws flat mascots only; for trying out'
+    assert named.replace('">', '" selected>') in client.get("/new?dataset=40_photo").text
     shutil.copytree(PHOTOS, ui.datasets / "camera")
     page = Page(client, "/new?dataset=camera")
-    assert page.form.fields[MODEL] == EDIT and "draws flat mascots" not in page.answer.text
+    assert page.form.fields[MODEL] == EDIT and named in page.answer.text
+    assert "photographs become mush" not in page.answer.text
     page.fill({"other:model.name_or_path": str(EXAMPLES / "tiny_mascots")}, "search")
     assert "The small model draws flat mascots only: photographs become mush." in page.answer.text
     for number in range(3):  # drawings as large as photographs are more than it can draw too
         (ui.datasets / "drawn").mkdir(exist_ok=True)
         Image.new("RGB", (600, 400), "red").save(ui.datasets / "drawn" / f"{number}.png")
     assert Page(client, "/new?dataset=drawn").form.fields[MODEL] == EDIT
+
+
+def test_a_plan_that_needs_a_gpu_offers_the_small_model(client, ui, queued):
+    """Where there is none: the error says how, and a button does it."""
+    shutil.copytree(PHOTOS, ui.datasets / "camera")
+    page = Page(client, "/new?dataset=camera").press("check")
+    (refused,) = page.errors()
+    assert "no such device can be used here" in refused and refused.endswith(TO_TRY)
+    assert '<button name="action" value="small">Try it with the small model</button>' in page.answer.text
+    page.press("small")
+    assert page.form.fields[MODEL] == str(EXAMPLES / "tiny_mascots") and "Ready to start" in page.form.text
+    assert page.form.fields["key:datasets[].resolution"] == "128" and 'value="small"' not in page.answer.text
+    assert page.press("start").answer.headers["location"] == "/queue/000001"
+
+
+def test_the_name_of_a_finished_run_is_taken_and_the_next_free_one_is_offered(client, ui, queued):
+    (ui.output / "zuzu").mkdir(parents=True)
+    document = {"name": "zuzu", "status": "finished", "step": 240, "steps": 240}
+    (ui.output / "zuzu" / "run.json").write_text(json.dumps(document))
+    (ui.output / "zuzu" / "zuzu.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    page = Page(client, "/new?dataset=40_photo")
+    without = re.sub(r"(?m)^( +)save_every: ", r"\1states: never\n\1save_every: ", page.yaml)
+    page.fill({"yaml": without, NAME: "zuzu"}, "save")
+    page = Page(client, "/jobs/zuzu.yaml")
+    for action in ("check", "start"):
+        page.press(action)
+        assert page.errors() == ["The name zuzu is taken by a finished run."] and "Ready to start" not in page.form.text
+    assert page.answer.status_code == 400 and queued == []
+    assert '<button name="action" value="rename">Name it zuzu_2</button>' in page.answer.text
+    page.press("rename")
+    assert page.form.fields[NAME] == "zuzu_2" and "Ready to start" in page.form.text
+    assert "Name it" not in page.form.text
+    assert page.press("start").answer.status_code == 303 and queued == [(["config/zuzu_2.yaml"], "zuzu_2")]
+    assert 'name: "zuzu"' in (ui.jobs / "zuzu.yaml").read_text(encoding="utf-8"), "its own file stays"
 
 
 def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(client, ui):
@@ -573,7 +612,38 @@ def test_a_second_job_of_a_dataset_has_another_name_and_the_same_trigger_word(cl
 def test_a_folder_named_after_a_person_gives_a_word_that_no_model_knows(client, ui):
     shutil.copytree(PHOTOS, ui.datasets / "20_Anna Smith")
     page = Page(client, "/new?dataset=20_Anna Smith")
-    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna Smith", "annsmt")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("Anna_Smith", "annsmt")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_dataset_of_the_menu_brings_what_create_a_job_brings(client, ui):
+    """Name, trigger word and what was chosen on its page, as long as nobody has typed into these fields."""
+    for name, asked in {"20_zumi owl": {"trigger": "zumi", "resolution": 768}, "other": {}}.items():
+        shutil.copytree(ui.datasets / "40_photo", ui.datasets / name)
+        keep_view(open_dataset(ui, name), asked)
+    page = Page(client, "/new")
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("my_character", "mychrc")
+    for name in ("20_zumi owl", "other", "20_zumi owl"):
+        page.fill({FOLDER: f"datasets/{name}"})
+        assert page.yaml.split() == Page(client, f"/new?dataset={name}").yaml.split(), name
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("zumi_owl", "zumi")
+    assert page.form.fields["key:datasets[].resolution"] == "768"
+    page.fill({NAME: "mine", "key:datasets[].resolution": "256"})
+    page.fill({FOLDER: "datasets/other"})
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("mine", "othr")
+    assert page.form.fields["key:datasets[].resolution"] == "256"
+    page = Page(client, "/new").fill({FOLDER: "datasets/other", "key:trigger_word": "own"})
+    assert (page.form.fields[NAME], page.form.fields["key:trigger_word"]) == ("other", "own"), "typed at the same time"
+    page = Page(client, "/new?example=quickstart.yaml").fill({FOLDER: "datasets/other"})
+    assert page.form.fields[NAME] == "quickstart"
+
+
+def test_a_proposed_name_is_one_that_the_command_line_takes(client, ui):
+    for dataset in ("zumi my owl", "12_été (1)!", "…"):
+        shutil.copytree(PHOTOS, ui.datasets / dataset)
+        name = Page(client, f"/new?dataset={dataset}").form.fields[NAME]
+        assert NewConfig(type="new", job_name=name, folder="datasets").job_name == name
+        assert name == {"zumi my owl": "zumi_my_owl", "…": "my_character"}.get(dataset, "été_1")
 
 
 def test_without_a_gpu_the_page_promises_none(client, ui):
@@ -602,6 +672,20 @@ def test_commands_and_keys_in_what_the_check_says_lead_to_the_page(client, ui):
     (ui.datasets / "40_photo" / "coffee.txt").unlink()
     page = Page(client, "/new?dataset=40_photo").fill({"key:trigger_word": ""})
     assert '<a href="/tools/lint">lint</a> shows the crops' in page.answer.text
-    assert 'value="search:default_caption" formaction="/new#keys"' in page.answer.text
-    page.press("search:default_caption")
-    assert page.form.fields["wanted"] == "default_caption" and "key:datasets[].default_caption" in page.form.fields
+    assert '<a href="#f-instruction">&#x27;default_caption&#x27;</a>' in page.answer.text.replace("&#39;", "&#x27;")
+    assert 'id="f-instruction"' in page.answer.text and "search:default_caption" not in page.answer.text
+    page.press("search:caption_dropout_rate")
+    assert page.form.fields["wanted"] == "caption_dropout_rate"
+    assert "key:datasets[].caption_dropout_rate" in page.form.fields
+
+
+def test_a_key_in_a_message_leads_to_its_field_or_to_the_search():
+    fields = {"datasets[].default_caption": "f-instruction", "model.name_or_path": "f-model"}
+    for said, leads in (
+        ("default_caption", 'href="#f-instruction"'),
+        ("datasets[].default_caption", 'href="#f-instruction"'),
+        ("validation.default_caption", 'value="search:default_caption" formaction="/new#keys"'),
+        ("caption_ext: json", 'value="search:caption_ext" formaction="/new#keys"'),
+    ):
+        assert leads in linked(f"or give '{said}'", fields)
+    assert 'value="search:default_caption"' in linked("or give 'default_caption'")
