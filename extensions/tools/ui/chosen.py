@@ -20,6 +20,9 @@ _OF_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "magnitude", "oft_", ".a1.", 
 """Parts of the keys of files that are more than a LoRA."""
 
 
+Why = Literal["recommended", "last", "last_of_unknown"]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """One saved file of a run."""
@@ -29,8 +32,8 @@ class Chosen:
     """Bytes."""
 
     step: int | None
-    why: Literal["recommended", "last"]
-    """Because `best` recommends it, or because it was saved last."""
+    why: Why
+    """Because `best` recommends it, or because it was saved last; of unknown: `best` cannot tell."""
 
     programs: Literal["lora", "other"]
     """Which programs load it: the key of a text."""
@@ -47,13 +50,16 @@ def chosen_file(folder: Path) -> Chosen | None:
     None: the run has saved nothing yet, or a model folder, which is not one file.
     """
     saved = {file.path.name: file for file in list_network_files(folder)}
-    recommended, last = read_object(folder / MEASURED).get("recommended"), last_saved(folder)
+    measured, last = read_object(folder / MEASURED), last_saved(folder)
+    recommended = measured.get("recommended")
     is_measured = isinstance(recommended, str) and recommended in saved
     name = recommended if is_measured else last.name if last else ""
     file = saved.get(str(name))
     if file is None or not file.path.is_file():
         return None
-    return Chosen(file.path, file.size, file.step, "recommended" if is_measured else "last", _programs(file.path))
+    is_told = not measured.get("files") or recommended is not None
+    why: Why = "recommended" if is_measured else "last" if is_told else "last_of_unknown"
+    return Chosen(file.path, file.size, file.step, why, _programs(file.path))
 
 
 def _programs(path: Path) -> Literal["lora", "other"]:

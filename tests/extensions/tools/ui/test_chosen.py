@@ -33,6 +33,9 @@ def test_the_file_is_the_recommended_one_or_the_last(make_run: Callable[..., Pat
     (folder / "best.json").write_text(json.dumps({"recommended": "one_000000005.safetensors"}))
     best = chosen_file(folder)
     assert best is not None and (best.name, best.why, best.step) == ("one_000000005.safetensors", "recommended", 5)
+    (folder / "best.json").write_text(json.dumps({"recommended": None, "files": [{"file": "one.safetensors"}]}))
+    unknown = chosen_file(folder)
+    assert unknown is not None and (unknown.name, unknown.why) == ("one.safetensors", "last_of_unknown")
     for damaged in ('{"recommended": "../secret"}', '{"recommended": ["x"]}', "[]", '{"recommended": "run.json"}'):
         (folder / "best.json").write_text(damaged)
         found = chosen_file(folder)
