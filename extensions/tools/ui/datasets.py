@@ -525,6 +525,8 @@ def lint(data: Dataset) -> None:
         values = section.get(flag, ())
         given = [values] if isinstance(values, str) else values
         flags += [f"--{flag.replace('_', '-')}={value}" for value in given]
+    if data.view["trigger"]:
+        flags.append(f"--trigger-word={data.view['trigger']}")
 
     def check() -> None:
         fault = "it has ended"

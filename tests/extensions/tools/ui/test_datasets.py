@@ -227,7 +227,7 @@ def test_partners_are_shown_together_and_orphans_with_what_to_do(page: TestClien
     text = page.get("/datasets/eyes").text
     assert "2 pairs, " in text and "2 without a partner" in text and "6 images" not in text
     assert text.index("thumbs/before/1.png") < text.index("thumbs/after/1.png") < text.index("thumbs/before/2.png")
-    assert "No image before. Drop “y”" in text and "No image after. Drop “x”" in text
+    assert "before. Drop the image “y” into Before" in text and "after. Drop the image “x” into After" in text
     assert "2 pairs, " in page.get("/datasets").text
     alone = page.get("/datasets/eyes?only=alone").text
     assert 'data-name="after/y.png"' in alone and 'data-name="after/1.png"' not in alone
@@ -292,7 +292,17 @@ def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeyp
         assert time.monotonic() < deadline
         time.sleep(0.01)
     control = f"--control-path={eyes}/before"
-    assert asked == [("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")]
+    flags = ("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")
+    assert asked.pop() == flags
+    data = views.datasets.read_dataset(ui, "eyes")
+    views.datasets.keep_view(data, {"trigger": "zumi"})
+    while page.get("/datasets/eyes/lint").json()["status"] == "running":
+        time.sleep(0.01)
+    page.post("/datasets/eyes/lint")
+    while not asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert asked == [(*flags, "--trigger-word=zumi")], "the word that the captions were asked to hold"
 
 
 def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:
@@ -442,7 +452,8 @@ def test_an_image_that_shares_its_stem_leaves_the_caption(page: TestClient, ui: 
     picture(folder / "a.jpg")
     text = page.get("/datasets/pipo?only=broken").text
     assert text.count("share the stem") >= 1
-    page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"})
+    told = page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"}).text
+    assert "1 image moved to the trash." in told
     assert (folder / "a.png").is_file() and (folder / "a.txt").is_file() and not (folder / "a.jpg").exists()
 
 
