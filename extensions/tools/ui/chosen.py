@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from extensions.tools.shared.run_job import last_saved
+from extensions.tools.shared.examples import MASCOTS
+from extensions.tools.shared.run_job import BASE_MODEL, last_saved
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.safetensors_io import tensor_shapes
+from toolkit.files.safetensors_io import read_metadata, tensor_shapes
 from toolkit.files.writing import read_object
 from toolkit.train.run_reader import list_network_files
 
@@ -21,6 +22,7 @@ _OF_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "magnitude", "oft_", ".a1.", 
 
 
 Why = Literal["recommended", "last", "last_of_unknown"]
+Programs = Literal["lora", "other", "small"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Chosen:
     why: Why
     """Because `best` recommends it, or because it was saved last; of unknown: `best` cannot tell."""
 
-    programs: Literal["lora", "other"]
+    programs: Programs
     """Which programs load it: the key of a text."""
 
     @property
@@ -62,8 +64,10 @@ def chosen_file(folder: Path) -> Chosen | None:
     return Chosen(file.path, file.size, file.step, why, _programs(file.path))
 
 
-def _programs(path: Path) -> Literal["lora", "other"]:
+def _programs(path: Path) -> Programs:
     try:
+        if read_metadata(path).get(BASE_MODEL) == MASCOTS:
+            return "small"
         keys = tensor_shapes(path)
     except UserError:  # a damaged file, or none that is read here
         return "other"
