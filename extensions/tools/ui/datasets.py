@@ -613,6 +613,7 @@ def _summary(ui: Ui, name: str, before: dict[str, Any] | None) -> dict[str, Any]
         "alone": data.alone,
         "repeats": data.repeats,
         "missing": data.missing,
+        "has_instruction": bool(data.is_pairs and data.view["instruction"]),
         "first": [data.id_of(image.path) for image in data.images[:4]],
         "size": data.size,
     }

@@ -208,7 +208,7 @@ def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) 
     text = page.get("/datasets/pipo").text
     assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
     assert "1 pair, " in text and "2 without a partner" in text, "the mask is not an image of its own"
-    assert text.count("No image before. Drop “") == 2
+    assert text.count("No image before. Drop the image “") == 2
 
 
 @pytest.fixture
@@ -285,7 +285,10 @@ def test_a_choice_that_is_none_is_told_at_its_field_and_stays_there(
 def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("extensions.tools.ui.datasets.run_py", lambda *flags, **_: asked.append(flags) or (0, "", "no"))
-    page.post("/datasets/eyes/view", data={"instruction": "add eyes"})
+    assert "without a caption</a>" in page.get("/datasets/eyes").text
+    shown = page.post("/datasets/eyes/view", data={"instruction": "add eyes"}).text
+    assert "with the instruction</a>" in shown and 'placeholder="the instruction: add eyes"' in shown
+    assert "without a caption</a>" not in shown and "with the instruction</span>" in page.get("/datasets").text
     page.post("/datasets/eyes/lint")
     deadline = time.monotonic() + 10
     while not asked:
