@@ -468,6 +468,9 @@ def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, u
         time.sleep(0.1)
     text = page.get("/datasets/pipo?only=found").text
     assert "is small" in text and "has changed since" not in text
+    assert re.search(r'<span class="warn">\d+ findings in 3 images</span>', text)
+    names = "4_pipo/a.png, 4_pipo/b.png, 4_pipo/c.png"
+    assert re.search(rf"<summary>3 images: is small[^<]*</summary>{names}</details>", text), "one line for all three"
     save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
     text = page.get("/datasets/pipo").text
     assert "is small" in text and "has changed since" in text
