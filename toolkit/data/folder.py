@@ -131,6 +131,9 @@ class FolderInfo:
     mask_looks: tuple[MaskLook, ...] = ()
     """What the pixels of its masks tell, of those that were measured."""
 
+    has_default: bool = False
+    """Whether images without a caption train with `default_caption`."""
+
 
 @dataclass(frozen=True)
 class DatasetScan:
@@ -798,6 +801,7 @@ def _build(folder: FoundFolder, trigger_word: str | None, reg_weight: float) -> 
         with_alpha,
         converted,
         mask_looks,
+        has_default=bool(dataset.default_caption),
     )
 
 

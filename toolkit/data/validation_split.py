@@ -96,7 +96,8 @@ def split_validation(
         found = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
-        note += f", {missing} without caption" if missing else ""
+        what = "with 'default_caption'" if dataset.default_caption else "without caption"
+        note += f", {missing} {what}" if missing else ""
         notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
         return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
     samples = _measured([s for folder in scan.folders if not folder.is_reg for s in folder.samples], pairs)

@@ -76,6 +76,9 @@ class FolderPlan:
     most_cut: tuple[tuple[str, float], ...] = ()
     """Names of the images of which most is cut off, and their shares."""
 
+    has_default: bool = False
+    """Whether images without a caption train with `default_caption`."""
+
     @property
     def sizes(self) -> int:
         """Distinct training sizes asked for; each image is one sample per size."""
@@ -92,6 +95,7 @@ class FolderPlan:
             "images": self.images,
             "repeats": self.repeats,
             "missing_captions": self.missing_captions,
+            "has_default_caption": self.has_default,
             "captions": {str(count): images for count, images in self.captions.items()},
             "references": {str(count): images for count, images in self.references.items()},
             "layers": {str(count): images for count, images in self.layers.items()},
@@ -268,6 +272,7 @@ def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample])
                 mask_share=fmean(look.share for look in folder.mask_looks) if folder.mask_looks else None,
                 converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
                 is_reg=folder.is_reg,
+                has_default=folder.has_default,
                 layers=dict(sorted(Counter(len(sample.layers) for sample in images if sample.layers).items())),
                 cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
                 most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
@@ -299,7 +304,8 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
+        what = "with 'default_caption'" if folder.has_default else "without caption"
+        lines.insert(1, f"    {what}: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
 
 

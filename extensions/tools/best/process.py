@@ -20,6 +20,7 @@ from extensions.tools.best.characters import Table, images_of, lines_of, nearest
 from extensions.tools.best.config import BestConfig
 from extensions.tools.best.embedding import Embedder, adherence, distance
 from extensions.tools.shared.encoded_run import encoded_run
+from extensions.tools.shared.run_job import validation_every
 from jobs.process import BaseExtensionProcess
 from toolkit.config.dataset import LOSS, ValidationConfig
 from toolkit.config.sections import DiffusionSection
@@ -51,10 +52,10 @@ logger = logging.getLogger(__name__)
 
 BASE = "base model"
 
-CANNOT_TELL = (
+_CANNOT_TELL = (
     "no images are held out, and the loss of those of the training is lowest where they are known by heart. Look at "
     "the samples, and take the earliest file that shows what you want. To measure it, train with "
-    "'validation: {fraction: 0.1, every: 250}'"
+    "'validation: {{fraction: 0.1, every: {every}}}'"
 )
 """Why no file of a run without validation is recommended."""
 
@@ -108,7 +109,7 @@ class BestProcess(BaseExtensionProcess):
         if bench.is_held_out:
             chosen, reason = recommend(candidates, measured[0], compared)
         else:
-            reason = CANNOT_TELL
+            reason = _CANNOT_TELL.format(every=validation_every(measured[-1].step or 0))
         beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
         for line in table(measured):
             logger.info(line)

@@ -293,7 +293,8 @@ def no_caption(data: Dataset, config: LintConfig) -> Found:
         for placeholder in PLACEHOLDERS:
             without = without.replace(placeholder, "")
         if not item.is_reg and not without.strip(" .,;:"):
-            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else "an empty prompt"
+            of_job = "the trigger word of the job alone" if os.path.isdir(config.path) else "an empty prompt"
+            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else of_job
             yield item.sample.image, f"has no caption: it trains with {prompt}"
 
 

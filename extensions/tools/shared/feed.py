@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from extensions.tools.shared.series import series_of
+from extensions.tools.shared.html_page import moment, texts
+from extensions.tools.shared.series import IN_STEPS, series_of
 from toolkit.files import run_files
 from toolkit.files.redact import redact_json, redact_text
 from toolkit.files.writing import open_regular
@@ -49,7 +50,8 @@ class Feed:
         no rows: a page begins with the curves.
 
         `rows`: metrics of new steps. `anew`: the curves have to be fetched again, because the run went back to an
-        earlier step or there are too many new rows. `events`, `log`: what was added. `status`: as it is now.
+        earlier step or there are too many new rows. `events`, `log`: what was added. `status`: as it is now, with the
+        `facts` of `facts_of`.
         """
         seen, _, rest = cursor.partition("_")
         events_seen, _, log_seen = rest.partition("_")
@@ -57,7 +59,9 @@ class Feed:
         rows = self.metrics.rows_since(seen)
         events = read_events(self.folder, events_seen)
         log, log_end = log_since(self.folder / run_files.LOG, log_seen)
-        news: dict[str, Any] = {"status": status_of(self.run())}
+        run = self.run()
+        facts = facts_of(run, self.metrics.total(*IN_STEPS))
+        news: dict[str, Any] = {"status": status_of(run) | {"facts": facts}}
         if rows is None and seen:
             news["anew"] = True
         if rows:
@@ -80,6 +84,24 @@ def status_of(run: RunInfo) -> dict[str, Any]:
         "now": redact_text(run.now.line()) if run.now else "",
         "share": run.now.share if run.now else None,
         "error": redact_text(run.error or ""),
+    }
+
+
+def facts_of(run: RunInfo, seconds: float) -> dict[str, str]:
+    """The facts of a run that change while it trains: key of `run.facts` in texts.json -> as the page shows it, empty
+    where it is not known. seconds: spent in its steps."""
+    words = texts()["run"]
+    best = run.best_loss is not None
+    return {
+        "loss": "" if run.loss is None else f"{run.loss:.4g}",
+        "best": words["best_at"].format(loss=run.best_loss, step=run.best_step or 0) if best else "",
+        "speed": "" if run.step_s is None else words["per_step"].format(time=run.step_s),
+        "time": run_files.duration(seconds) if seconds else "",
+        "lr": "" if run.lr is None else f"{run.lr:.3g}",
+        "epoch": "" if run.epoch is None else f"{run.epoch + 1:,}",
+        "images": "" if run.samples is None else f"{run.samples:,}",
+        "skipped": f"{run.skipped:,}" if run.skipped else "",
+        "updated": moment(run.updated),
     }
 
 

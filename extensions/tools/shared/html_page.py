@@ -15,6 +15,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -62,9 +63,14 @@ def environment(*folders: Path) -> Environment:
         "points": points,
         "size": readable_size,
         "address": lambda text: quote(str(text), safe="", errors="backslashreplace"),
-        "time": lambda moment: f"{moment:%Y-%m-%d %H:%M} UTC" if moment else "",
+        "time": moment,
     }
     return made
+
+
+def moment(time: datetime | None) -> str:
+    """A moment to the minute, such as `2026-11-01 10:00 UTC`; empty for None."""
+    return f"{time:%Y-%m-%d %H:%M} UTC" if time else ""
 
 
 def points(values: Sequence[float], width: int, height: int) -> str:

@@ -62,6 +62,11 @@ def last_saved(folder: Path) -> Path | None:
     return max(found, key=step).path if found else None
 
 
+def validation_every(steps: int) -> int:
+    """A distance of validations that a run of so many steps has several of: what advice names as `validation.every`."""
+    return min(250, max(1, steps // 8))
+
+
 def model_of(file: Path) -> ModelConfig:
     """The model of a LoRA file, or of a folder with a trained model: as the job of the run has it in whose folder it
     lies, else the one that its metadata names, if that is on this disk or published.

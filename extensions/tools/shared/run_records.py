@@ -15,7 +15,7 @@ from typing import Any
 
 from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
-from extensions.tools.shared.feed import Feed
+from extensions.tools.shared.feed import Feed, facts_of
 from extensions.tools.shared.series import IN_STEPS, Curve
 from toolkit.config.dataset import CAPTION_SUFFIXES
 from toolkit.files.redact import redact, redact_text
@@ -61,7 +61,7 @@ def page_values(run: RunInfo, feed: Feed) -> tuple[dict[str, Any], str]:
     found = {
         "run": run,
         "folder": run.folder,
-        "seconds": feed.metrics.total(*IN_STEPS),
+        "now_facts": facts_of(run, feed.metrics.total(*IN_STEPS)),
         "memory": next((row for row in reversed(rows) if row.get("event") == "memory"), {}),
         "which": which_file(run.folder),
         "warnings": [row for row in rows if row.get("event") == "warning"][-MOST_WARNINGS:],

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from extensions.tools.shared.run_job import last_saved
+from extensions.tools.shared.examples import MASCOTS
+from extensions.tools.shared.run_job import BASE_MODEL, last_saved
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
-from toolkit.files.safetensors_io import tensor_shapes
+from toolkit.files.safetensors_io import read_metadata, tensor_shapes
 from toolkit.files.writing import read_object
 from toolkit.train.run_reader import list_network_files
 
@@ -18,6 +19,10 @@ MEASURED = "best.json"
 
 _OF_OTHER_KINDS = ("hada_", "lokr_", "dora_scale", "magnitude", "oft_", ".a1.", ".diff")
 """Parts of the keys of files that are more than a LoRA."""
+
+
+Why = Literal["recommended", "last", "last_of_unknown"]
+Programs = Literal["lora", "other", "small"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,10 @@ class Chosen:
     """Bytes."""
 
     step: int | None
-    why: Literal["recommended", "last"]
-    """Because `best` recommends it, or because it was saved last."""
+    why: Why
+    """Because `best` recommends it, or because it was saved last; of unknown: `best` cannot tell."""
 
-    programs: Literal["lora", "other"]
+    programs: Programs
     """Which programs load it: the key of a text."""
 
     @property
@@ -47,17 +52,22 @@ def chosen_file(folder: Path) -> Chosen | None:
     None: the run has saved nothing yet, or a model folder, which is not one file.
     """
     saved = {file.path.name: file for file in list_network_files(folder)}
-    recommended, last = read_object(folder / MEASURED).get("recommended"), last_saved(folder)
+    measured, last = read_object(folder / MEASURED), last_saved(folder)
+    recommended = measured.get("recommended")
     is_measured = isinstance(recommended, str) and recommended in saved
     name = recommended if is_measured else last.name if last else ""
     file = saved.get(str(name))
     if file is None or not file.path.is_file():
         return None
-    return Chosen(file.path, file.size, file.step, "recommended" if is_measured else "last", _programs(file.path))
+    is_told = not measured.get("files") or recommended is not None
+    why: Why = "recommended" if is_measured else "last" if is_told else "last_of_unknown"
+    return Chosen(file.path, file.size, file.step, why, _programs(file.path))
 
 
-def _programs(path: Path) -> Literal["lora", "other"]:
+def _programs(path: Path) -> Programs:
     try:
+        if read_metadata(path).get(BASE_MODEL) == MASCOTS:
+            return "small"
         keys = tensor_shapes(path)
     except UserError:  # a damaged file, or none that is read here
         return "other"

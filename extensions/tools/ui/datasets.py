@@ -525,6 +525,8 @@ def lint(data: Dataset) -> None:
         values = section.get(flag, ())
         given = [values] if isinstance(values, str) else values
         flags += [f"--{flag.replace('_', '-')}={value}" for value in given]
+    if data.view["trigger"]:
+        flags.append(f"--trigger-word={data.view['trigger']}")
 
     def check() -> None:
         fault = "it has ended"
@@ -611,6 +613,7 @@ def _summary(ui: Ui, name: str, before: dict[str, Any] | None) -> dict[str, Any]
         "alone": data.alone,
         "repeats": data.repeats,
         "missing": data.missing,
+        "has_instruction": bool(data.is_pairs and data.view["instruction"]),
         "first": [data.id_of(image.path) for image in data.images[:4]],
         "size": data.size,
     }

@@ -89,6 +89,7 @@ def test_json_has_exactly_the_documented_shape() -> None:
                 "images": 3,
                 "repeats": 20,
                 "missing_captions": 1,
+                "has_default_caption": False,
                 "captions": {"1": 3},
                 "references": {"2": 3},
                 "layers": {},
@@ -118,6 +119,12 @@ def test_render_shows_each_folder_and_the_further_lines() -> None:
         "disk: about 1 GB",
     ):
         assert part in text
+
+
+def test_images_without_a_caption_train_with_the_default_one() -> None:
+    folders = [replace(folder, has_default=True) for folder in SEED_001]
+    text = make_plan(folders, (1024, 512)).render()
+    assert "with 'default_caption': 1 of 70" in text and "without caption" not in text
 
 
 def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:

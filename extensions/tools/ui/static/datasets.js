@@ -152,13 +152,14 @@ document.addEventListener('keydown', event => {
   }
 });
 
+if (location.hash === '#lint') document.querySelector('#lint')?.closest('details').setAttribute('open', '');
 const lint = document.querySelector('[data-status=running]');
 if (lint) {
   const look = setInterval(async () => {
     const answer = await ask(lint.dataset.lint).catch(() => ({status: 'running'}));
     if (answer.status === 'running' || [...document.querySelectorAll('form.caption')].some(mark)) return;
     clearInterval(look);
-    location.hash = 'lint';  // opens what is around it
+    location.hash = 'lint';  // opens the panel, see above
     location.reload();
   }, 1000);
 }

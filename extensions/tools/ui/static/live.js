@@ -33,15 +33,12 @@ function takeRows(rows) {
 }
 
 // ---------------------------------------------------------------- what is new
-const facts = {loss: status => status.loss?.toPrecision(4), speed: status => status.step_s && `${status.step_s.toPrecision(3)} s per step`};
-
 function showStatus(status) {
   if (status.status !== data.status.status) return location.reload();  // other buttons, other facts
-  if (status.loss !== null && !document.querySelector('[data-fact=loss]')) return renew('#state', 'dl.facts');
-  for (const [name, text] of Object.entries(facts)) {
-    const place = document.querySelector(`[data-fact=${name}]`);
-    if (place && text(status)) place.textContent = text(status);
-  }
+  const known = Object.entries(status.facts).filter(([, text]) => text);
+  const placeOf = name => document.querySelector(`[data-fact=${name}]`);
+  if (known.some(([name]) => !placeOf(name))) return renew('#state', 'dl.facts');
+  for (const [name, text] of known) placeOf(name).textContent = text;
   const bar = document.querySelector('.doing progress'), line = document.querySelector('.doing .line');
   if (bar && status.share !== null) bar.value = status.share;
   else bar?.removeAttribute('value');
@@ -57,6 +54,7 @@ function take(news) {
     if (Number.isInteger(event.step) && event.event !== 'memory') latest.marks?.push([event.step, event.event]);
     if (event.event === 'warning') renew('#notices');
     if (['sample', 'save'].includes(event.event)) renew('#state', 'dl.facts', '#files');
+    if (event.event === 'memory') renew('dl.facts');
   }
   const tail = $('tail');
   if (news.log && tail) {

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from extensions.tools.shared.html_page import texts
+from extensions.tools.shared.run_job import validation_every
 from extensions.tools.ui import commands, uploads
 from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
@@ -275,9 +276,9 @@ def compare(request: Request, form: Form) -> Response:
     output = run.folder / COMPARED
     grid = ["grid", *(f"--lora={short(file)}" for file in files), f"--prompts={short(prompts)}"]
     grid += [f"--trigger-word={settings.trigger_word}"] if settings.trigger_word else []
-    words = texts()["after"]["compare"]
+    words, numbers = (texts()["after"][key] for key in ("compare", "compare_numbers"))
     best = ["best", f"--run={short(run.folder)}"]
-    _enqueue(ui, [*grid, f"--output={short(output)}"], f"{words}: {run.name}", best, f"best: {run.name}")
+    _enqueue(ui, [*grid, f"--output={short(output)}"], f"{words}: {run.name}", best, f"{numbers}: {run.name}")
     return RedirectResponse(f"{_address(ui, run)}#compared", 303)
 
 
@@ -301,13 +302,15 @@ def _compared(ui: Ui, run: RunInfo) -> dict[str, Any]:
     return {
         "comparison": {"columns": columns, "rows": rows} if rows else None,
         "measured": _measured(run.folder),
+        "every": validation_every(run.total_steps or 0),
         "comparing": [*grid, *_states(ui, "best", short(run.folder))],
         "file_names": columns[1:],
     }
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """What `best` has found: `recommended`, `reason` and `rows` of file, step, loss and drift; empty: nothing."""
+    """What `best` has found: `recommended` (empty: it cannot tell, as no images are held out), `reason` and `rows` of
+    file, step, loss and drift; empty: nothing."""
     found = read_object(folder / MEASURED)
     files = found.get("files")
     rows = [row for row in files if isinstance(row, dict)] if isinstance(files, list) else []
@@ -315,7 +318,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     shown = [
         row for row in shown if isinstance(row["file"], str) and all(_is_number(row[k]) for k in ("loss", "drift"))
     ]
-    texts_ = {key: redact_text(str(found.get(key, ""))) for key in ("recommended", "reason", "measured_on")}
+    texts_ = {key: redact_text(str(found.get(key) or "")) for key in ("recommended", "reason", "measured_on")}
     return texts_ | {"rows": shown} if shown else {}
 
 

@@ -192,6 +192,7 @@ def _page(
         buckets=data.buckets,
         findings=found,
         orphans=[_orphan(data, path) for path in data.orphans] if page == 1 else [],
+        folded=_folded(data),
         others={path: rows for path, rows in found["by_file"].items() if path not in data.sizes},
         faults={place: text for place, text in data.faults.items() if place not in data.sizes},
         folders=[name for name in datasets.names(data.ui) if name != data.name],
@@ -252,6 +253,15 @@ def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
         "stem": Path(image.path).stem,
         "table": data.id_of(image.table) if image.table else "",
     }
+
+
+def _folded(data: Dataset) -> list[tuple[str, list[str]]]:
+    """Each finding of images with the names of those that have it, the most frequent first."""
+    found: dict[str, list[str]] = {}
+    for path, rows in data.findings["by_file"].items():
+        for message in dict.fromkeys(row["message"] for row in rows if path in data.sizes):
+            found.setdefault(message, []).append(data.id_of(path))
+    return sorted(found.items(), key=lambda each: -len(each[1]))
 
 
 def _place(data: Dataset, path: str) -> list[str]:

@@ -65,7 +65,7 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         base="base.html.j2",
         id=id_,
         here=here,
-        cost=cost(ui, run),
+        cost=_cost(ui, run),
         is_stopping=(run.folder / CONTROL / "stop").exists(),
         chosen_file=chosen,
         chosen_sample=chosen_sample(samples, chosen.step if chosen else None),
@@ -181,7 +181,7 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
         while not ui.is_stopping():
             try:
-                news, now = await run_in_threadpool(feed(ui, folder).news, cursor)
+                news, now = await run_in_threadpool(_news, ui, folder, cursor)
             except RunError:  # its folder is gone: the page asks again, and is told so
                 return
             if now != cursor or news["status"] != status:
@@ -196,10 +196,24 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
         streams.discard(key)
 
 
+def _news(ui: Ui, folder: Path, cursor: str) -> tuple[dict[str, Any], str]:
+    """`Feed.news`, with what the run has cost."""
+    watched = feed(ui, folder)
+    found, end = watched.news(cursor)
+    found["status"]["facts"]["cost"] = _cost(ui, watched.run())
+    return found, end
+
+
+def _cost(ui: Ui, run: RunInfo) -> str:
+    """`cost` as the page shows it; empty where it is not known."""
+    amount = cost(ui, run)
+    return "" if amount is None else f"{amount:.2f}"
+
+
 def news(request: Request) -> Response:
     """The same for those whose streams are cut."""
     ui, run = _asked(request)
-    found, cursor = feed(ui, run.folder).news(request.query_params.get("since", ""))
+    found, cursor = _news(ui, run.folder, request.query_params.get("since", ""))
     return Json({**found, "cursor": cursor})
 
 

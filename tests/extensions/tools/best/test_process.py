@@ -141,6 +141,7 @@ def test_files_of_a_run_that_broke_down_are_left_out(
     assert found["recommended"] is found["steps_beyond"] is None, "without validation the lowest loss tells nothing"
     assert not any(line.startswith("recommended") for line in said)
     assert any(line.startswith("cannot tell which file is best: no images are held out") for line in said)
+    assert "fraction: 0.1, every: 1}" in found["reason"], "a run of 4 steps would never reach 250"
     with pytest.raises(ConfigErrors, match="no section 'validation', so no file can be recommended"):
         section_of("best", [str(run), "--link"])
 

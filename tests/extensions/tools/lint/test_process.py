@@ -91,7 +91,7 @@ def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture
     (folder / "2.txt").write_text("")
     with pytest.raises(RunError):
         run("photos", "--json", "--resolution", 256)
-    message = "has no caption: it trains with an empty prompt"
+    message = "has no caption: it trains with the trigger word of the job alone"
     found = {"check": "no_caption", "file": "photos/2.png", "message": message}
     assert json.loads(capsys.readouterr().out) == {"images": 6, "ignored": 0, "findings": [found], "pairs": []}
 

@@ -83,7 +83,27 @@ def test_a_run_that_is_watched_before_its_first_step_shows_its_numbers(
     until(lambda: points(browser) >= 1, 5)
     until(lambda: browser.run("return document.querySelector('[data-fact=loss]')?.textContent") == "0.125", 5)
     assert "2 / 9" in browser.text("#state") and is_clean(browser)
-    assert not browser.run("return document.getElementById('no-curves')"), "no empty card stays below the curves"
+    assert browser.run("return document.getElementById('no-curves').hidden"), "no empty card stays below the curves"
+
+
+def test_all_facts_of_a_run_that_trains_go_on(browser: Browser, served: Served, make_run: Callable[..., Path]) -> None:
+    early = {"epoch": 0, "samples": 10, "lr": 1e-3, "updated": "2026-11-01T10:00:00Z"}
+    folder = make_run("one", status="running", **early)
+    browser.open(f"{served.address}/runs/one")
+    places = "[...document.querySelectorAll('[data-fact]')]"
+    shown = f"return Object.fromEntries({places}.map(e => [e.dataset.fact, e.textContent]))"
+    assert browser.run(shown).items() >= {"epoch": "1", "images": "10", "lr": "0.001", "time": "5s"}.items()
+    run = json.loads((folder / "run.json").read_text())
+    later = {"epoch": 59, "samples": 6000, "lr": 5e-5, "updated": "2026-11-01T11:30:00Z", "step": 6000, "skipped": 2}
+    later |= {"best": {"loss": 0.125, "step": 4000}, "loss": 0.5, "step_s": 2.0}
+    (folder / "run.json").write_text(json.dumps(run | later))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 11, "loss": 0.1, "step_s": 115.0}) + "\n")
+    expected = {"epoch": "60", "images": "6,000", "lr": "5e-05", "time": "2m00s", "best": "0.125 at step 4,000"}
+    expected |= {"loss": "0.5", "speed": "2 s per step", "skipped": "2"}
+    expected |= {"updated": "2026-11-01 11:30 UTC"}
+    until(lambda: browser.run(shown).items() >= expected.items(), 5)
+    assert is_clean(browser)
 
 
 def test_curves_have_a_name_and_a_table(browser: Browser, served: Served, make_run: Callable[..., Path]) -> None:

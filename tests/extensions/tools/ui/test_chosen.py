@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from extensions.tools.shared.run_records import sample_table
 from extensions.tools.ui.chosen import chosen_file, chosen_sample
@@ -33,6 +35,9 @@ def test_the_file_is_the_recommended_one_or_the_last(make_run: Callable[..., Pat
     (folder / "best.json").write_text(json.dumps({"recommended": "one_000000005.safetensors"}))
     best = chosen_file(folder)
     assert best is not None and (best.name, best.why, best.step) == ("one_000000005.safetensors", "recommended", 5)
+    (folder / "best.json").write_text(json.dumps({"recommended": None, "files": [{"file": "one.safetensors"}]}))
+    unknown = chosen_file(folder)
+    assert unknown is not None and (unknown.name, unknown.why) == ("one.safetensors", "last_of_unknown")
     for damaged in ('{"recommended": "../secret"}', '{"recommended": ["x"]}', "[]", '{"recommended": "run.json"}'):
         (folder / "best.json").write_text(damaged)
         found = chosen_file(folder)
@@ -48,6 +53,13 @@ def test_the_programs_are_those_of_its_kind(make_run: Callable[..., Path], key: 
     save(folder / "one.safetensors", key)
     found = chosen_file(folder)
     assert found is not None and found.programs == programs
+
+
+def test_a_file_of_the_small_model_is_for_that_model_alone(make_run: Callable[..., Path]) -> None:
+    folder = make_run("one")
+    save_file({"a.lora_B.weight": torch.zeros(1)}, folder / "one.safetensors", {"base_model": "tiny_mascots"})
+    found = chosen_file(folder)
+    assert found is not None and found.programs == "small"
 
 
 def test_a_run_without_a_file_or_a_sample_has_none(make_run: Callable[..., Path]) -> None:

@@ -208,7 +208,7 @@ def test_references_and_masks_are_beside_their_images(page: TestClient, ui: Ui) 
     text = page.get("/datasets/pipo").text
     assert "/datasets/before/thumbs/a.png" in text and "/datasets/pipo/thumbs/4_pipo/a_mask.png" in text
     assert "1 pair, " in text and "2 without a partner" in text, "the mask is not an image of its own"
-    assert text.count("No image before. Drop “") == 2
+    assert text.count("No image before. Drop the image “") == 2
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_partners_are_shown_together_and_orphans_with_what_to_do(page: TestClien
     text = page.get("/datasets/eyes").text
     assert "2 pairs, " in text and "2 without a partner" in text and "6 images" not in text
     assert text.index("thumbs/before/1.png") < text.index("thumbs/after/1.png") < text.index("thumbs/before/2.png")
-    assert "No image before. Drop “y”" in text and "No image after. Drop “x”" in text
+    assert "before. Drop the image “y” into Before" in text and "after. Drop the image “x” into After" in text
     assert "2 pairs, " in page.get("/datasets").text
     alone = page.get("/datasets/eyes?only=alone").text
     assert 'data-name="after/y.png"' in alone and 'data-name="after/1.png"' not in alone
@@ -285,14 +285,27 @@ def test_a_choice_that_is_none_is_told_at_its_field_and_stays_there(
 def test_the_check_knows_the_pairs(page: TestClient, ui: Ui, eyes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("extensions.tools.ui.datasets.run_py", lambda *flags, **_: asked.append(flags) or (0, "", "no"))
-    page.post("/datasets/eyes/view", data={"instruction": "add eyes"})
+    assert "without a caption</a>" in page.get("/datasets/eyes").text
+    shown = page.post("/datasets/eyes/view", data={"instruction": "add eyes"}).text
+    assert "with the instruction</a>" in shown and 'placeholder="the instruction: add eyes"' in shown
+    assert "without a caption</a>" not in shown and "with the instruction</span>" in page.get("/datasets").text
     page.post("/datasets/eyes/lint")
     deadline = time.monotonic() + 10
     while not asked:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     control = f"--control-path={eyes}/before"
-    assert asked == [("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")]
+    flags = ("lint", f"{eyes}/after", "--json", "--resolution=1024", control, "--default-caption=add eyes")
+    assert asked.pop() == flags
+    data = views.datasets.read_dataset(ui, "eyes")
+    views.datasets.keep_view(data, {"trigger": "zumi"})
+    while page.get("/datasets/eyes/lint").json()["status"] == "running":
+        time.sleep(0.01)
+    page.post("/datasets/eyes/lint")
+    while not asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert asked == [(*flags, "--trigger-word=zumi")], "the word that the captions were asked to hold"
 
 
 def test_a_caption_is_saved_whole_and_the_old_one_kept(page: TestClient, ui: Ui) -> None:
@@ -442,7 +455,8 @@ def test_an_image_that_shares_its_stem_leaves_the_caption(page: TestClient, ui: 
     picture(folder / "a.jpg")
     text = page.get("/datasets/pipo?only=broken").text
     assert text.count("share the stem") >= 1
-    page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"})
+    told = page.post("/datasets/pipo/delete", data={"chosen": "4_pipo/a.jpg"}).text
+    assert "1 image moved to the trash." in told
     assert (folder / "a.png").is_file() and (folder / "a.txt").is_file() and not (folder / "a.jpg").exists()
 
 
@@ -454,6 +468,9 @@ def test_findings_stand_at_their_images_until_the_next_check(page: TestClient, u
         time.sleep(0.1)
     text = page.get("/datasets/pipo?only=found").text
     assert "is small" in text and "has changed since" not in text
+    assert re.search(r'<span class="warn">\d+ findings in 3 images</span>', text)
+    names = "4_pipo/a.png, 4_pipo/b.png, 4_pipo/c.png"
+    assert re.search(rf"<summary>3 images: is small[^<]*</summary>{names}</details>", text), "one line for all three"
     save(page, "4_pipo/a.png", "new", version(page, "4_pipo/a.png"))
     text = page.get("/datasets/pipo").text
     assert "is small" in text and "has changed since" in text

@@ -66,6 +66,17 @@ def test_captions_by_keys_two_tabs_and_undo(browser: Browser, ui: Ui, address: s
 
 
 @pytest.mark.slow
+def test_the_panel_of_the_check_stays_open(browser: Browser, ui: Ui, address: str) -> None:
+    browser.open(f"{address}/datasets/pipo")
+    browser.run("document.getElementById('lint').closest('details').open = true")
+    browser.click("#lint form button")
+    browser.wait_for("/findings in 3 images/.test(document.querySelector('#lint')?.textContent)", 90)
+    assert browser.run("return document.getElementById('lint').closest('details').open")
+    browser.open(f"{address}/datasets/pipo")
+    assert not browser.run("return document.getElementById('lint').closest('details').open")
+
+
+@pytest.mark.slow
 def test_files_are_sent_deleted_and_brought_back(browser: Browser, ui: Ui, address: str, tmp_path: Path) -> None:
     sent = tmp_path / "写真.png"
     Image.effect_noise((2400, 2400), 90).convert("RGB").save(sent, compress_level=0)  # 17 MB: three pieces

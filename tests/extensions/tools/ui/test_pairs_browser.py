@@ -51,7 +51,7 @@ def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tm
     browser.wait_for("document.querySelectorAll('.drops [data-upload]').length == 2")
     send(browser, BEFORE, draw(sent / "before", "1", "2", "odd"))
     browser.wait_for("document.querySelectorAll('.orphan').length == 3")
-    assert "Drop “odd”" in browser.text(".orphans")
+    assert "Drop the image “odd”" in browser.text(".orphans")
     send(browser, AFTER, draw(sent / "after", "1", "2", "3", eyes=True))
     browser.wait_for("document.querySelectorAll('.duo .side').length == 6")
     folder = served.folder / "datasets" / "eyes"
@@ -62,7 +62,7 @@ def test_an_edit_is_trained_by_clicks_alone(browser: Browser, served: Served, tm
     beside = "[...document.querySelector('.image').querySelectorAll('img')].map(e => e.getAttribute('src'))"
     assert browser.run(f"return {beside}") == [f"/datasets/eyes/thumbs/{side}/1.png" for side in ("before", "after")]
     assert "2 pairs, 2 without a partner" in browser.text(".counts")
-    assert "No image before. Drop “3”" in browser.text(".hole")
+    assert "No image before. Drop the image “3”" in browser.text(".hole")
 
     browser.run("window.confirm = () => true")
     browser.click(".orphan [name=chosen]")

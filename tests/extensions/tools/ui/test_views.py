@@ -62,6 +62,17 @@ def test_the_page_of_a_run_shows_what_its_folder_holds(client: TestClient, make_
     assert client.get("/runs/one?step=nothing").status_code == 200
 
 
+def test_news_of_a_run_have_all_facts_as_the_page_shows_them(
+    client: TestClient, ui: Ui, make_run: Callable[..., Path]
+) -> None:
+    ui.price_per_hour = 2.0
+    make_run("one", steps=6000, step_s=2.0, epoch=59, samples=6000, lr=5e-5, skipped=2)
+    page, facts = client.get("/runs/one").text, client.get("/runs/one/news").json()["status"]["facts"]
+    assert (facts["epoch"], facts["cost"], facts["time"]) == ("60", "6.67", "50m00s")
+    for key, text in facts.items():
+        assert (f'<dd data-fact="{key}">{text}</dd>' in page) == bool(text)
+
+
 def test_what_looks_wrong_is_a_notice(client: TestClient, make_run: Callable[..., Path]) -> None:
     folder = make_run("one")
     row = {"time": "2026-11-01T10:00:00Z", "event": "warning", "step": 7, "kind": "step_time"}

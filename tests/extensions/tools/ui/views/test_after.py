@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from extensions.tools.ui.queue import RUNNING, Queue, trains_elsewhere
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views.queue import queue_of
+from toolkit.system.nvidia import Gpu
 from toolkit.train.lock import run_lock
 
 FORM = {"file": "one.safetensors", "prompt": "a cat", "strength": "0.8", "seed": "7", "count": "2", "width": "64"}
@@ -134,12 +135,19 @@ def test_what_somebody_looks_at_comes_before_runs_that_wait(client: TestClient, 
     ]
 
 
-def test_a_run_that_was_started_elsewhere_is_told(client: TestClient, ui: Ui, run: Path, make_run) -> None:
+def test_a_run_that_was_started_elsewhere_is_told(
+    client: TestClient, ui: Ui, run: Path, make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_lora(run / "one.safetensors")
     client.post("/runs/one/try", data=FORM)
     other = make_run("other", status="running")
     with run_lock(other):
-        assert "It begins when other has ended" in client.get("/runs/one/tried").text
+        monkeypatch.setattr("extensions.tools.ui.machine.ask_nvml", lambda: (None, []))
+        told = client.get("/runs/one/tried").text
+        assert "It begins when other has ended, because both need this machine&#39;s processor." in told
+        monkeypatch.setattr("extensions.tools.ui.machine.ask_nvml", lambda: ("", [Gpu("a GPU", 8, 1, 0)]))
+        ui.memory.pop("machine_look")
+        assert "because both need the GPU." in client.get("/runs/one/tried").text
         assert [found.name for found in trains_elsewhere(ui.runs(), queue_of(ui).entries())] == ["other"]
         entry = queue_of(ui).save(queue_of(ui).entries()[0], state=RUNNING, runs=(str(other),))
         assert trains_elsewhere(ui.runs(), [entry]) == []
@@ -152,11 +160,26 @@ def test_all_files_are_compared_by_two_commands(client: TestClient, ui: Ui, run:
     grid, best = argv(ui)
     assert grid[:3] == ["grid", "--lora=output/one/one_000000005.safetensors", "--lora=output/one/one.safetensors"]
     assert grid[-1] == "--output=output/one/compared" and best == ["best", "--run=output/one"]
+    assert [entry.name for entry in queue_of(ui).entries()] == [
+        "Compare all files: one",
+        "Compare all files, the numbers: one",
+    ]
     prompts = (run / "compared" / "prompts.yaml").read_text()
     assert "pipo as a cat" in prompts and "two" in prompts and "control.png" in prompts
     (run / "one_000000005.safetensors").unlink()
     assert client.post("/runs/one/compare").status_code == 409
     assert "Compare all files</button>" not in client.get("/runs/one").text
+
+
+def test_what_cannot_be_measured_is_said_with_a_remedy_on_the_page(client: TestClient, run: Path) -> None:
+    assert "measures which one to use" in client.get("/runs/one").text
+    rows = [{"file": "one.safetensors", "step": 10, "loss": 0.5, "drift": 0.125}]
+    measured = {"recommended": None, "reason": "no images are held out", "measured_on": "the images", "files": rows}
+    (run / "best.json").write_text(json.dumps(measured))
+    for text in (client.get("/runs/one").text, client.get("/runs/one/compared").text):
+        assert "It cannot be told which file is best: no images are held out." in text and "0.1250" in text
+        assert "validation.every to 1." in text, "a run of 10 steps would never reach 250"
+        assert "Use None" not in text and "Use :" not in text and "measures which one to use" not in text
 
 
 @pytest.mark.parametrize(
