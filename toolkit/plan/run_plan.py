@@ -304,8 +304,9 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        what = "with 'default_caption'" if folder.has_default else "without caption"
-        lines.insert(1, f"    {what}: {folder.missing_captions} of {folder.images}")
+        count = f"{folder.missing_captions} of {folder.images}"
+        told = f"    with 'default_caption': {count}" if folder.has_default else f"    without caption: {count}"
+        lines.insert(1, told)
     return "\n".join(lines)
 
 
