@@ -269,7 +269,7 @@ def test_a_job_of_several_processes_whose_images_are_yet_to_come_has_a_plan(clie
     page = Page(client, "/new?example=quickstart.yaml")
     before = page.yaml
     page.fill({MODEL: "", STEPS: "11"})
-    assert "name_or_path" in page.errors()[0] and "steps: 11" in page.yaml, "a model that is none stops nothing else"
+    assert "Choose a model." in page.errors()[0] and "steps: 11" in page.yaml, "a model that is none stops nothing else"
     assert page.yaml.splitlines()[:30] == before.splitlines()[:30], "nor does it change another process"
     page.fill({MODEL: str(EXAMPLES / "tiny_mascots")})
     assert "Ready to start" in page.form.text and "which an earlier process of the job writes" in page.form.text
