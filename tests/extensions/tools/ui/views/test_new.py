@@ -479,7 +479,7 @@ def test_a_job_is_made_corrected_and_started_in_a_browser(
     typed(browser, "#f-folder", "datasets/40_photo")
     typed(browser, "#f-name", "zuzu")
     browser.wait_for(
-        "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 7"
+        "document.querySelector('.verdict.good') && document.querySelectorAll('.cards .fits').length === 9"
     )
     assert 'folder_path: "datasets/40_photo"' in browser.run("return document.getElementById('yaml').value")
     browser.click("details.text > summary")
