@@ -2,7 +2,8 @@
 
 Each job runs in a process of its own, as a user runs it (`run.py`), on a random model that is large beside the program
 itself. Its plan (`--dry-run --json`) is held against the most that it had of memory without pages of files (RssAnon,
-looked at every 5 ms), as the plan counts it. `--cards` prints the table of docs/memory.md instead: the published model on GPUs, by the same arithmetic.
+looked at every 5 ms), as the plan counts it. `--cards` prints the table of docs/memory.md instead: the published model
+on GPUs, by the same arithmetic.
 """
 
 from __future__ import annotations

@@ -205,9 +205,15 @@ class Bench:
                 raise SystemExit(f"the job ended before its first step:\n{''.join(said)}{process.stdout.read()}")
             time.sleep(POLL_S)
         found = Start(*ready, time.perf_counter() - begin, cpu_seconds(process.pid), disk_bytes(process.pid))
+        while process.poll() is None and self._is_being_kept():
+            time.sleep(POLL_S)
         process.kill()
         process.communicate()
         return found
+
+    def _is_being_kept(self) -> bool:
+        """Whether a start still writes the quantized transformer: a thread flushes it while the steps begin."""
+        return any((self.output / "_cache" / "models").glob(".*.tmp"))
 
     def _job(self, name: str) -> Path:
         section = {
