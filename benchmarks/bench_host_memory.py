@@ -89,10 +89,7 @@ class Job:
             stdout=(self.folder / f"{name}.out").open("w"),
             stderr=subprocess.STDOUT,
         )
-        most = 0
-        while process.poll() is None:
-            most = max(most, anonymous_bytes(process.pid))
-            time.sleep(POLL_S)
+        most = most_anonymous_bytes(process)
         if process.returncode:
             raise SystemExit((self.folder / f"{name}.out").read_text("utf-8"))
         planned = said["memory"]["host_bytes"]
@@ -121,6 +118,15 @@ class Job:
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps({"job": "extension", "config": {"name": name, "process": [section]}}))
         return path
+
+
+def most_anonymous_bytes(process: subprocess.Popen[Any]) -> int:
+    """Waits for a process to end, and gives the most of `anonymous_bytes` meanwhile, looked at every POLL_S."""
+    most = 0
+    while process.poll() is None:
+        most = max(most, anonymous_bytes(process.pid))
+        time.sleep(POLL_S)
+    return most
 
 
 def anonymous_bytes(pid: int) -> int:

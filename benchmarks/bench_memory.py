@@ -27,6 +27,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from benchmarks import report  # noqa: E402
+from benchmarks.bench_host_memory import most_anonymous_bytes  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
@@ -34,6 +35,8 @@ from toolkit.models import kept  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
 from toolkit.plan.memory_inputs import group_items  # noqa: E402
 from toolkit.plan.memory_plan import Machine, plan_memory  # noqa: E402
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 SPEC = TinySpec(layers=6, heads=24)
 """Width 768: 130 million weights."""
@@ -49,29 +52,6 @@ JOBS: dict[str, dict[str, Any]] = {
     },
 }
 """What each job has of its own; `resolution` is its datasets'."""
-
-WORKER = """
-import runpy, sys, threading, time
-from pathlib import Path
-
-most = 0
-
-def look():
-    global most
-    while True:
-        status = Path("/proc/self/status").read_text()
-        anonymous = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-        most = max(most, int(anonymous.split()[1]))
-        time.sleep(0.005)
-
-threading.Thread(target=look, daemon=True).start()
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print(most)
-"""
-"""Runs a program, and prints the most kB that it had at once of memory that is no page of a file."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,8 +91,7 @@ def measure(folder: Path, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     job = folder / "job.json"
     job.write_text(json.dumps(job_of(folder, name, own)), encoding="utf-8")
     plan = json.loads(run("run.py", "--dry-run", "--json", job))["processes"][0]["memory"]
-    peak = run("-c", WORKER, "run.py", job).splitlines()[-1]
-    measured = 1024 * int(peak)
+    measured = watched(folder / "job.out", "run.py", job)
     off = plan["host_bytes"] / measured - 1
     predicted, phase = plan["host_bytes"], max(plan["phases"], key=lambda name: sum(plan["phases"][name].values()))
     print(f"{name:<30} {predicted / 1e9:>7.2f} GB {measured / 1e9:>7.2f} GB  {off:>+9.1%}   {phase}", flush=True)
@@ -135,12 +114,24 @@ def job_of(folder: Path, name: str, own: Mapping[str, Any]) -> dict[str, Any]:
     return {"job": "extension", "config": {"name": name.replace(" ", "_").replace(",", ""), "process": [section]}}
 
 
+def watched(output: Path, *command: object) -> int:
+    """Runs a Python process to its end, and gives the most memory that it had without pages of files. output: file for
+    what it prints, which is shown when it fails."""
+    with output.open("w") as file:
+        process = subprocess.Popen(_words(command), cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file)
+        most = most_anonymous_bytes(process)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{output.read_text()}")
+    return most
+
+
+def _words(command: Sequence[object]) -> list[str]:
+    return [sys.executable, *map(str, command)]
+
+
 def run(*command: object) -> str:
     """What a Python process prints; its messages are shown when it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run(_words(command), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}\n{done.stderr}")
     return done.stdout

@@ -173,7 +173,7 @@ def draw_pictures(folder: Path) -> None:
 
 
 class Bench:
-    """Starts of one checkout in a training folder of its own."""
+    """Starts of one checkout, in its own training folder."""
 
     def __init__(self, folder: Path, checkout: Path, name: str, qtype: str, only_ready: bool) -> None:
         """only_ready: ends a start where the steps begin."""

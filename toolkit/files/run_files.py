@@ -136,7 +136,8 @@ def final_files(folder: Path, name: str) -> list[Path]:
 
 def workflow_files(folder: Path, name: str) -> list[Path]:
     """The workflows for ComfyUI of a run that are there."""
-    return [path for ending in WORKFLOWS if (path := folder / f"{name}{ending}").is_file()]
+    paths = [folder / f"{name}{ending}" for ending in WORKFLOWS]
+    return [path for path in paths if path.is_file()]
 
 
 def is_own_result(path: Path) -> bool:

@@ -85,10 +85,11 @@ def check_count(tensors: int) -> None:
         raise ValueError(f"it holds {tensors:,} tensors, and {MOST_TENSORS:,} are the most")
 
 
-def framed(header: str) -> bytes:
-    """A header as JSON text with its length before it, padded so that the tensors behind it are aligned."""
+def framed(header: str, alignment: int = 8) -> bytes:
+    """A header as JSON text with its length before it, padded so that the tensors behind it begin at a multiple of
+    `alignment` bytes."""
     text = header.encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(LENGTH_BYTES + len(text)) % alignment)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 

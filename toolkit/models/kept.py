@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from toolkit.errors import RunError
 from toolkit.files.mapped import mapped_bytes
-from toolkit.files.safetensors_io import LENGTH_BYTES, METADATA, read_header
+from toolkit.files.safetensors_io import METADATA, framed, read_header
 from toolkit.files.writing import (
     TEMP_FILE_GLOB,
     atomic_write_dir,
@@ -263,7 +263,8 @@ class KeptReader:
             missing = model.load_state_dict(tensors, strict=False, assign=True).missing_keys
         except RuntimeError as error:
             raise DamagedEntryError(f"what is around the blocks is of another model: {str(error)[:100]}") from error
-        if lost := [name for name in missing if not name.startswith(without)]:
+        lost = [name for name in missing if not name.startswith(without)]
+        if lost:
             raise DamagedEntryError(f"it lacks {lost[0]}")
         with suppress(OSError):  # the time of its last use
             os.utime(self._kept.folder / MANIFEST)
@@ -384,7 +385,8 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
     pieces: list[Any] = []
     end = 0
     for name, tensor in state:
-        if gap := -end % ALIGNMENT:
+        gap = -end % ALIGNMENT
+        if gap:
             header[f"{GAP}{len(pieces)}"] = {"dtype": "U8", "shape": [gap], "data_offsets": [end, end + gap]}
             pieces.append(bytes(gap))
             end += gap
@@ -394,14 +396,13 @@ def _write(path: Path, state: Iterable[tuple[str, Tensor]], layers: str) -> int:
         pieces.append(_bytes_of(raw))
         end += raw.nbytes
     header[METADATA] = {"layers": layers, "crc32": str(_checksum(pieces))}
-    text = json.dumps(header).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % PAGE)
+    frame = framed(json.dumps(header), PAGE)
     with path.open("wb", buffering=0) as file:
-        for piece in (len(text).to_bytes(LENGTH_BYTES, "little") + text, *pieces):
+        for piece in (frame, *pieces):
             view = memoryview(piece)
             while view.nbytes:
                 view = view[file.write(view) :]
-    return LENGTH_BYTES + len(text) + end
+    return len(frame) + end
 
 
 def _read_into(file: Any, memory: Tensor) -> None:

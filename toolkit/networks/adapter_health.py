@@ -34,6 +34,7 @@ from toolkit.networks.lora_formats import (
     without_prefix,
 )
 from toolkit.networks.multiplied_files import form_of, read_stored, with_ia3_names
+from toolkit.networks.targets import block_in
 from toolkit.networks.unread_kinds import unread_kind
 from toolkit.version import NAME
 
@@ -344,13 +345,9 @@ def _is_initial(sound: Mapping[str, LayerDelta]) -> bool:
 def _is_end_of_text(zero: Collection[str], sound: Collection[str]) -> bool:
     """Whether only layers of the text in the last block are zero: what follows the last attention on that side reaches
     no pixel, so that it stays as it was in a good file."""
-    block_of = {}
-    for name in sound:
-        number = re.search(r"blocks[._](\d+)[._]", name)
-        if number:
-            block_of[name] = int(number[1])
-    last = max(block_of.values(), default=0)
-    text_of_last = {name for name, block in block_of.items() if block == last and TEXT_SIDE.search(name)}
+    numbers = [number for number in map(block_in, sound) if number is not None]
+    last = max(numbers, default=0)
+    text_of_last = {name for name in sound if block_in(name) == last and TEXT_SIDE.search(name)}
     return set(zero) <= text_of_last and set(zero) < set(sound)
 
 

@@ -1,11 +1,23 @@
-"""Selects the layers that an adapter is attached to."""
+"""Selects the layers that an adapter is attached to, and reads what their names say."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from toolkit.config.network import NetworkConfig, matching
 from toolkit.errors import UserError
+
+_BLOCK = re.compile(r"blocks[._](\d+)[._]")
+
+
+def block_in(name: str) -> int | None:
+    """The number of the block in the name of a layer, or of a tensor in a file; None: it is in none.
+
+    Example: `block_in("transformer_blocks.3.attn.to_q")` is 3.
+    """
+    match = _BLOCK.search(name)
+    return int(match[1]) if match else None
 
 
 def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[str]:

@@ -165,7 +165,8 @@ def asked_card(text: str) -> Card:
             return card
     if found := card_here(text):
         return found
-    if (size := re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)) and int(size[1]):
+    size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
+    if size and int(size[1]):
         return assumed_card(int(size[1]))
     near = [card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)]
     offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

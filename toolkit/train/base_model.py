@@ -125,9 +125,7 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
         qtype=model.qtype,
         dtype=str(dtype),
         device="cpu" if model.low_vram else device,
-        merged=[
-            [_hash_of(Path(one.path).expanduser(), "model.base_loras"), one.multiplier] for one in model.base_loras
-        ],
+        merged=[[_hash_of(Path(one.path).expanduser(), MERGED), one.multiplier] for one in model.base_loras],
         recovery=recovery,
     )
     return f"{model.qtype}_{key[:32]}"

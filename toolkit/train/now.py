@@ -1,7 +1,7 @@
 """Keeps what a run does (`toolkit.files.now`): the line of the terminal, `now` in run.json, the time that is left.
 
 The time left is that of the plan at first; what is measured takes its place part by part. run.json is written by a
-thread of its own, at most once a second: whoever tells a step or an image waits for no disk.
+separate thread, at most once a second: whoever tells a step or an image waits for no disk.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ class RunNow:
     def _left_of_phase(self) -> float | None:
         if self._phase == STEP:
             return self._left_of_steps()
-        if self._phase in RECURRING.values() and (each := self._each(self._phase)) and self._of:
+        each = self._each(self._phase) if self._phase in RECURRING.values() else None
+        if each and self._of:
             return (self._of - (self._done or 1) + 1) * each
         if self._done is None or self._of is None or self._counted_from is None or self._done <= self._counted_from:
             return None
@@ -169,7 +170,8 @@ class RunNow:
     def _left_of(self, part: str) -> float:
         """Seconds left of a part; 0 where nothing is known of it."""
         planned = self._planned.get(part, 0.0)
-        if phase := RECURRING.get(part):
+        phase = RECURRING.get(part)
+        if phase:
             return self._left_of_recurring(part, phase, planned)
         is_over = self._step_s is not None if part == "compiling" else self._is_past(part)
         if is_over:

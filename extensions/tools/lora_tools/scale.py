@@ -6,11 +6,12 @@ import logging
 
 from extensions.tools.lora_tools.config import ScaleConfig
 from extensions.tools.lora_tools.files import read_lora, refuse_what_needs_the_base, write_lora
-from extensions.tools.shared.blocks import block_in, read_blocks, strength_in
+from extensions.tools.shared.blocks import read_blocks, strength_in
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.networks.lora_formats import read_tensors
 from toolkit.networks.programs import split_key
+from toolkit.networks.targets import block_in
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +43,11 @@ class ScaleProcess(BaseExtensionProcess):
             if not known & {*range(one.first, one.last + 1)}:
                 has = f"It has blocks {min(known)} to {max(known)}." if known else "Its layers are in no blocks."
                 raise UserError(f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}")
-        strengths = {key: strength for key in tensors if (strength := strength_in(key, blocks)) != 1}
+        strengths = {key: strength_in(key, blocks) for key in tensors}
+        strengths = {key: strength for key, strength in strengths.items() if strength != 1}
         scaled = {key for key in strengths if key.endswith(SCALED)}
-        if left := {split_key(key)[0] for key in strengths} - {split_key(key)[0] for key in scaled}:
+        left = {split_key(key)[0] for key in strengths} - {split_key(key)[0] for key in scaled}
+        if left:
             raise UserError(f"{section.input}: {min(left)} is in a form that is not scaled. Convert the file first.")
         for key in scaled:
             exact = tensors[key].float() * strengths[key]

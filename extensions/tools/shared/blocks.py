@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from toolkit.config.process import Diagnostic
 from toolkit.errors import UserError
+from toolkit.networks.targets import block_in
 
 BAKED = re.compile(r".+_blocks_\d+\.safetensors")
 """Names that the page of a run gives to files with strengths per block."""
@@ -18,7 +19,6 @@ BAKED = re.compile(r".+_blocks_\d+\.safetensors")
 MOST_GROUPS = 6
 """Groups of blocks on the page."""
 
-_BLOCK = re.compile(r"blocks[._](\d+)[._]")
 _ENTRY = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?:([+-]?(?:\d+\.?\d*|\.\d+))")
 
 
@@ -56,12 +56,6 @@ def check_blocks(key: str, texts: Sequence[str]) -> Iterator[Diagnostic]:
         yield Diagnostic((key,), str(error))
 
 
-def block_in(name: str) -> int | None:
-    """The number of the block in the name of a layer, or of a tensor in a file; None: it is in none."""
-    match = _BLOCK.search(name)
-    return int(match[1]) if match else None
-
-
 def strength_in(name: str, blocks: Iterable[Blocks]) -> float:
     """The strength of a layer, or of a tensor in a file; 1 where no entry names its block."""
     block = block_in(name)
@@ -70,7 +64,8 @@ def strength_in(name: str, blocks: Iterable[Blocks]) -> float:
 
 def groups_of(names: Iterable[str]) -> list[str]:
     """The blocks of a file's tensors in at most MOST_GROUPS groups of one size: `0-9`, `10-19`."""
-    count = max((block for name in names if (block := block_in(name)) is not None), default=-1) + 1
+    numbers = [number for number in map(block_in, names) if number is not None]
+    count = max(numbers, default=-1) + 1
     size = -(-count // MOST_GROUPS) or 1
     ends = [(first, min(first + size, count) - 1) for first in range(0, count, size)]
     return [f"{first}-{last}" if last > first else str(first) for first, last in ends]

@@ -80,7 +80,8 @@ class TrySettings:
         argv = ["generate", f"--lora={file}:{strength}", f"--prompt={prompt}"]
         argv += [f"--{name}={side}" for name, side in zip(("width", "height"), sides, strict=True) if side]
         argv += [f"--seed={seed}" for seed in seeds]
-        if (first := self.first) is not None:
+        first = self.first
+        if first is not None:
             shared = {"steps": first.sample_steps, "cfg": first.guidance_scale, "flow-shift": first.flow_shift}
             argv += [f"--{name}={value:g}" for name, value in shared.items() if value is not None]
             argv += [f"--negative={first.neg}"] if first.neg.strip() else []

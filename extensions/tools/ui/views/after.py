@@ -62,7 +62,8 @@ def _asked(request: Request) -> tuple[Ui, RunInfo]:
 
 def _values(ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: Any = None) -> dict[str, Any]:
     """What the template names of the parts of this module. given: the form as it was sent. faults: field -> message."""
-    found: dict[str, Any] = {"try_settings": (settings := settings_of(run)), "try_faults": faults or {}}
+    settings = settings_of(run)
+    found: dict[str, Any] = {"try_settings": settings, "try_faults": faults or {}}
     if settings is not None:
         found |= {"given": _form(run, settings) | (given or {}), "sent": _sent(run), **_tried(ui, run)}
         found["groups"] = settings.groups()
@@ -112,13 +113,19 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------ try it
 
 
-@posted(files=10, fields=30, part_size=2**16)
-def try_it(request: Request, form: Form) -> Response:
-    """Puts an image of the form into the queue, before the runs that wait there."""
+def _asked_file(request: Request, form: Form) -> tuple[Ui, RunInfo, TrySettings]:
+    """The run of a form, and what can be tried of it. Raises HTTPException for a file that it does not have."""
     ui, run = _asked(request)
     settings = settings_of(run)
     if settings is None or (form.get("file") or "") not in settings.files:
         raise HTTPException(404, "no such file")
+    return ui, run, settings
+
+
+@posted(files=10, fields=30, part_size=2**16)
+def try_it(request: Request, form: Form) -> Response:
+    """Puts an image of the form into the queue, before the runs that wait there."""
+    ui, run, settings = _asked_file(request, form)
     images, seed = whole(form.get("count", ""), 1, MOST_SEEDS) or 1, whole(form.get("seed", ""), 0, 2**62)
     faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
     strength = number(form.get("strength", ""))
@@ -152,10 +159,7 @@ def _blocks(form: Form) -> tuple[list[str], dict[str, str]]:
 @posted(files=10, fields=30, part_size=2**16)
 def bake(request: Request, form: Form) -> Response:
     """Writes the file of the form with its strengths per block as a new file of the run."""
-    ui, run = _asked(request)
-    settings = settings_of(run)
-    if settings is None or (form.get("file") or "") not in settings.files:
-        raise HTTPException(404, "no such file")
+    ui, run, settings = _asked_file(request, form)
     blocks, faults = _blocks(form)
     if not faults and not blocks:
         faults = {"blocks": texts()["after"]["blocks_none"]}
