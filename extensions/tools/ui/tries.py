@@ -166,7 +166,7 @@ class Tried:
 def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
     """The images in a folder that say how they were made, the latest first."""
     found: list[Tried] = []
-    for path in sorted(folder.glob("*.png"), key=_modified, reverse=True)[:most]:
+    for path in sorted(folder.glob("*.png"), key=modified_at, reverse=True)[:most]:
         try:
             found.append(Tried.of(path.name, read_settings(path)))
         except UserError:
@@ -174,7 +174,8 @@ def tried_in(folder: Path, most: int = MOST_IMAGES) -> list[Tried]:
     return found
 
 
-def _modified(path: Path) -> float:
+def modified_at(path: Path) -> float:
+    """When a file was written last, in seconds since 1970; 0 for one that has been deleted meanwhile."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -25,7 +25,7 @@ from extensions.tools.ui.chosen import MEASURED, chosen_file
 from extensions.tools.ui.decoder import decoder
 from extensions.tools.ui.queue import DONE, RUNNING, STOPPED, WAITING, trains_elsewhere
 from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, run_id, ui_of, whole
-from extensions.tools.ui.tries import COMPARED, TRIED, TrySettings, compared_files, settings_of, tried_in
+from extensions.tools.ui.tries import COMPARED, TRIED, TrySettings, compared_files, modified_at, settings_of, tried_in
 from extensions.tools.ui.views import run as run_view
 from extensions.tools.ui.views import tools
 from extensions.tools.ui.views.new import short
@@ -86,7 +86,7 @@ def _sent(run: RunInfo) -> list[str]:
     """Names of the control images that were sent, the latest first."""
     folder = run.folder / TRIED / SENT
     files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
-    return [path.name for path in sorted(files, key=lambda path: -path.stat().st_mtime)]
+    return [path.name for path in sorted(files, key=modified_at, reverse=True)]
 
 
 def _tried(ui: Ui, run: RunInfo) -> dict[str, Any]:
