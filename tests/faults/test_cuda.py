@@ -615,6 +615,50 @@ def test_the_device_notices_what_it_is_for(device, run_there) -> None:
     run_there(SEEN)
 
 
+TWO_THREADS = """
+import threading
+import torch
+from tests.stand_in_cuda import built, install
+
+install(built())
+
+
+class Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        ctx.save_for_backward(tensor.clone())
+        return 2 * tensor
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad + 0 * ctx.saved_tensors[0]
+
+
+def wait(stream, finished):
+    while not finished.is_set():
+        stream.record_event().synchronize()
+
+
+finished = threading.Event()
+waiting = threading.Thread(target=wait, args=(torch.cuda.Stream(), finished))
+waiting.start()
+for _ in range(500):
+    leaf = torch.ones(64, 64, device="cuda:0", requires_grad=True)
+    tensor = leaf
+    for _ in range(10):
+        tensor = Twice.apply(tensor) + leaf
+    tensor.sum().backward()
+finished.set()
+waiting.join()
+"""
+"""Tensors that Python knows are freed by the thread of a backward pass, while another thread waits for a copy."""
+
+
+@stand_in_only
+def test_one_thread_waits_for_a_copy_while_another_frees_tensors(device, run_there) -> None:
+    run_there(TWO_THREADS)
+
+
 # ------------------------------------------------------------ parts of the program, alone on the device
 
 PART = """

@@ -43,7 +43,11 @@ const c10::Device DEVICE(c10::kCUDA, 0);
 constexpr int GARBAGE = 0x7f;  // in every byte: NaN in half precision, 3.4e38 in single
 constexpr size_t ALIGNMENT = 512;
 
+// Python's own lock is given up before `everything` is taken, because whoever holds `everything` may free a tensor that
+// Python knows, which takes Python's. Memory is freed while Python's lock is held, so it has a lock inside of which
+// nothing else is taken.
 std::recursive_mutex everything;
+std::recursive_mutex memory_maps;
 using Lock = std::lock_guard<std::recursive_mutex>;
 
 // ------------------------------------------------------------ memory
@@ -58,7 +62,7 @@ struct DeviceMemory final : c10::Allocator {
   static std::map<size_t, std::vector<void*>>& unused() { static std::map<size_t, std::vector<void*>> all; return all; }
 
   c10::DataPtr allocate(size_t bytes) override {
-    Lock lock(everything);
+    Lock lock(memory_maps);
     size_t size = rounded(bytes);
     TORCH_CHECK_WITH(OutOfMemoryError, in_use + static_cast<int64_t>(size) <= limit,
                      "CUDA out of memory. Tried to allocate ", size, " bytes beside ", in_use, " of ", limit);
@@ -73,7 +77,7 @@ struct DeviceMemory final : c10::Allocator {
   }
 
   static void release(void* memory) {
-    Lock lock(everything);
+    Lock lock(memory_maps);
     size_t size = sizes()[memory];
     std::memset(memory, GARBAGE, size);
     in_use -= size;
@@ -90,20 +94,20 @@ struct PinnedMemory final : c10::Allocator {
   static std::map<const char*, size_t>& sizes() { static std::map<const char*, size_t> all; return all; }
 
   c10::DataPtr allocate(size_t bytes) override {
-    Lock lock(everything);
+    Lock lock(memory_maps);
     void* memory = std::aligned_alloc(ALIGNMENT, rounded(bytes));
     sizes()[static_cast<char*>(memory)] = rounded(bytes);
     return {memory, memory, &release, c10::Device(c10::kCPU)};
   }
 
   static void release(void* memory) {
-    Lock lock(everything);
+    Lock lock(memory_maps);
     sizes().erase(static_cast<char*>(memory));
     std::free(memory);
   }
 
   static bool holds(const void* place) {
-    Lock lock(everything);
+    Lock lock(memory_maps);
     auto next = sizes().upper_bound(static_cast<const char*>(place));
     if (next == sizes().begin()) return false;
     auto [begin, size] = *std::prev(next);
@@ -478,23 +482,31 @@ TORCH_LIBRARY_IMPL(aten, AutogradCUDA, library) { library.impl("scaled_dot_produ
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   // PyTorch keeps the hooks it was given first, those of a build without CUDA. Neither has members.
   new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks();
-  module.def("in_use", [] { return in_use; });
-  module.def("most", [] { return most; });
+  using Released = pybind11::call_guard<pybind11::gil_scoped_release>;
+  module.def("in_use", [] { Lock lock(memory_maps); return in_use; }, Released());
+  module.def("most", [] { Lock lock(memory_maps); return most; }, Released());
   module.def("sizes", [] {
+    Lock lock(memory_maps);
     std::vector<size_t> alive;
     for (auto& [_, size] : DeviceMemory::sizes()) alive.push_back(size);
     return alive;
-  });
-  module.def("set_limit", [](int64_t bytes) { limit = bytes; });
-  module.def("forget_most", [] { most = in_use; });
+  }, Released());
+  module.def("set_limit", [](int64_t bytes) { Lock lock(memory_maps); limit = bytes; }, Released());
+  module.def("forget_most", [] { Lock lock(memory_maps); most = in_use; }, Released());
   module.def("current", [] { return current; });
   module.def("enter", [](int64_t stream) { std::swap(current, stream); return stream; });
-  module.def("begun", [](int64_t stream) { return stream == DEFAULT ? done_by_default : streams[stream].begun; });
-  module.def("finish", [](int64_t stream, int64_t number) { finish(stream, stream == DEFAULT ? INT64_MAX : number); });
-  module.def("finish_all", finish_all);
+  module.def("begun", [](int64_t stream) {
+    Lock lock(everything);
+    return stream == DEFAULT ? done_by_default : streams[stream].begun;
+  }, Released());
+  module.def("finish", [](int64_t stream, int64_t number) {
+    finish(stream, stream == DEFAULT ? INT64_MAX : number);
+  }, Released());
+  module.def("finish_all", finish_all, Released());
   module.def("see_default", [](int64_t stream, int64_t number) {
+    Lock lock(everything);
     streams[stream].default_seen = std::max(streams[stream].default_seen, number);
-  });
-  module.def("host_waited", [] { return host_waited; });
-  module.def("waited_for", [] { return waited_for; });
+  }, Released());
+  module.def("host_waited", [] { Lock lock(everything); return host_waited; }, Released());
+  module.def("waited_for", [] { Lock lock(everything); return waited_for; }, Released());
 }
