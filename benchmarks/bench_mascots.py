@@ -34,11 +34,11 @@ from PIL import Image  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
+from toolkit.contracts.data import Size  # noqa: E402
+from toolkit.contracts.model import DiffusionModel  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.latent_cache import CachePair, ItemEncoder  # noqa: E402
-from toolkit.data.types import Size  # noqa: E402
 from toolkit.models.families import family_for  # noqa: E402
-from toolkit.models.interface import DiffusionModel  # noqa: E402
 from toolkit.models.loading import model_folder  # noqa: E402
 from toolkit.networks.applied import AppliedAdapters  # noqa: E402
 from toolkit.networks.lora_formats import load_adapter_file  # noqa: E402

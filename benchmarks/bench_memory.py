@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from benchmarks import report  # noqa: E402
 from benchmarks.bench_host_memory import most_anonymous_bytes  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models import kept  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402

@@ -24,7 +24,7 @@ from benchmarks.random_weights import DRAWN_SIZES, TEXT_TOKENS, write_folder  # 
 from benchmarks.simulation import simulate  # noqa: E402
 from benchmarks.synthetic import RANK, ModelSize  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.qwen_image.family import FAMILY  # noqa: E402
 from toolkit.plan.memory import MemoryEstimate  # noqa: E402

@@ -20,9 +20,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 from benchmarks.device_timer import forget_peaks, peaks
 from benchmarks.random_weights import DEVIATION
 from benchmarks.synthetic import SEED
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, encode_items
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel

@@ -31,8 +31,9 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
 from jobs.job import ExtensionJob
 from toolkit.config.loader import load_job
+from toolkit.contracts.data import PromptEmbeds
+from toolkit.contracts.training import StepResult
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import PromptEmbeds
 from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files import log
 from toolkit.memory import flops
@@ -44,7 +45,6 @@ from toolkit.plan.run_plan import RunPlan
 from toolkit.system.device import is_out_of_memory
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 KERNELS = "kernels"

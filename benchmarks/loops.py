@@ -15,16 +15,16 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from benchmarks.synthetic import RANK, SEED, ModelSize, load_model, make_batch
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.training import StepResult
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
-from toolkit.data.types import BatchSpec
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.int8_calibration import candidates
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.int8_calibration import calibrate_int8
-from toolkit.train.interface import StepResult
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback, Run

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
-from toolkit.data.types import EMBEDS, Size
+from toolkit.contracts.data import EMBEDS, Size
 from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions

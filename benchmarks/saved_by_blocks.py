@@ -2,8 +2,8 @@
 
 Blocks are traced and divided into a forward and a backward program as inductor does it, and no kernel is compiled. What
 the partitioner saves between the two is counted, for each family, kind of network, format of the weights and level of
-checkpointing, in the units of `toolkit.networks.kinds.ActivationUnits`, beside what the plan counts. The blocks are
-small: what is saved is proportional to tokens x width.
+checkpointing, in the units of `toolkit.contracts.network_kinds.ActivationUnits`, beside what the plan counts. The
+blocks are small: what is saved is proportional to tokens x width.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from toolkit.config.field_types import AUTO_LEVELS  # noqa: E402
-from toolkit.data.types import PromptEmbeds  # noqa: E402
+from toolkit.contracts.data import PromptEmbeds  # noqa: E402
+from toolkit.contracts.model import DiffusionModel  # noqa: E402
+from toolkit.contracts.network_kinds import KINDS  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions, family_for  # noqa: E402
-from toolkit.models.interface import DiffusionModel  # noqa: E402
 from toolkit.models.tiny import HEAD_DIM, TinySpec, write_tiny_model  # noqa: E402
-from toolkit.networks.kinds import KINDS  # noqa: E402
 from toolkit.plan.memory_inputs import count_trainable_params, step_shape  # noqa: E402
 from toolkit.system.device import DTYPES  # noqa: E402
 from toolkit.system.seeding import global_generator  # noqa: E402

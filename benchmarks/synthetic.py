@@ -16,8 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
+from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY

@@ -9,17 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jobs", "toolkit", "extensions")
 
-CONTRACTS = ("data/types.py", "models/interface.py", "networks/interface.py", "networks/kinds.py", "train/interface.py")
-"""Files of the toolkit that every room may import: one node of the drawing."""
-
 GROUND = ("toolkit/system", "toolkit/files", "toolkit")
 """Rooms that all others stand on: one node."""
 
 
 def room_of(path: str) -> str:
     """The room of a source file (POSIX path from the root); of extensions the folder."""
-    if path in {f"toolkit/{contract}" for contract in CONTRACTS}:
-        return "contracts"
     parts = path.removesuffix(".py").split("/")
     room = parts[0] if parts[0] in ("run", "jobs") else "/".join(parts[:2] if len(parts) > 2 else parts[:1])
     return "ground" if room in GROUND else room.removeprefix("toolkit/")

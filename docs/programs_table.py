@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from extensions.tools.lora_tools.lora_export import FORMATS, AdapterFile, export, why_not_exported
-from toolkit.networks.kinds import KINDS
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.networks.lora_formats import parse_adapter_tensors
 from toolkit.networks.programs import PROGRAMS, Program, program_findings
 from toolkit.networks.spelling import EXPORTED_PREFIX, SPELLINGS, spelled

@@ -18,7 +18,7 @@ from transformers import Qwen2Tokenizer, Qwen3VLForConditionalGeneration, Qwen3V
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from tests.diffusers_reference import CPU
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.model import QwenImage21Model

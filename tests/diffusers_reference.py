@@ -24,9 +24,9 @@ from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from toolkit.config.model_files import ModelFolder, family_of
+from toolkit.contracts.data import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
-from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel

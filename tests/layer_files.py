@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 
 SIZE = Size(96, 64)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.source_figures import circles, imported, sources
-from docs import drawing
 from tests.optimizer_names import INSTALLED
 from toolkit.optim.optimizer_args import EXTRAS, OPTIMIZERS
 
@@ -36,36 +35,29 @@ MAY_IMPORT = {
 }
 """Top level: what the code of each folder may import of ours. An extension may also import itself."""
 
-LIBRARY_LEVEL = {"optim", "networks", "models", "data", "memory", "flow"}
+LIBRARY_LEVEL = {"networks", "models", "data", "memory"}
 """Rooms of one level: what one needs of another is passed in by whoever wires them."""
-
-CONTRACTS = tuple(f"toolkit.{name.removesuffix('.py').replace('/', '.')}" for name in drawing.CONTRACTS)
-"""What the rooms agree on: types, protocols and abstract classes, which every room but `flow` may import."""
-
-READ_BY_CONFIG = (
-    "toolkit.flow.settings",
-    "toolkit.networks.kinds",
-    "toolkit.optim.optimizer_args",
-    "toolkit.optim.schedules",
-)
-"""Modules of rooms that hold what the keys of a section may be; they import no room."""
-
-LIGHT_FILES = [f"{module.replace('.', '/')}.py" for module in CONTRACTS]
 
 GROUND = {"", "system", "files"}
 """What every room stands on: the machine, what is written, and the modules that lie in toolkit/ itself."""
+
+BELOW_CONFIG = {"contracts", "flow", "optim"}
+"""The types and interfaces that rooms agree on, and the rooms that know no job: a section may read their names."""
 
 ROOMS_MAY_IMPORT = {
     "": {"files"},
     "system": {""},
     "files": {"", "system"},
-    "config": GROUND,
-    "plan": {"config", "train", *GROUND, *LIBRARY_LEVEL},
-    "train": {"config", *GROUND, *LIBRARY_LEVEL},
-    **{room: {"config", *GROUND} for room in LIBRARY_LEVEL},
+    "contracts": {"", "system"},
     "flow": set(),
+    "optim": {"contracts", *GROUND},
+    "config": {*BELOW_CONFIG, *GROUND},
+    **{room: {"config", "contracts", *GROUND} for room in LIBRARY_LEVEL},
+    "train": {"config", *BELOW_CONFIG, *GROUND, *LIBRARY_LEVEL},
+    "plan": {"config", "train", *BELOW_CONFIG, *GROUND, *LIBRARY_LEVEL},
 }
-"""Inside the toolkit, by folder; "" is the modules that lie in toolkit/ itself. A room may import itself."""
+"""Inside the toolkit, by folder, from the ground up; "" is the modules that lie in toolkit/ itself. A room may import
+itself."""
 
 FLOW_LIBRARIES = {"torch", "numpy"}
 """All that the mathematics may import besides the standard library."""
@@ -141,8 +133,6 @@ def wrong_arrows(name: str, text: str) -> list[str]:
             allowed |= here.startswith("extensions.tools.") and target.startswith("extensions.tools.shared")
         elif top == to == "toolkit":
             allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {room_of(here)}
-            allowed |= room_of(here) == "config" and target.startswith(READ_BY_CONFIG)
-            allowed |= room_of(here) != "flow" and target.startswith(CONTRACTS)
         else:
             allowed = to in MAY_IMPORT[top]
         if not allowed:
@@ -232,11 +222,13 @@ def test_imports_point_one_way() -> None:
         ("toolkit/networks/x.py", "import toolkit.optim.ema"),
         ("toolkit/models/qwen_image/x.py", "from toolkit.train.run import Run"),
         ("toolkit/config/x.py", "from toolkit.plan.run_plan import RunPlan"),
-        ("toolkit/config/x.py", "from toolkit.optim.optimizers import build_optimizer"),
+        ("toolkit/config/x.py", "from toolkit.networks.targets import matching"),
+        ("toolkit/contracts/x.py", "from toolkit.data.images import read_image"),
+        ("toolkit/optim/x.py", "from toolkit.config.train import TrainConfig"),
         ("toolkit/x.py", "from toolkit import data"),
         ("toolkit/train/x.py", "from jobs import job"),
         ("toolkit/train/x.py", "import extensions"),
-        ("toolkit/flow/x.py", "from toolkit.data.types import Batch"),
+        ("toolkit/flow/x.py", "from toolkit.contracts.data import Batch"),
         ("toolkit/flow/x.py", "import diffusers"),
         ("toolkit/flow/x.py", "def f():\n    from ..system.seeding import key"),
         ("jobs/x.py", "import run"),
@@ -296,7 +288,7 @@ def read_before_a_run() -> set[str]:
 
 
 def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
-    light = [*LIGHT_FILES, *tracked("toolkit/config"), *tracked("jobs"), "run.py"]
+    light = [*tracked("toolkit/contracts", "toolkit/config"), *tracked("jobs"), "run.py"]
     light = [name for name in light if not name.endswith("trainer.py")]  # a process imports them, as its process.py
     light += sorted(read_before_a_run())
     assert [name for name in light if imports_torch_at_once(source(name))] == []
@@ -305,13 +297,6 @@ def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
         for name in tracked("toolkit/config")
         if any(to.split(".")[0] == "torch" for to in imports(name, source(name)))
     ] == []
-
-
-def test_what_the_config_reads_of_other_rooms_is_light() -> None:
-    for name in [f"{module.replace('.', '/')}.py" for module in READ_BY_CONFIG]:
-        ours = [target for target in imports(name, source(name)) if target.startswith("toolkit.")]
-        heavy = [to for to in ours if room_of(to) not in GROUND and not to.startswith(CONTRACTS)]
-        assert heavy == [] and not imports_torch_at_once(source(name))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +317,7 @@ def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> N
 
 
 def test_what_planning_imports_loads_no_torch() -> None:
-    modules = [*map(module_of, tracked("toolkit/config", "jobs")), "run", "toolkit.data.items"]
-    modules += map(module_of, LIGHT_FILES)
+    modules = [*map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")), "run", "toolkit.data.items"]
     modules = [module for module in modules if not module.endswith("trainer")]
     modules += [
         module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))
@@ -434,7 +418,7 @@ def test_a_family_that_is_cited_as_a_source_is_let_be() -> None:
 
 
 def test_every_registry_entry_loads() -> None:
-    from toolkit.models.interface import ModelFacts
+    from toolkit.contracts.model import ModelFacts
     from toolkit.registry import Registry
 
     registries = {

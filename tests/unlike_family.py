@@ -21,9 +21,9 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.data.types import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.model import BlockForward, BlockWrapper, DiffusionModel, ModelFacts
 from toolkit.models.families import EncoderSize, ModelFamily, ModelLoadOptions, ModelSizeInfo
-from toolkit.models.interface import BlockForward, BlockWrapper, DiffusionModel, ModelFacts
 from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
 from toolkit.system.seeding import global_generator
 

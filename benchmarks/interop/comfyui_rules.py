@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.models.interface import ROWS_OF
+from toolkit.contracts.model import ROWS_OF
 
 MATRIX_KEYS = (
     (".lora_up.weight", ".lora_down.weight"),

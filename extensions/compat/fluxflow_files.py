@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, utc_now
 from toolkit.files.safetensors_io import merge_files
 from toolkit.files.writing import (
@@ -19,7 +20,6 @@ from toolkit.files.writing import (
     write_json,
 )
 from toolkit.train.callbacks.metrics import truncate_after_step
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 STATE = "training_state.json"

@@ -36,11 +36,11 @@ from extensions.from_scratch.losses_config import (
 )
 from extensions.from_scratch.perceptual import PerceptualDistance
 from extensions.from_scratch.pixels import PixelBatch
-from toolkit.data.types import BatchSpec, Size
+from toolkit.contracts.data import BatchSpec, Size
+from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.errors import UserError
 from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
-from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 """Source: Esser et al., taming-transformers, `VQLPIPSWithDiscriminator.calculate_adaptive_weight`."""

@@ -38,14 +38,14 @@ from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_faul
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import JobContext
 from toolkit.config.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import PREDICTIONS
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.image_data import ImageData
 from toolkit.data.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
-from toolkit.data.types import Size
 from toolkit.data.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
-from toolkit.models.interface import PREDICTIONS
 
 FLOW, TEXT_ENCODER = "flow", "text_encoder"
 """The roles."""

@@ -29,6 +29,8 @@ from extensions.from_scratch.start import START, require_start, source_hashes, s
 from extensions.from_scratch.trainer import LossBalance, RolesTrainer
 from extensions.from_scratch.writers import FlowWriter
 from jobs.process.image_trainer import Loader
+from toolkit.contracts.network import Network
+from toolkit.contracts.training import StepLosses, TrainStep
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.errors import UserError
@@ -39,7 +41,6 @@ from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.from_config import refuse_arguments
 from toolkit.networks.full import FullNetwork, modules_with_weights
-from toolkit.networks.interface import Network
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.system.device import DTYPES, configure_cuda
@@ -47,7 +48,6 @@ from toolkit.train.callbacks.sample import Samples
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.validation import Validation
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.interface import StepLosses, TrainStep
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role, step_in_backward

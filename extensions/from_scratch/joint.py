@@ -19,14 +19,14 @@ from torch import Tensor
 from extensions.from_scratch.autoencoder_step import AutoencoderStep, evaluating
 from extensions.from_scratch.autoencoders import Autoencoder, measure_latents
 from extensions.from_scratch.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from toolkit.contracts.data import BatchSpec, PromptEmbeds
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.dataloader import BatchLoader, LatentBatch, halved
 from toolkit.data.images import ImageError
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.errors import RunError
-from toolkit.models.interface import DiffusionModel
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 
 @dataclass(frozen=True)

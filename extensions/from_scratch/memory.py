@@ -41,14 +41,15 @@ from extensions.from_scratch.perceptual import PerceptualDistance
 from extensions.from_scratch.pixels import PixelBatch
 from extensions.from_scratch.plan import FLOAT, StepBytes, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
+from toolkit.contracts.data import BatchSpec, PromptEmbeds
+from toolkit.contracts.model import DynamicShift
+from toolkit.contracts.training import Backward
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.from_config import build
-from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import NO_CODE
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.number_types import DTYPE_BYTES
@@ -56,7 +57,6 @@ from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.plan.run_plan import SaveSize
 from toolkit.system.device import DTYPES
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.interface import Backward
 
 CPU = torch.device("cpu")
 

@@ -17,8 +17,8 @@ from extensions.from_scratch.roles_config import RolesSection
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.train import TrainConfig
+from toolkit.contracts.data import BucketedSample, Size
 from toolkit.data.image_data import ImageData
-from toolkit.data.types import BucketedSample, Size
 from toolkit.memory.estimate import GAPS_SHARE
 from toolkit.plan.memory import (
     CUDA_CONTEXT,

@@ -31,10 +31,10 @@ from extensions.from_scratch.perceptual import PerceptualDistance, load_perceptu
 from extensions.from_scratch.plan import memory_advice
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from jobs.process.image_trainer import ImageTrainer
+from toolkit.contracts.training import StepResult
 from toolkit.data.image_data import ImageData
 from toolkit.errors import RunError, UserError
 from toolkit.networks.save import to_cpu_copies
-from toolkit.train.interface import StepResult
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
 from toolkit.train.run import Callback, Run

@@ -23,8 +23,8 @@ from typing import Any
 from toolkit.config.model_files import single_files
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.data import Size
 from toolkit.data.captions import inject_trigger
-from toolkit.data.types import Size
 from toolkit.files.run_files import WORKFLOWS
 from toolkit.files.writing import atomic_write, read_object
 from toolkit.models.comfyui import CLIP_TYPE, MODELS, WITHOUT, ComfyModel

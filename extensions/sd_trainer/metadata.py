@@ -16,9 +16,9 @@ from typing import Any
 
 from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.spelling import STORED, Spelling
 from toolkit.plan.run_plan import RunPlan
 from toolkit.version import NAME, VERSION

@@ -28,21 +28,21 @@ from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleF
 from jobs.process.image_trainer import ImageTrainer
 from toolkit.config.dataset import LOSS, loss_in
 from toolkit.config.output import SamplePicture
+from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.image_data import ImageData
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.models.families import family_for, model_bytes
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import base_hashes, checked_family, model_folder
 from toolkit.networks.applied import Changes, NamedAdapters
-from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.spelling import SPELLINGS, STORED
 from toolkit.plan.diffusion import SdPlanner

@@ -20,6 +20,7 @@ from toolkit.config.model import QTYPE_SPELLINGS
 from toolkit.config.model_files import INDEX, ModelFolder, near_id, single_files
 from toolkit.config.output import SampleConfig, SampleItem
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.files.run_files import NEW_MODEL
 from toolkit.flow.settings import most_levels
@@ -34,7 +35,6 @@ from toolkit.models.families import (
     single_file_faults,
     unlike_distilled,
 )
-from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import ELEMENTWISE, requires_single_lr
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.system.distributed_env import read_distributed_env

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.rules import weight_file_findings
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, UserError
 from toolkit.memory.block_runner import BlockRunner
@@ -22,12 +25,9 @@ from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.hub import download_lora
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import model_folder
 from toolkit.networks.adapter import check_trained_kind
 from toolkit.networks.applied import Changes
-from toolkit.networks.interface import Network
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
 from toolkit.plan.oom_hints import memory_advice

@@ -25,6 +25,8 @@ from extensions.sd_trainer.metadata import network_module
 from toolkit.config.model_files import read_model_json
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.stored_quantization import KEY as QUANTIZATION
+from toolkit.contracts.network import Network
+from toolkit.contracts.training import TrainState
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
 from toolkit.files.safetensors_io import as_os_error
 from toolkit.files.writing import atomic_write_dir, write_json
@@ -35,7 +37,6 @@ from toolkit.models.single_file import markers_of
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.adapter_health import health
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
-from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import fused_weights, in_one
 from toolkit.networks.programs import limits
 from toolkit.networks.save import (
@@ -49,7 +50,6 @@ from toolkit.networks.spelling import ALPHA, STORED, Spelling, spelled
 from toolkit.system.device import DTYPES
 from toolkit.train.collectives import network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)

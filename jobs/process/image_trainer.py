@@ -15,6 +15,9 @@ from torch import Tensor
 from jobs.process.trainer import BASE_IMAGES, Trainer
 from toolkit.config.output import SamplePicture
 from toolkit.config.process import JobContext
+from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import TrainStep
 from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import stream_source
 from toolkit.data.epoch_order import EpochSource, epoch_batches
@@ -25,15 +28,12 @@ from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, I
 from toolkit.data.moved import RunOrder
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.threads import loaded_ahead
-from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Sample
-from toolkit.models.interface import DiffusionModel
 from toolkit.plan.memory import machine_of
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import RunPlan
 from toolkit.system.device import DTYPES
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.drift import PREFIX, Drift, drift_metrics
-from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
 from toolkit.train.sampling import (

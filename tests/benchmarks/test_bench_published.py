@@ -10,7 +10,7 @@ import pytest
 from benchmarks import bench_published
 from benchmarks.bench_published import PHASES, ROWS, Row
 from benchmarks.random_weights import DRAWN_SIZES
-from toolkit.networks.kinds import KINDS
+from toolkit.contracts.network_kinds import KINDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 TWO_BLOCKS = replace(DRAWN_SIZES["published"], layers=2)

@@ -18,9 +18,9 @@ from benchmarks.random_weights import write_folder
 from benchmarks.synthetic import PUBLISHED, ModelSize, load_model, make_batch, write_model
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_image import forward
 from toolkit.system.device import DTYPES
 

@@ -167,10 +167,10 @@ def losses() -> tuple[float, float]:
     The LoRA is added by hand, W + B A, from what its file holds: alpha / rank is in its matrices.
     """
     from toolkit.config import load_job
+    from toolkit.contracts.data import BatchSpec
     from toolkit.data.dataloader import BatchLoader
     from toolkit.data.items import scan_items
     from toolkit.data.latent_cache import CacheStores, encode_items
-    from toolkit.data.types import BatchSpec
     from toolkit.extension import discover
     from toolkit.memory.quantization import quantizer
     from toolkit.models.loading import load_model

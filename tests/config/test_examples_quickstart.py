@@ -33,8 +33,8 @@ from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
 from toolkit.config.tool import ToolConfig
+from toolkit.contracts.data import Size
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import Size
 from toolkit.extension import discover
 from toolkit.train.sampling import SamplePrompt, Sampler
 

@@ -45,7 +45,7 @@ from toolkit.config.network import NetworkConfig
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
-from toolkit.networks.kinds import KINDS
+from toolkit.contracts.network_kinds import KINDS
 
 from toolkit.networks.lora_formats import load_adapter_file
 

@@ -15,9 +15,9 @@ from PIL import Image
 from tests.faults.conftest import KILL, TERM, Job, run_together
 from tests.faults.nursery import Nursery
 from toolkit.config.model import ModelConfig
+from toolkit.contracts.data import Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder
-from toolkit.data.types import Size
 from toolkit.files.run_files import DATASET_PREFIX
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import seeding

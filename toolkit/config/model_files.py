@@ -16,11 +16,11 @@ from typing import Any
 from toolkit.config.field_types import moved_hint, path_hint
 from toolkit.config.hub_dataset import snapshot_in
 from toolkit.config.stored_quantization import quantized_by
+from toolkit.contracts.model import ModelFacts, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.files.unreadable import explained
-from toolkit.models.interface import ModelFacts, ModelSection
 from toolkit.registry import FAMILIES
 
 INDEX = "model_index.json"

@@ -16,8 +16,8 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import OneOf, PathStr, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.findings import Findings, JobContext, below, check_path, error, warning
 from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, NetworkKind
 from toolkit.errors import UserError, install_command
-from toolkit.networks.kinds import ALGORITHMS, KINDS, NetworkKind
 
 NOT_TRAINED = {
     "tlora": "Its ranks depend on the noise level, which no file says, and its file needs weights that it leaves out.",

@@ -13,12 +13,12 @@ from textwrap import shorten
 from typing import Any
 
 from toolkit.config.dataset import ColumnsConfig, DatasetConfig
+from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.data.columns import columns_of, first_of
 from toolkit.data.directory import DirectoryListing, split_suffix
 from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.partners import root_of
 from toolkit.data.threads import thread_map
-from toolkit.data.types import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import GIT_LFS, denied, pointer
 from toolkit.files.writing import read_chunks

@@ -7,7 +7,7 @@ from math import ceil
 from textwrap import shorten
 from typing import Any
 
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 
 
 def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:

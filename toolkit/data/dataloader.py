@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
 from toolkit.data.captions import caption_for_use, drawn_caption
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.threads import loaded_ahead
-from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
 from toolkit.system.seeding import uniform
 
 logger = logging.getLogger(__name__)

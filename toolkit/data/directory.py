@@ -23,9 +23,9 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unicodedata import normalize
 
+from toolkit.contracts.data import Size
 from toolkit.data.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageInfo
-from toolkit.data.types import Size
 from toolkit.files.archives import archive_in, unpacked
 from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
+from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
 from toolkit.system import seeding
 
 CHUNK = 50

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.contracts.data import BaseImage, Sample
 from toolkit.data.cache import key_of
 from toolkit.data.images import image_reading
-from toolkit.data.types import BaseImage, Sample
 from toolkit.errors import RunError
 from toolkit.files.writing import sha256_of
 

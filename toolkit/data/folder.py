@@ -20,6 +20,7 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig
+from toolkit.contracts.data import NO_FLIP, Flip, Sample
 from toolkit.data.captions import (
     LIST,
     caption_of_name,
@@ -81,7 +82,6 @@ from toolkit.data.tables import (
     image_name,
     lost_folders,
 )
-from toolkit.data.types import NO_FLIP, Flip, Sample
 from toolkit.errors import Diagnostic
 from toolkit.files.archives import SUFFIX as ZIP
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain
 
 from toolkit.config.dataset import area_of
+from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.fingerprint import remember_reading
@@ -28,7 +29,6 @@ from toolkit.data.masks import faults_of, look_at_masks
 from toolkit.data.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.repeats import ask_about, probably_no_repeats
 from toolkit.data.threads import thread_map
-from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import DataErrors, Diagnostic
 
 READ_WHOLE = 2000

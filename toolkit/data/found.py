@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.config.dataset import DatasetConfig
+from toolkit.contracts.data import Mask
 from toolkit.data.captions import caption_files, captions_of
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, real_path, split_suffix
 from toolkit.data.masks import MaskLook
 from toolkit.data.partners import Slot
 from toolkit.data.repeats import REPEATS
 from toolkit.data.tables import Table, TableRow, image_name, read_table
-from toolkit.data.types import Mask
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import denied
 

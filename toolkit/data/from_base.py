@@ -17,16 +17,16 @@ from toolkit.config.dataset import DatasetConfig, FromBaseConfig, area_of, sides
 from toolkit.config.model_files import single_files
 from toolkit.config.prompts import KEYS
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
+from toolkit.contracts.data import PLACEHOLDERS, BaseImage, BucketedSample, Sample, Size
+from toolkit.contracts.model import ModelFacts
 from toolkit.data.cache import key_of
 from toolkit.data.captions import CaptionError, caption_rules, read_text
 from toolkit.data.fingerprint import made_digest
 from toolkit.data.folder import FolderInfo
 from toolkit.data.foreign_syntax import in_words, marks_in
 from toolkit.data.found import count_of, shorten
-from toolkit.data.types import PLACEHOLDERS, BaseImage, BucketedSample, Sample, Size
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.files.writing import CACHE_FOLDER, atomic_write, os_error_as_run_error, write_text
-from toolkit.models.interface import ModelFacts
 from toolkit.system import seeding
 
 FOLDER = "from_base"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import OptimizationConfig
+from toolkit.contracts.data import BucketedSample, Sample, Size
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.folder import DatasetScan
 from toolkit.data.moved import RunOrder
-from toolkit.data.types import BucketedSample, Sample, Size
 from toolkit.data.validation_split import ValidationSplit
 
 if TYPE_CHECKING:

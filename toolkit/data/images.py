@@ -23,6 +23,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from toolkit.contracts.data import Flip, Mask, ResizeCrop, Size
 from toolkit.data import jxl
 from toolkit.data.avif import bits_of_avif
 from toolkit.data.colours import (
@@ -47,7 +48,6 @@ from toolkit.data.tiff import (
     read_planes,
     undone,
 )
-from toolkit.data.types import Flip, Mask, ResizeCrop, Size
 from toolkit.errors import install_command
 from toolkit.files.unreadable import LONGEST, denied, in_its_place
 

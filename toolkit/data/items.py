@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING
 
 from toolkit.config.dataset import Rectangle, sides_of
 from toolkit.config.output import SampleItem
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.found import repeats_of
 from toolkit.data.from_base import made_folders
 from toolkit.data.images import ImageError, image_size, inspect_image, reference_error
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, Diagnostic, UserError
 
 if TYPE_CHECKING:
     from toolkit.config.sections import ImageTrainingSection
-    from toolkit.models.interface import ModelFacts
+    from toolkit.contracts.model import ModelFacts
 
 SIZE_MULTIPLE = 32
 """Pixels of which the sides of a bucket are multiples where no model says it: that of Qwen-Image-Edit."""

@@ -23,6 +23,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from toolkit.config.sections import DatasetsSection
+from toolkit.contracts.data import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import Progress
 from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.fingerprint import digest_as_read, image_digest, sample_digest
 from toolkit.data.found import shorten
@@ -40,11 +43,8 @@ from toolkit.data.images import (
 )
 from toolkit.data.items import refuse_long_captions
 from toolkit.data.threads import loaded_ahead
-from toolkit.data.types import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.files.writing import CACHE_FOLDER
-from toolkit.models.interface import DiffusionModel
-from toolkit.train.interface import Progress
 
 logger = logging.getLogger(__name__)
 

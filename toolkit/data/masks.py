@@ -12,9 +12,9 @@ from typing import NamedTuple, cast
 
 from PIL import ImageStat
 
+from toolkit.contracts.data import Mask
 from toolkit.data.images import ImageError, load_alpha, open_image
 from toolkit.data.threads import thread_map
-from toolkit.data.types import Mask
 
 LEAST_SHARE, MOST_SHARE = 0.02, 0.98
 """Shares of the area that counts. Below and above them a mask is probably not meant so."""

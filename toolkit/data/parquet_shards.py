@@ -14,9 +14,9 @@ from threading import Event
 from typing import Any
 
 from toolkit.config.dataset import ColumnsConfig
+from toolkit.contracts.data import ShardSample
 from toolkit.data.columns import columns_of
 from toolkit.data.shards import PAUSES_S, SeekableShard, Shard
-from toolkit.data.types import ShardSample
 from toolkit.files.parquet import SUFFIX, ParquetRows, is_parquet, picture_of, plain, suffix_of
 
 

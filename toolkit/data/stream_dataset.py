@@ -15,13 +15,13 @@ from typing import NamedTuple
 from toolkit.config.dataset import DatasetConfig, Rectangle
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
+from toolkit.contracts.data import CaptionRules, Cursor, ResizeCrop, Sample, Size
 from toolkit.data.captions import caption_rules, trained_caption
 from toolkit.data.counts import StreamPlan, optimizer_steps
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.items import bucket_for, cover, largest_bucket
 from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import Shard, expand_shards
-from toolkit.data.types import CaptionRules, Cursor, ResizeCrop, Sample, Size
 from toolkit.data.webdataset import ShardStream, StreamSample, Unreadable
 from toolkit.errors import RunError, UserError
 

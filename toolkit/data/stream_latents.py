@@ -14,14 +14,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.captions import caption_for_use
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.images import ImageError
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.data.webdataset import StreamSample
-from toolkit.models.interface import DiffusionModel
 from toolkit.system import seeding
 
 _TEXTS = 16

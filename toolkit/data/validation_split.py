@@ -14,13 +14,13 @@ from pathlib import Path
 
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
+from toolkit.contracts.data import BucketedSample, CaptionRules, Sample
+from toolkit.contracts.model import ModelFacts
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
-from toolkit.data.types import BucketedSample, CaptionRules, Sample
 from toolkit.errors import Diagnostic, UserError
-from toolkit.models.interface import ModelFacts
 from toolkit.system import seeding
 
 _LISTED = 5

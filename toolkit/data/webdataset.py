@@ -27,11 +27,11 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
+from toolkit.contracts.data import Cursor, ShardSample, Size
 from toolkit.data.images import ImageError, image_size
 from toolkit.data.parquet_shards import is_parquet_shard, read_parquet
 from toolkit.data.sample_keys import SampleKeys
 from toolkit.data.shards import PAUSES_S, Shard, read_ahead
-from toolkit.data.types import Cursor, ShardSample, Size
 from toolkit.errors import RunError, UserError
 from toolkit.files.parquet import ParquetError, is_missing
 from toolkit.files.unreadable import LONGEST, cause_of, stand_in

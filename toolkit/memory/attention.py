@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from toolkit.models.interface import BlockForward, BlockWrapper
+from toolkit.contracts.model import BlockForward, BlockWrapper
 
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 SLOW = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

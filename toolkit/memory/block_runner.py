@@ -10,6 +10,7 @@ import torch
 
 from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS
 from toolkit.config.train import CompileConfig
+from toolkit.contracts.model import BlockWrapper, DiffusionModel
 from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import Programs, compile_wrapper
@@ -17,7 +18,6 @@ from toolkit.memory.estimate import StepShape, fastest_level_that_fits
 from toolkit.memory.flops import EFFICIENCY, attention_share
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
 from toolkit.memory.recompute import recomputing
-from toolkit.models.interface import BlockWrapper, DiffusionModel
 from toolkit.system.device import free_memory, peak_flops
 
 logger = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.memory.quantization import frozen_product
-from toolkit.models.interface import BlockForward, BlockWrapper
 
 _aten = torch.ops.aten
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.train import CompileConfig
+from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
 from toolkit.memory.quantization import with_gradient
-from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 

@@ -1,9 +1,9 @@
 """The estimated peak memory of a job, phase by phase, and the activation memory of a step at each checkpointing
 level, by which `gradient_checkpointing: auto` is chosen too. Imports no torch.
 
-`toolkit.networks.kinds.ActivationUnits` defines the unit of activations, and has the numbers for each kind of network.
-GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop
-and fragmentation use."""
+`toolkit.contracts.network_kinds.ActivationUnits` defines the unit of activations, and has the numbers for each kind of
+network. GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the
+desktop and fragmentation use."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from toolkit.config.field_types import OFFLOADING_LEVELS
+from toolkit.contracts.network_kinds import KINDS, ActivationUnits, Pair
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
-from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
 
 GAPS_SHARE, GAPS_AT_MOST, GAPS_OF_ALL = 0.08, 300_000_000, 0.04
 """What PyTorch's CUDA allocator reserves beyond the tensors: a share of the activations, bytes at most, and a share

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
+from toolkit.contracts.model import BlockForward
 from toolkit.files.mapped import is_mapped, was_read, will_read
-from toolkit.models.interface import BlockForward
 from toolkit.system.device import is_out_of_memory, pinned
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]

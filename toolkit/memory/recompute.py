@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from toolkit.contracts.model import BlockForward
 from toolkit.memory.offload import CudaCopies, HostCopies, on_cuda
-from toolkit.models.interface import BlockForward
 from toolkit.system.device import is_out_of_memory
 
 LARGE = 1 / 64

@@ -1,1 +1,1 @@
-"""Model families, each a folder behind `toolkit.models.interface.DiffusionModel`. Light: imports no torch."""
+"""Model families, each a folder behind `toolkit.contracts.model.DiffusionModel`. Light: imports no torch."""

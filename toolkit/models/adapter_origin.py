@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.findings import Findings, error, warning
+from toolkit.contracts.model import ROWS_OF, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes
 from toolkit.files.unreadable import cause_of
 from toolkit.models.families import ModelFamily, family_for
-from toolkit.models.interface import ROWS_OF, ModelSection
 from toolkit.models.single_file import OTHER_MODELS
 from toolkit.registry import FAMILIES
 

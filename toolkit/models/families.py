@@ -32,12 +32,12 @@ from toolkit.config.model_files import (
     whole_files,
 )
 from toolkit.config.process import JobContext
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
+from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import free_space
 from toolkit.models.hashes import part_hashes
-from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
-from toolkit.networks.kinds import ActivationUnits
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class ModelSizeInfo:
     transformer."""
 
     activation_units: Mapping[str, ActivationUnits] = field(default_factory=dict)
-    """By `network.type`, where they are not those of `toolkit.networks.kinds`."""
+    """By `network.type`, where they are not those of `toolkit.contracts.network_kinds`."""
 
     @property
     def row_numbers(self) -> int:

@@ -18,13 +18,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from toolkit.config.model_files import local_index, read_model_json
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DynamicShift, ModelSection
+from toolkit.contracts.network_kinds import ActivationUnits
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.families import PATCHES_PER_TOKEN, EncoderSize, ModelFamily, ModelSizeInfo, TextLayers
-from toolkit.models.interface import DynamicShift, ModelSection
 from toolkit.models.template import IMAGE_PAD
-from toolkit.networks.kinds import ActivationUnits
 from toolkit.number_types import QTYPE_BYTES
 
 

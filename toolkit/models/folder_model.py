@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
+from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
+from toolkit.contracts.model import BlockWrapper, DiffusionModel
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelFamily, ModelLoadOptions
-from toolkit.models.interface import BlockWrapper, DiffusionModel
 from toolkit.models.layerwise import LayerwiseEncoder, PromptRecorder
 from toolkit.system.device import to_device
 from toolkit.system.host_memory import malloc_trim

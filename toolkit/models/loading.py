@@ -30,13 +30,13 @@ from toolkit.config.model_files import (
     weight_files,
     whole_files,
 )
+from toolkit.contracts.model import DiffusionModel
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
 from toolkit.files.unreadable import explained, unread_file
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for, single_file_faults
 from toolkit.models.hashes import part_hashes, weights_hash
 from toolkit.models.hub import download, fetch_index
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.kept import Kept, KeptReader, KeptWriter
 from toolkit.models.single_file import WEIGHT, Stored, rotations_of, shapes_of, shards_of, stored_weights
 from toolkit.number_types import FILE_CODES, FP8_QTYPES, STORED_CODES

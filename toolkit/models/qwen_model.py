@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DynamicShift
 from toolkit.models.folder_family import FolderFamily, dynamic_shift, reference_size
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.hashes import weights_hash
-from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import BLOCKS
 from toolkit.models.vae_bands import in_bands
 from toolkit.models.vae_files import encoder_hash

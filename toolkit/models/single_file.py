@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import is_decoder_only, lora_words
+from toolkit.contracts.model import ROWS_OF
 from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import is_of_decoder, of_wan
-from toolkit.models.interface import ROWS_OF
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 OTHER_PARTS = ("vae.", "text_encoders.", "first_stage_model.", "cond_stage_model.", "conditioner.")

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
+from toolkit.contracts.network_kinds import NetworkKind, Shapes
 from toolkit.errors import UserError
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
-from toolkit.networks.kinds import NetworkKind, Shapes
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.spelling import EXPORTED_PREFIX
 from toolkit.system.seeding import generator
@@ -344,7 +344,7 @@ class AdapterLinear(nn.Module):
     def forward_with_base_output(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """`out`, the output of the frozen layer for inputs `x`, plus all additions, and the delta unless disabled.
 
-        shared: what several layers have computed together of `x` (`toolkit.models.interface.project`).
+        shared: what several layers have computed together of `x` (`toolkit.contracts.model.project`).
         """
         for add in self.additions:
             out = add(out, x)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
 from toolkit.errors import UserError
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
 from toolkit.system.sharded_param import RowShard, is_sharded, local_rows, local_shard_parameter, shard_of
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.networks.adapter import (
     AdapterLinear,
@@ -32,7 +33,6 @@ from toolkit.networks.adapter import (
     linear,
     product_norm,
 )
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, dora_norm
 from toolkit.networks.svd import extract_lora
 

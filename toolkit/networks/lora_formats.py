@@ -20,10 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import check_count
 from toolkit.files.unreadable import explained
-from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE, PEFT_PREFIX, AdapterSettings, read_settings
 from toolkit.networks.multiplied import FrozenLayer, Multiplied, kind_for
 from toolkit.networks.multiplied_files import STORED_PARTS, form_of, misfit, read_stored, with_ia3_names

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 from torch.utils.checkpoint import checkpoint
 
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, kaiming_, linear, product_norm
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta
 
 

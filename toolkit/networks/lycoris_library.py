@@ -23,9 +23,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.networks.adapter import AdapterDropout, AdapterLinear, LinearAdapterNetwork, dequantized_weight
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.registry import load_object
 from toolkit.system.seeding import global_generator

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import Diagnostic, in_series
-from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_health import finding, health, layers_of, readable_settings, strengths_in_settings
 from toolkit.networks.adapter_settings import HEADER_METADATA
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from toolkit.models.interface import ROWS_OF
+from toolkit.contracts.model import ROWS_OF
 
 EXPORTED_PREFIX = "diffusion_model."
 """Before the name of a layer in what `Network.export` returns."""

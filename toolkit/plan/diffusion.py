@@ -11,12 +11,13 @@ from textwrap import shorten
 from toolkit.config.dataset import sides_of
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import FEW_PAIRS, PreferenceConfig, TrainConfig
+from toolkit.contracts.data import Size
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.from_base import not_made_yet
 from toolkit.data.image_data import ImageData, open_stream
 from toolkit.data.items import sample_inputs, too_large
-from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.writing import readable_size
@@ -33,7 +34,6 @@ from toolkit.models.families import (
     yet_to_come,
 )
 from toolkit.models.recipes import RECIPES
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.optimizer_args import state_note

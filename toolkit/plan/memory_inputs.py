@@ -14,20 +14,20 @@ from toolkit.config.dataset import area_of
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import OptimizationConfig, TrainConfig
+from toolkit.contracts.data import BaseImage, BucketedSample, Size
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.image_data import ImageData
-from toolkit.data.types import BaseImage, BucketedSample, Size
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, INT8_SIDE, QTYPE_BYTES
-from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
+from toolkit.train.lr_groups import group_of_layers
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS, UNCOMPILE
 from toolkit.config.model import AUTO_RANK
 from toolkit.config.model_files import whole_files
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import RunError
 from toolkit.memory.estimate import StepShape, gaps_on_gpu, gigabytes, step_peak
 from toolkit.models.families import (
@@ -26,7 +27,6 @@ from toolkit.models.families import (
     family_for,
 )
 from toolkit.models.folder_family import with_single_files
-from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES, FP8_QTYPES
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import (

@@ -10,9 +10,9 @@ from typing import Any
 from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import OFFLOADING_LEVELS, PER_PARAMETER_OPTIMIZERS
 from toolkit.config.sections import DiffusionSection, TrainerConfig
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import GB, gigabytes
-from toolkit.networks.kinds import KINDS
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.plan.memory import ENCODING, GPU_SIZES_GB, Machine, MemoryEstimate, gpu_of
 from toolkit.system.distributed_env import read_distributed_env

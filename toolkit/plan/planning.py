@@ -26,11 +26,11 @@ from toolkit.config.train import (
     OptimizationConfig,
     TrainConfig,
 )
+from toolkit.contracts.data import BucketedSample
 from toolkit.data.captions import prompt_warnings
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.image_data import ImageData
-from toolkit.data.types import BucketedSample
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
 from toolkit.memory.kept_times import compile_seconds, run_times

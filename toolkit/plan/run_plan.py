@@ -12,10 +12,10 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Size
 from toolkit.data.counts import StreamPlan
 from toolkit.data.epoch_order import shape_of
 from toolkit.data.folder import FolderInfo
-from toolkit.data.types import BucketedSample, ResizeCrop, Size
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space, readable_size
 from toolkit.plan.memory import MemoryEstimate

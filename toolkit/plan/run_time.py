@@ -14,10 +14,10 @@ from math import prod
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
-from toolkit.data.types import BaseImage
+from toolkit.contracts.data import BaseImage
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN
 from toolkit.models.families import ModelFamily, ModelSizeInfo, deployed_grid, family_for, model_bytes
-from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.plan.memory import MemoryEstimate
 from toolkit.plan.memory_inputs import (

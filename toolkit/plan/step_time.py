@@ -49,7 +49,7 @@ FORWARD_KERNELS = 1 / 3
 
 AWAITED = 0.4
 """Share of the bytes of `block_offload` that come back when they are needed: tensors of three and four units of all 22
-to 29 (`toolkit.networks.kinds.ActivationUnits`), for which there is no room before."""
+to 29 (`toolkit.contracts.network_kinds.ActivationUnits`), for which there is no room before."""
 
 BUS = 0.8
 """Share of the bus that copies of pinned memory reach; an assumption."""

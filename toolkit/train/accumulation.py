@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
-from toolkit.data.types import BatchSpec, Cursor, MicroBatch
+from toolkit.contracts.data import BatchSpec, Cursor, MicroBatch
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from statistics import fmean
 import torch
 
 from toolkit.config.model import AUTO_RANK, ModelConfig
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import key_of
 from toolkit.errors import UserError
 from toolkit.files.writing import CACHE_FOLDER, sha256_of
@@ -21,7 +22,6 @@ from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLow
 from toolkit.memory.stored_blocks import describe, restore
 from toolkit.models.families import BlockTransform, family_for, kept_bytes, kept_label
 from toolkit.models.hub import download_file
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.kept import Kept
 from toolkit.models.loading import Quantizer, load_model, model_folder, part_hash
 from toolkit.networks.lora_formats import load_adapter_file

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import StateError, load_state_tensors, state_tensors
@@ -25,7 +26,6 @@ from toolkit.train.checkpoint_store import (
     reading_state,
 )
 from toolkit.train.collectives import WorkerContext
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 from toolkit.train.sharded_state import Rows, read_rows, shapes_of_rows, write_rows
 

@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toolkit.data.types import Cursor, PromptEmbeds
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
+from toolkit.contracts.data import Cursor, PromptEmbeds
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
+from toolkit.contracts.training import SampleSource
 from toolkit.system.distributed import PeerFailedError, ProcessGroup
 from toolkit.train.accumulation import AccumulationStep
-from toolkit.train.interface import SampleSource
 from toolkit.train.metrics_buffer import StepLossBuffer
 from toolkit.train.run import Run
 

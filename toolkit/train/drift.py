@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy
 from PIL import Image, ImageOps
 
+from toolkit.contracts.data import Mask
 from toolkit.data.alignment import Alignment, covering, measure, same_shape
 from toolkit.data.images import open_image, open_mask, over_white
-from toolkit.data.types import Mask
 
 PREFIX = "drift/"
 

@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 
 from toolkit.config.few_step import FewStepLossConfig
+from toolkit.contracts.data import BatchSpec, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
+from toolkit.contracts.training import Backward, StepLosses
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, Size
 from toolkit.flow.sampler import sigmas
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
 from toolkit.optim.ema import copy_into, swapped_in
 from toolkit.system.device import to_device
 from toolkit.system.seeding import uniform
 from toolkit.train.flow_step import FlowMatchingStep, noise_keys
-from toolkit.train.interface import Backward, StepLosses
 from toolkit.train.optimizer_step import Role
 
 NEGATIVE = "few_step_loss"

@@ -17,17 +17,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from toolkit.contracts.data import BatchSpec, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
+from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, Size
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings, NoiseLevels, levels_of, most_levels
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.models.families import LOOKAHEAD_BATCHES
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
 from toolkit.system.device import to_device
 from toolkit.system.seeding import generator
-from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 NETWORK = "network"
 """The only role of a LoRA or a fully trained model."""

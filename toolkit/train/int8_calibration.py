@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network import Network
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec
 from toolkit.flow.loss import at_least_float32, linear_path
 from toolkit.memory.int8_calibration import (
     LayerErrors,
@@ -24,8 +26,6 @@ from toolkit.memory.int8_calibration import (
     observe_errors,
 )
 from toolkit.memory.quantization import RowwiseQuantized
-from toolkit.models.interface import DiffusionModel
-from toolkit.networks.interface import Network
 from toolkit.system.device import to_device
 
 LEVELS = (0.1, 0.5, 0.9)

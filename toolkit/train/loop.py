@@ -17,7 +17,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from toolkit.data.types import Batch, BatchSource
+from toolkit.contracts.data import Batch, BatchSource
+from toolkit.contracts.training import RoleResult, StepResult, TrainStep
 from toolkit.errors import OutOfMemory, RunError
 from toolkit.memory.compiling import failure
 from toolkit.optim.schedules import Plateau
@@ -25,7 +26,6 @@ from toolkit.system.device import is_out_of_memory
 from toolkit.system.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
 from toolkit.train.collectives import all_reduce_gradients_and_losses, has_readers, whole_cursor
-from toolkit.train.interface import RoleResult, StepResult, TrainStep
 from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run

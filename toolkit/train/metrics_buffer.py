@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from toolkit.data.types import Batch
+from toolkit.contracts.data import Batch
+from toolkit.contracts.training import SampleSource, StepLosses, StepResult
 from toolkit.errors import RunError
-from toolkit.train.interface import SampleSource, StepLosses, StepResult
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.model import DiffusionModel
 from toolkit.errors import UserError
-from toolkit.models.interface import DiffusionModel
 from toolkit.train.base_model import load_base_model
 
 logger = logging.getLogger(__name__)

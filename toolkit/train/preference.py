@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from toolkit.config.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, PreferenceConfig
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
 from toolkit.flow.loss import loss_per_sample, margin
-from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import to_device
 from toolkit.system.seeding import uniform
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.interface import StepLosses
 
 
 class PreferenceStep(FlowMatchingStep):

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 from toolkit.config.train import EmaConfig, OptimizerConfig
 from toolkit.errors import UserError
 from toolkit.optim.ema import Ema
-from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizer_args import ArgumentError
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
+from toolkit.train.lr_groups import build_param_groups
 from toolkit.train.optimizer_step import OptimizerInBackward, Role, ShardedStep, StandardStep
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.contracts.training import StepResult, TrainState
 from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
-from toolkit.train.interface import StepResult, TrainState
 from toolkit.train.optimizer_step import Role
 
 START, GROWTH, BACKOFF, SCALE_INTERVAL = 2.0**16, 2.0, 0.5, 2000

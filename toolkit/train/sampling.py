@@ -19,20 +19,20 @@ from torch import Tensor
 from toolkit.config.few_step import DeploymentConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.contracts.data import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.contracts.model import DiffusionModel, DynamicShift, ModelFacts
+from toolkit.contracts.training import Progress
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import image_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
-from toolkit.data.types import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
 from toolkit.models.families import deployed_grid
 from toolkit.models.folder_family import dynamic_shift
-from toolkit.models.interface import DiffusionModel, DynamicShift, ModelFacts
 from toolkit.models.loading import model_folder
 from toolkit.train.drift import Drift, drift_of
-from toolkit.train.interface import Progress
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch.nn.functional import logsigmoid
 
 from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
 from toolkit.config.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.fingerprint import file_digest
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.data.types import BatchSpec
 from toolkit.flow.loss import INTERPOLANTS, loss_per_sample, margin
-from toolkit.models.interface import DiffusionModel
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.interop.files import ALPHA, RANK, Draws, WrittenFile
 from benchmarks.interop.models import TinyModel, linear_weights
-from toolkit.models.interface import ROWS_OF
+from toolkit.contracts.model import ROWS_OF
 
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from extensions.from_scratch.arguments import MOST_LAYERS, file_fault
 from extensions.from_scratch.autoencoder_config import LEVELS, latent_channels, latent_scale
 from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json, weight_files
+from toolkit.contracts.model import PREDICTIONS
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.models.folder_family import BYTES_PER_WEIGHT
-from toolkit.models.interface import PREDICTIONS
 from toolkit.registry import Registry
 
 _ADAPTERS = "extensions.from_scratch.latent_flow.transformers"

@@ -22,19 +22,19 @@ from extensions.from_scratch.latent_flow import text
 from extensions.from_scratch.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from extensions.from_scratch.latent_flow.transformers import TransformerAdapter
 from extensions.from_scratch.spade import attach_spade
-from toolkit.data.types import PromptEmbeds, Size
+from toolkit.contracts.data import PromptEmbeds, Size
+from toolkit.contracts.model import BlockWrapper
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift, size_of_area
 from toolkit.models.folder_model import FolderModel
 from toolkit.models.hashes import weights_hash
-from toolkit.models.interface import BlockWrapper
 from toolkit.models.loading import BLOCKS, load_blockwise
 from toolkit.system.device import to_device
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from toolkit.models.interface import DynamicShift
+    from toolkit.contracts.model import DynamicShift
 
 
 class LatentFlowModel(FolderModel):

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import UserError
-from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image import forward as qwen
 from toolkit.models.qwen_image.new import rope_axes

@@ -15,10 +15,10 @@ from extensions.tools.align.config import AlignConfig
 from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
 from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.contracts.data import Sample
 from toolkit.data.alignment import Alignment, measure, onto_image
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import ImageError, open_image, open_mask
-from toolkit.data.types import Sample
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, os_error_as_run_error, write_text

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from extensions.tools.ara.config import AraConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encode_items, fill_texts
-from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
@@ -26,7 +27,6 @@ from toolkit.files.writing import why_not_replaced
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank
 from toolkit.models.families import model_bytes
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import checked_family
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import load_base_model

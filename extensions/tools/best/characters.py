@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.data.types import BucketedSample
+from toolkit.contracts.data import BucketedSample
 
 NOBODY = "none of them"
 

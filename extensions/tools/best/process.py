@@ -24,18 +24,18 @@ from extensions.tools.shared.run_job import validation_every
 from jobs.process import BaseExtensionProcess
 from toolkit.config.dataset import LOSS, ValidationConfig
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.data import BucketedSample, Size
+from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.data.cache import TensorCache
 from toolkit.data.directory import ScanCache
 from toolkit.data.images import open_image
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
-from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit, as_measured, scan_and_split
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import link, write_json
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
-from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import checked_family
 from toolkit.networks.applied import AppliedAdapters, Changes
 from toolkit.networks.lora_formats import load_adapter_file

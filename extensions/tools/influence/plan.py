@@ -11,14 +11,14 @@ from pathlib import Path
 
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.data import BucketedSample
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import compare, fingerprint
-from toolkit.data.types import BucketedSample
 from toolkit.data.validation_split import as_measured, scan_and_split
 from toolkit.errors import UserError
 from toolkit.files.writing import read_object
 from toolkit.models.families import family_for
-from toolkit.networks.kinds import KINDS
 from toolkit.plan.run_plan import WARNING
 from toolkit.train.resumption import trained_images
 from toolkit.train.run_reader import NetworkFile, list_dataset_files, list_network_files, read_run

@@ -19,16 +19,16 @@ from extensions.tools.shared.encoded_run import encoded_run
 from extensions.tools.shared.html_page import embedded, page
 from extensions.tools.shared.suspects import FILE, suspects_text
 from jobs.process import BaseExtensionProcess
+from toolkit.contracts.data import BatchSpec, BucketedSample
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.images import ImageError, open_image, resize_cover_crop
-from toolkit.data.types import BatchSpec, BucketedSample
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, write_json, write_text
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.loading import checked_family
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.targets import select_target_modules
 from toolkit.system.seeding import generator

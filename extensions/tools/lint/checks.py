@@ -16,13 +16,13 @@ from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
 from extensions.tools.lint.text_kinds import unlike, without_names
 from toolkit.config.dataset import area_of
+from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.colours import TELEVISION
 from toolkit.data.foreign_syntax import lines_of
 from toolkit.data.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.items import bucket_for
-from toolkit.data.types import PLACEHOLDERS
 from toolkit.errors import Diagnostic
 
 if TYPE_CHECKING:

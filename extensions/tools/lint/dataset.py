@@ -21,6 +21,7 @@ from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.loader import load_job
 from toolkit.config.process import JobContext
 from toolkit.config.sections import ImageTrainingSection
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample
 from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger
 from toolkit.data.directory import ScanCache
@@ -28,7 +29,6 @@ from toolkit.data.folder import ConvertedImage, DatasetScan, find_images, scan_d
 from toolkit.data.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
 from toolkit.data.items import SIZE_MULTIPLE, make_items, scan_items
 from toolkit.data.threads import thread_map
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.extension import discover

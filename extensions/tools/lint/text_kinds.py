@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from toolkit.data.types import PLACEHOLDERS
+from toolkit.contracts.data import PLACEHOLDERS
 
 TIMES, WORDS = 4, 30
 """A prompt of another length has so many times the words of the longest captions, or as many times fewer than the

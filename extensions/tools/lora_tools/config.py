@@ -17,9 +17,9 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
+from toolkit.contracts.model import ModelFacts
 from toolkit.errors import UserError
 from toolkit.models.beside import transformer_fault
-from toolkit.models.interface import ModelFacts
 
 MODEL_INDEX = "model_index.json"
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 
 from toolkit.config.sections import DiffusionSection
+from toolkit.contracts.data import BucketedSample
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import Progress
 from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, encode_items
-from toolkit.data.types import BucketedSample
 from toolkit.models.families import model_bytes
-from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import load_base_model
-from toolkit.train.interface import Progress
 
 
 class EncodedRun(NamedTuple):

@@ -18,6 +18,7 @@ from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import published_family
+from toolkit.contracts.model import ModelFacts
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import find_images
 from toolkit.data.found import held_out_folders, named_as_regularisation
@@ -28,7 +29,6 @@ from toolkit.data.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes, title_of
-from toolkit.models.interface import ModelFacts
 from toolkit.models.recipes import RECIPES
 from toolkit.registry import FAMILIES
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT

@@ -21,6 +21,7 @@ from extensions.tools.shared.run_job import decoder_note
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import ModelFolder
 from toolkit.config.output import SampleItem
+from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
@@ -32,7 +33,6 @@ from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend, decide_compiling
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
-from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.models.vae_files import VAE_ENCODER
 from toolkit.networks.applied import AppliedAdapters

@@ -35,12 +35,12 @@ from toolkit.config.tool import ToolConfig
 from toolkit.config.train import CompileConfig
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import read_text, read_yaml
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import ModelFacts
 from toolkit.data.images import ImageError, image_size
-from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import family_for, rounded_side, single_file_faults, unlike_distilled
-from toolkit.models.interface import ModelFacts
 
 
 def _drawn(value: Any) -> Any:

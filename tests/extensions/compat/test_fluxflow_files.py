@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from extensions.compat.fluxflow_files import FluxflowFiles, prefix_of
 from tests.running import lines
-from toolkit.train.interface import StepResult
+from toolkit.contracts.training import StepResult
 from toolkit.train.run import Run
 
 

@@ -28,7 +28,7 @@ from extensions.from_scratch.autoencoder_losses import (
 from extensions.from_scratch.losses_config import LossesConfig
 from extensions.from_scratch.trainer import LossBalance
 from tests.conftest import heard
-from toolkit.train.interface import StepResult
+from toolkit.contracts.training import StepResult
 from toolkit.train.run import Run
 
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"

@@ -17,7 +17,7 @@ from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE, Discrimina
 from extensions.from_scratch.perceptual import PerceptualDistance
 from extensions.from_scratch.pixels import PixelBatch
 from tests.extensions.from_scratch.conftest import SMALL
-from toolkit.data.types import BatchSpec
+from toolkit.contracts.data import BatchSpec
 
 
 class Passes:

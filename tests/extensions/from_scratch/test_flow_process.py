@@ -27,7 +27,7 @@ from tests.extensions.from_scratch.conftest import (
 from tests.failing_programs import ERRORS, NAME, programs
 from tests.model_folders import write_flow_model
 from tests.running import lines
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.files.run_files import METRICS
 from toolkit.flow.loss import INTERPOLANTS

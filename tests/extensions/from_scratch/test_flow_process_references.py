@@ -14,8 +14,8 @@ from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.flow_process import FlowStep
 from tests.extensions.from_scratch.conftest import write_measured_vae
 from toolkit.config.process import JobContext
+from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
-from toolkit.train.interface import StepLosses
 
 QWEN = "QwenImageTransformer2DModel"
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -10,7 +10,7 @@ import pytest
 from extensions.from_scratch.plan import VaePlanner, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.process import JobContext
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.plan.memory import Machine
 from toolkit.plan.run_plan import RunPlan
 

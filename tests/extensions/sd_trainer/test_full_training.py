@@ -15,14 +15,14 @@ from extensions.sd_trainer.setup import attach_network, build_block_runner, buil
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.contracts.data import BatchSpec, Size
+from toolkit.contracts.training import TrainStep
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.epoch_order import EpochSource
-from toolkit.data.types import BatchSpec, Size
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
-from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
 

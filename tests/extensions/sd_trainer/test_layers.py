@@ -11,7 +11,7 @@ from PIL import Image
 from tests.layer_files import write_layers
 from tests.running import lines, run_job
 from toolkit.config import load_job
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata

@@ -24,10 +24,10 @@ from safetensors.torch import load_file
 from tests.optimizer_names import INSTALLED
 from tests.pairwise import Row, pairwise
 from tests.running import run_job
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
 from toolkit.optim.optimizer_args import is_schedule_free, requires_single_lr

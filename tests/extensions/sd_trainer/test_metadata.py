@@ -15,8 +15,8 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import LoraWriter
 from toolkit.config import load_job
+from toolkit.contracts.training import TrainState
 from toolkit.plan.run_plan import BucketCount, FolderPlan, RunPlan
-from toolkit.train.interface import TrainState
 
 
 @pytest.fixture

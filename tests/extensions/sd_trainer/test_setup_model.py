@@ -22,8 +22,8 @@ from tests.processes import several
 from tests.running import lines
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
+from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import shown
 from toolkit.memory import int8_matmul

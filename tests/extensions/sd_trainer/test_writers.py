@@ -21,9 +21,9 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.output import SaveConfig
 from toolkit.config.train import TrainConfig
+from toolkit.contracts.training import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

@@ -17,6 +17,7 @@ from torch import nn
 from extensions.sd_trainer.writers import LoraWriter
 from tests.diffusers_reference import open_tiny, relative
 from tests.running import lines
+from toolkit.contracts.training import TrainState
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.adapter import dequantized_weight
@@ -24,7 +25,6 @@ from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.merge import LoraMerger, read_base_loras
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

@@ -23,6 +23,7 @@ from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleF
 from tests.diffusers_reference import MEMBERS, load_pipeline, open_tiny
 from tests.processes import in_processes
 from tests.quantized import mark
+from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.models import parts
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -32,7 +33,6 @@ from toolkit.system.distributed import ProcessGroup
 from toolkit.system.sharded_param import RowShard
 from toolkit.train.collectives import WorkerContext, install_command_handler
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

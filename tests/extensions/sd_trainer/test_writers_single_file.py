@@ -13,14 +13,14 @@ from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleF
 from tests.diffusers_reference import MEMBERS
 from tests.golden_tables import table
 from toolkit.config.model import ModelConfig
+from toolkit.contracts.model import ROWS_OF
+from toolkit.contracts.training import TrainState
 from toolkit.memory.quantization import quantizer
-from toolkit.models.interface import ROWS_OF
 from toolkit.models.loading import load_model
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

@@ -89,8 +89,8 @@ PROCESS = '''
     from torch import nn
 
     from jobs.process.trainer import Trainer
-    from toolkit.data.types import BatchSpec
-    from toolkit.train.interface import StepLosses, TrainStep
+    from toolkit.contracts.data import BatchSpec
+    from toolkit.contracts.training import StepLosses, TrainStep
     from toolkit.data.fingerprint import fingerprint
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import scan_items

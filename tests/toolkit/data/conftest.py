@@ -16,10 +16,10 @@ from torch.nn.functional import avg_pool2d
 from tests.toolkit.data.shard_server import write_tar
 from toolkit.config.dataset import ColumnsConfig
 from toolkit.config.sections import ImageTrainingSection
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DiffusionModel
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.types import Size
 from toolkit.errors import RunError
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_image.family import FAMILY
 
 

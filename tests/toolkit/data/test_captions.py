@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.golden_tables import golden
+from toolkit.contracts.data import CaptionRules, Sample, Size
 from toolkit.data.captions import (
     CaptionError,
     add_prefix,
@@ -20,7 +21,6 @@ from toolkit.data.captions import (
 )
 from toolkit.data.directory import list_folder
 from toolkit.data.tables import TableRow, read_table
-from toolkit.data.types import CaptionRules, Sample, Size
 from toolkit.errors import Diagnostic
 
 

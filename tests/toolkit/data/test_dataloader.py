@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from toolkit.contracts.data import BatchSpec, CaptionRules, Mask, PromptEmbeds
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import caption_for_use, drawn_caption
 from toolkit.data.dataloader import BatchLoader, LatentBatch
@@ -11,7 +12,6 @@ from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.latent_cache import CachePair, encode_items
-from toolkit.data.types import BatchSpec, CaptionRules, Mask, PromptEmbeds
 
 SEED = 3
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from tests.processes import in_processes
 from tests.toolkit.data.shard_server import write_shard
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.training import StepLosses, TrainStep
 from toolkit.data.dataloader import SharedStreamSource, StreamSource
 from toolkit.data.shards import expand_shards
-from toolkit.data.types import BatchSpec
 from toolkit.data.webdataset import ShardStream
 from toolkit.errors import RunError
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import write_checkpoint
-from toolkit.train.interface import StepLosses, TrainStep
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run

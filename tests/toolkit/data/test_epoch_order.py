@@ -4,9 +4,9 @@ from itertools import chain
 
 import pytest
 
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.data.captions import caption_for_use
 from toolkit.data.epoch_order import count_batches, epoch_batches, epoch_order
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 
 
 def make_item(index: int, repeats: int, side: int) -> BucketedSample:

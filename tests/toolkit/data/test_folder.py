@@ -13,11 +13,11 @@ from PIL import Image
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
 from toolkit.config.dataset import Rectangle
+from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import find_images, scan_datasets
 from toolkit.data.items import make_items
-from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors
 
 PHOTOS = "config/examples/photos"

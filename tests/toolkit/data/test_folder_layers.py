@@ -9,11 +9,11 @@ from PIL import Image
 
 from tests.layer_files import write_layers
 from toolkit.config.dataset import DatasetConfig
+from toolkit.contracts.data import Sample
 from toolkit.data.epoch_order import count_batches, epoch_batches
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
-from toolkit.data.types import Sample
 from toolkit.errors import DataErrors
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config.dataset import DatasetConfig, FromBaseConfig
 from toolkit.config.process import JobContext
+from toolkit.contracts.data import BaseImage, Size
 from toolkit.data.captions import CaptionError
 from toolkit.data.from_base import (
     base_images,
@@ -21,7 +22,6 @@ from toolkit.data.from_base import (
     write_base_image,
 )
 from toolkit.data.items import make_items, refuse_long_captions
-from toolkit.data.types import BaseImage, Size
 from toolkit.errors import DataErrors
 from toolkit.models.families import family_for
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.conftest import TURNED_HEIC
+from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data import images
 from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
-from toolkit.data.types import ResizeCrop, Size
 from toolkit.errors import install_command
 
 PHOTOS = Path("config/examples/photos")

@@ -7,10 +7,10 @@ import pytest
 
 from tests.golden_tables import golden
 from toolkit.config.dataset import Rectangle
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.contracts.model import ModelFacts
 from toolkit.data.items import bucket_for, make_items, refuse_references, scan_items
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors
-from toolkit.models.interface import ModelFacts
 
 
 def section(*datasets) -> SimpleNamespace:

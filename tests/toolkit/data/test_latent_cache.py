@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from tests.toolkit.data.test_colours import cicp
+from toolkit.contracts.data import BatchSpec, CaptionRules
 from toolkit.data import latent_cache
 from toolkit.data.cache import TensorCache
 from toolkit.data.dataloader import BatchLoader
@@ -24,7 +25,6 @@ from toolkit.data.latent_cache import (
     encode_items,
     mask_weights,
 )
-from toolkit.data.types import BatchSpec, CaptionRules
 from toolkit.errors import DataErrors, RunError
 
 

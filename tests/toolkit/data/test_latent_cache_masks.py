@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
+from toolkit.contracts.data import NO_FLIP, Flip, Mask, ResizeCrop, Size
 from toolkit.data.images import flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.items import bucket_for
 from toolkit.data.latent_cache import mask_weights
-from toolkit.data.types import NO_FLIP, Flip, Mask, ResizeCrop, Size
 
 PLAIN = ResizeCrop(Size(32, 16), 0, 0, Size(32, 16))
 ROTATED = 6

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from tests.toolkit.data.conftest import make_dataset, make_image
+from toolkit.contracts.data import NO_FLIP, Mask, ResizeCrop, Size
 from toolkit.data import masks
 from toolkit.data.folder import scan_datasets
 from toolkit.data.latent_cache import mask_weights
 from toolkit.data.masks import MaskLook, look_at_mask, look_at_masks, mask_fault
-from toolkit.data.types import NO_FLIP, Mask, ResizeCrop, Size
 
 WHOLE = ResizeCrop(Size(64, 64), 0, 0, Size(64, 64))
 

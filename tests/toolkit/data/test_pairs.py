@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from toolkit.config.dataset import DatasetConfig
+from toolkit.contracts.data import Sample
 from toolkit.data.folder import scan_datasets
-from toolkit.data.types import Sample
 from toolkit.errors import DataErrors
 
 Row = dict[str, object]

@@ -13,9 +13,9 @@ import pytest
 
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.config.sections import ImageTrainingSection
+from toolkit.contracts.data import Size
 from toolkit.data.items import bucket_for
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.types import Size
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.toolkit.data.shard_server import png
+from toolkit.contracts.data import BatchSpec, BucketedSample, CaptionRules, Sample, Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import caption_for_use
 from toolkit.data.dataloader import BatchLoader, LatentBatch, stream_source
 from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.types import BatchSpec, BucketedSample, CaptionRules, Sample, Size
 
 COLOURS = ("red", "green", "blue", "white", "black")
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from toolkit.data.types import CaptionRules
+from toolkit.contracts.data import CaptionRules
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.errors import DataErrors, UserError
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.golden_tables import golden, table
 from tests.measured import at_most
+from toolkit.contracts.model import PREDICTIONS
 from toolkit.flow.loss import (
     HUBER_BENDS,
     INTERPOLANTS,
@@ -24,7 +25,6 @@ from toolkit.flow.loss import (
 from toolkit.flow.sampler import euler_sample, sigmas
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import SAMPLINGS
-from toolkit.models.interface import PREDICTIONS
 
 # ------------------------------------------------------------ interpolant
 

@@ -3,8 +3,8 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
+from toolkit.contracts.model import DynamicShift
 from toolkit.flow.sampler import euler_sample, resampled, sigmas
-from toolkit.models.interface import DynamicShift
 
 SHIFT = DynamicShift()
 

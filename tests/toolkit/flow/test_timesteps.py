@@ -7,6 +7,7 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
+from toolkit.contracts.model import DynamicShift
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import (
     SAMPLINGS,
@@ -17,7 +18,6 @@ from toolkit.flow.timesteps import (
     timesteps,
     timesteps_from_uniform,
 )
-from toolkit.models.interface import DynamicShift
 from toolkit.system.seeding import generator
 
 LINE = DynamicShift()

@@ -12,12 +12,12 @@ from torch._dynamo.utils import counters
 from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.toy_blocks import no_kernels
 from toolkit.config.train import CompileConfig
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
+from toolkit.contracts.model import DiffusionModel
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork

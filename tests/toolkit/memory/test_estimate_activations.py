@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from toolkit.config.field_types import AUTO_LEVELS
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.estimate import (
     BESIDE_A_CHANGE,
     COMPILED_AGAIN,
@@ -21,7 +22,6 @@ from toolkit.memory.estimate import (
     step_peak,
     step_seconds,
 )
-from toolkit.networks.kinds import KINDS
 
 TOKENS = {0: 4096 + 80, 1: 2 * 4096 + 280, 2: 3 * 4096 + 490, 3: 4 * 4096 + 700}
 """References -> tokens of images and text, at 1024 x 1024."""

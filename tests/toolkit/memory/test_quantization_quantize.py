@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.diffusers_reference import open_tiny, relative
 from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import (
     QUANTO,

@@ -17,7 +17,7 @@ from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.test_checkpointing import ATTENTION, Counted
 from tests.toolkit.memory.test_offload_activations import WrittenDown
 from tests.toolkit.memory.toy_blocks import CPU, TOKENS, WIDTH, Stack, same
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer

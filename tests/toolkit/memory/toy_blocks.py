@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile
 
+from toolkit.contracts.model import BlockForward, BlockWrapper, project
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import Int8Matmuls, quantizer
 from toolkit.models.folder_model import call_block
-from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
 

@@ -19,13 +19,13 @@ from tests.model_folders import write_flow_model
 from tests.running import run_job
 from tests.unlike_family import write_unlike_model
 from toolkit.config import load_job
-from toolkit.data.types import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import ModelFamily, ModelLoadOptions
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.kinds import KINDS
 from toolkit.registry import FAMILIES
 
 WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}

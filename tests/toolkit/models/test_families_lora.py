@@ -17,13 +17,13 @@ from tests.diffusers_reference import CPU, REFERENCES, load_pipeline, memory_sto
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts.data import PromptEmbeds, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.adapter import LinearAdapterNetwork
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.registry import FAMILIES
 from toolkit.train.sampling import SamplePrompt, Sampler

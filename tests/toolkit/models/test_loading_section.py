@@ -10,7 +10,7 @@ from tests.diffusers_reference import CPU
 from tests.model_folders import write_cached, write_model
 from toolkit.config.model import ModelKwargs
 from toolkit.config.model_files import looks_like_a_path
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.errors import UserError
 from toolkit.memory.quantization import BlockwiseQuantized, QuantizedLinear, RowwiseQuantized, quantizer
 from toolkit.models import families, loading

@@ -19,7 +19,7 @@ from tests.model_folders import ARCHS
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import is_needed, single_files
 from toolkit.config.process import JobContext
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults
 from toolkit.models.folder_family import with_single_files

@@ -17,12 +17,12 @@ from tests.measured import at_most
 from tests.network_files import save_network
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import load_model
 from toolkit.models.single_file import markers_of
 from toolkit.models.tiny import write_tiny_model
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import in_one
 from toolkit.registry import FAMILIES
 from toolkit.train.base_model import base_merging

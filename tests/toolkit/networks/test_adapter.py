@@ -11,10 +11,10 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts import network_kinds as network_kinds
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
-from toolkit.networks import kinds as network_kinds
 from toolkit.networks.adapter import AdapterDropout, LinearAdapterNetwork, dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, read_tensors
 from toolkit.networks.programs import limits

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit.config.network import NetworkConfig
-from toolkit.networks import kinds as network_kinds
+from toolkit.contracts import network_kinds as network_kinds
 from toolkit.networks.adapter import apply_max_norm_, product_norm
 
 YES, NO = torch.tensor(True), torch.tensor(False)

@@ -10,8 +10,8 @@ from torch import nn
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts import network_kinds as network_kinds
 from toolkit.memory.quantization import quantizer
-from toolkit.networks import kinds as network_kinds
 from toolkit.networks import svd as fitting
 from toolkit.networks.extract_lora import extract_network_lora
 from toolkit.networks.lora_formats import parse_adapter_tensors

@@ -25,9 +25,9 @@ from tests.diffusers_reference import (
 )
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import project
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import Size
-from toolkit.models.interface import project
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.sampling import SamplePrompt, Sampler

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
-from toolkit.models.interface import ROWS_OF
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora_formats import BROKEN, OTHER, load_adapter_file
 

@@ -20,10 +20,10 @@ from tests.light_start import FORBID
 from tests.measured import at_most
 from tests.network_files import save_network
 from toolkit.config.network import NOT_TRAINED, NetworkConfig
+from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, boft_shapes
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
 from toolkit.networks.adapter import dequantized_weight
-from toolkit.networks.kinds import ALGORITHMS, KINDS, boft_shapes
 from toolkit.networks.lycoris_library import (
     BACKEND,
     LycorisNetwork,

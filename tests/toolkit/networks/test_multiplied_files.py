@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from tests.measured import at_most
 from toolkit.config.model import BaseLora
+from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
-from toolkit.models.interface import ROWS_OF
 from toolkit.networks.adapter_settings import CONFIG_FILE
 from toolkit.networks.applied import AppliedAdapters, NamedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file, parse_adapter_tensors

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import several
 from tests.toolkit.plan.test_memory_plan import item, section
-from toolkit.data.types import BucketedSample
+from toolkit.contracts.data import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.layered import FAMILY as LAYERED

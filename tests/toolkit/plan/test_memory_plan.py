@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.measured import at_most
 from tests.processes import several
-from toolkit.data.types import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
+from toolkit.contracts.data import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import GB
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS
 from toolkit.models.qwen_image.family import FAMILY

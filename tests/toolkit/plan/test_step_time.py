@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.toolkit.plan.test_memory_plan_measured import INT4, OWN_TABLE, TEXT_TOKENS, job
-from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.plan.cards import Card, asked_card
 from toolkit.plan.memory import Machine

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toolkit.contracts.data import Batch, BatchSpec, PromptEmbeds
+from toolkit.contracts.model import DynamicShift
+from toolkit.contracts.training import StepLosses, StepResult, TrainStep
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
-from toolkit.data.types import Batch, BatchSpec, PromptEmbeds
-from toolkit.models.interface import DynamicShift
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.ema import Ema
-from toolkit.train.interface import StepLosses, StepResult, TrainStep
 from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback, Run

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
+from toolkit.contracts.training import TrainState
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import reading_state, step_of
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]

@@ -9,10 +9,10 @@ import torch
 
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
+from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import RunError
 from toolkit.system.distributed import ProcessGroup
-from toolkit.train.interface import StepLosses
 
 STEPS = 5
 

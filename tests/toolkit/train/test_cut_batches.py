@@ -22,8 +22,8 @@ from tests.toolkit.train.test_flow_step import make_batch
 from tests.toolkit.train.test_flow_step_noise_levels import attached, batch_of
 from toolkit.config.few_step import FewStepLossConfig
 from toolkit.config.train import LOSS_OF_IMAGES, LOSS_OF_PAIRS, RIGHT, PreferenceConfig
+from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -197,7 +197,7 @@ def test_a_piece_knows_the_first_item_of_the_whole_however_often_it_is_cut() -> 
     assert whole.select([2, 3]).select([1]).first == whole.first == 40
 
 
-ONLY_READERS = {"toolkit/data/types.py": 1, "toolkit/train/loop.py": 1}
+ONLY_READERS = {"toolkit/contracts/data.py": 1, "toolkit/train/loop.py": 1}
 """`BatchSpec.first`, and the seed of the network's dropout, which is of each piece (docs/multi_gpu.md)."""
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.toolkit.data.test_alignment import moved, photograph, within
+from toolkit.contracts.data import Mask
 from toolkit.data.alignment import Alignment
 from toolkit.data.images import ImageError
-from toolkit.data.types import Mask
 from toolkit.train.drift import Drift, drift_metrics, drift_of
 
 

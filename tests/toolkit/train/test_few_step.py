@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.toolkit.train.test_flow_step import make_batch
 from toolkit.config.few_step import FewStepLossConfig
-from toolkit.data.types import BatchSpec, PromptEmbeds, Size
-from toolkit.models.interface import DynamicShift
+from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
+from toolkit.contracts.model import DynamicShift
+from toolkit.contracts.training import StepLosses
 from toolkit.optim.ema import copy_into
 from toolkit.train.few_step import FewStepMixture, Teacher
-from toolkit.train.interface import StepLosses
 
 SIZE = Size(8, 8)
 SPECS = [BatchSpec(epoch, (0, 1), (position, position + 1)) for epoch in range(20) for position in range(0, 100, 2)]

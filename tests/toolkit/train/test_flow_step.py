@@ -14,11 +14,11 @@ from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
+from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
+from toolkit.contracts.model import DynamicShift
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import DynamicShift
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.adapter import AdapterDropout
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
-from toolkit.train.interface import StepLosses
 
 SIDES = Size(6, 4)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
 

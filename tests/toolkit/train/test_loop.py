@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from toolkit.config.train import CompileConfig
+from toolkit.contracts.training import StepLosses, TrainState
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs
-from toolkit.train.interface import StepLosses, TrainState
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback

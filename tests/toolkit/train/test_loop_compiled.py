@@ -16,12 +16,12 @@ from tests.failing_programs import ERRORS, NAME, Backend, backward_of, programs
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
 from toolkit.config.train import CompileConfig
-from toolkit.data.types import BatchSpec
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.training import StepLosses, StepResult, TrainState, TrainStep
 from toolkit.errors import RunError
 from toolkit.memory.compiling import Programs, compile_wrapper, failure
 from toolkit.optim.ema import Ema
 from toolkit.system.distributed import ProcessGroup
-from toolkit.train.interface import StepLosses, StepResult, TrainState, TrainStep
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import step_in_backward
 from toolkit.train.run import Callback, Run

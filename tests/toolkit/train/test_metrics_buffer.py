@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.toolkit.train.test_loop import broken_for
+from toolkit.contracts.training import StepLosses
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.interface import StepLosses
 from toolkit.train.metrics_buffer import to_host
 from toolkit.train.run import Callback, Run
 

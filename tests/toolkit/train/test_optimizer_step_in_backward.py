@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from toolkit.contracts.training import StepLosses
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
 from toolkit.train import optimizer_step
-from toolkit.train.interface import StepLosses
 from toolkit.train.optimizer_step import OptimizerInBackward, Role, StandardStep
 from toolkit.train.run import Run
 

@@ -16,10 +16,10 @@ from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
 from toolkit.config.sections import ModelSection, TrainerConfig
 from toolkit.config.train import TrainConfig
+from toolkit.contracts.data import Sample, Size
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import DatasetScan, FolderInfo
-from toolkit.data.types import Sample, Size
 from toolkit.errors import RunError, UserError
 from toolkit.train import resumption
 from toolkit.train.resumption import ResumePlan, Start, plan_start

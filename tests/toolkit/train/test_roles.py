@@ -14,12 +14,12 @@ from torch.nn.functional import softplus
 
 from tests.running import lines
 from tests.toolkit.train.conftest import Recorder, Toy
+from toolkit.contracts.data import Batch
+from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.epoch_order import EpochSource
-from toolkit.data.types import Batch
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.interface import Backward, StepLosses, TrainStep
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from tests.toolkit.train.conftest import Recorder, Toy
+from toolkit.contracts.training import StepLosses
 from toolkit.train import run as run_module
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import write_checkpoint
-from toolkit.train.interface import StepLosses
 from toolkit.train.run import LossScaler, Run
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
+from toolkit.contracts.data import CaptionRules, PromptEmbeds, Size
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.data.types import CaptionRules, PromptEmbeds, Size
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork

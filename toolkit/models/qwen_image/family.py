@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import local_index
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import ModelSection
+from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import PROCESSOR_FILES, TOKENIZER_FILES, FolderFamily, Shapes, part_config
-from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_image import sizes
 from toolkit.models.template import EDIT, EDIT_PLUS, TEXT_TO_IMAGE
-from toolkit.networks.kinds import KINDS, ActivationUnits
 
 
 class QwenImageFamily(FolderFamily):

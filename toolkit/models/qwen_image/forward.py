@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
+from toolkit.contracts.model import BlockForward, BlockWrapper, project
 from toolkit.models.folder_model import call_block
-from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.sizes import PATCH
 from toolkit.system.device import to_device

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import DynamicShift
 from toolkit.models.folder_family import part_config, size_of_area, width_of
-from toolkit.models.interface import DynamicShift
 from toolkit.models.qwen_image.family import QwenImageFamily, TextToImageFamily
 
 AREA = 640 * 640

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
+from toolkit.contracts.model import WeightStreaming
 from toolkit.models import vl_prompts
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import WeightStreaming
 from toolkit.models.layerwise import LayerwiseEncoder
 from toolkit.models.qwen_image import loading, prompts
 from toolkit.models.qwen_image.family import QwenImageFamily

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from toolkit.contracts.model import BlockForward, WeightStreaming
 from toolkit.models.families import MOST_ROWS
-from toolkit.models.interface import BlockForward, WeightStreaming
 from toolkit.models.qwen_image.forward import BlockConditioning, ImageTextStreams, RunIndexed, timestep_embedding
 from toolkit.models.qwen_image.loading import TABULATED
 from toolkit.system.device import to_device

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.models.folder_family import reference_size, size_of_area
 from toolkit.models.template import EDIT_PLUS, Template
 

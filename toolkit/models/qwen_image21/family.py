@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import INDEX, read_model_json
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
+from toolkit.contracts.model import LicenceTerms
+from toolkit.contracts.network_kinds import KINDS, ActivationUnits
 from toolkit.errors import UserError
 from toolkit.models.families import EncoderSize
 from toolkit.models.folder_family import (
@@ -23,8 +25,6 @@ from toolkit.models.folder_family import (
     VaeTensors,
     reference_size,
 )
-from toolkit.models.interface import LicenceTerms
-from toolkit.networks.kinds import KINDS, ActivationUnits
 
 POSITIONS = 8192
 """Positions of text and images. Source: diffusers, transformer_qwenimage21.py, QwenImage21Rope."""

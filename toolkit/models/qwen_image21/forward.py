@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from toolkit.contracts.model import BlockForward, BlockWrapper, project
 from toolkit.models.folder_model import call_block
-from toolkit.models.interface import BlockForward, BlockWrapper, project
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_image.forward import rotate
 from toolkit.system.device import to_device

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from toolkit.data.types import EncodedPrompt, PromptEmbeds
+from toolkit.contracts.data import EncodedPrompt, PromptEmbeds
 from toolkit.models import vl_prompts
 from toolkit.models.layerwise import LayerwiseEncoder
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder

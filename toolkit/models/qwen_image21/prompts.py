@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from toolkit.data.types import EMBEDS
+from toolkit.contracts.data import EMBEDS
 from toolkit.models import vl_prompts
 from toolkit.models.template import IMAGE_PAD
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from toolkit.config.dataset import TEXTURE
+from toolkit.contracts.training import StepResult
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.run_files import SAMPLES, VALIDATION
 from toolkit.system.readings import Reading, read_machine
@@ -33,7 +34,6 @@ from toolkit.train.anomalies import (
     SlowSteps,
     features_of,
 )
-from toolkit.train.interface import StepResult
 from toolkit.train.optimizer_step import ZeroGradients
 from toolkit.train.run import Callback, Run
 from toolkit.train.run_reader import list_samples

@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.config.train import StopWhenConfig
+from toolkit.contracts.training import StepResult
 from toolkit.optim.schedules import Plateau
-from toolkit.train.interface import StepResult
 from toolkit.train.paired import forecast
 from toolkit.train.resumption import FORECAST, STOP_KEY, stop_reason
 from toolkit.train.run import Callback, Run, due

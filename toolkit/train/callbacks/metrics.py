@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from toolkit.contracts.training import StepResult
 from toolkit.files import run_files
 from toolkit.files.writing import append_json_line, atomic_write, os_error_as_run_error
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 from toolkit.train.run_reader import row_of, step_of_row
 

@@ -19,11 +19,11 @@ from statistics import median
 import torch
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.contracts.training import StepResult
 from toolkit.errors import Interrupted, RunError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import remove, write_json
-from toolkit.train.interface import StepResult
 from toolkit.train.now import RunNow
 from toolkit.train.run import Callback, Run, due
 from toolkit.train.run_reader import Row, rows_by_step, step_of_row

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from toolkit.contracts.training import StepResult
 from toolkit.system.threads import ThreadChoice
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)

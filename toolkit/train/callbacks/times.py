@@ -7,8 +7,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import TypeVar
 
+from toolkit.contracts.training import StepResult
 from toolkit.memory.kept_times import RunTimes
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 LEAST_STEPS = 10

@@ -11,9 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from toolkit.config.output import LoggingConfig
+from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import METRICS
 from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run, due
 from toolkit.train.run_reader import rows_by_step
 from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker

@@ -14,8 +14,8 @@ from statistics import median
 
 import torch
 
+from toolkit.contracts.training import StepResult
 from toolkit.system.device import peak_memory, reset_peak_memory
-from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from tests.running import run_job, run_tool, section_of
 from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import TINY_MODEL

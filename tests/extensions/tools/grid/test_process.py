@@ -20,7 +20,7 @@ from tests.diffusers_reference import psnr
 from tests.extensions.tools.generate.test_process import SMALL, write_lora
 from tests.html_browser import Browser
 from tests.running import run_tool, section_of
-from toolkit.data.types import Size
+from toolkit.contracts.data import Size
 from toolkit.errors import UserError
 from toolkit.train.sampling import SamplePrompt
 

@@ -13,7 +13,8 @@ import torch
 from benchmarks.live_bytes import LiveBytes
 from tests.diffusers_reference import open_tiny
 from toolkit.config.model import ModelConfig
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions, family_for
@@ -23,7 +24,6 @@ from toolkit.models.qwen_image.family import EDIT_2511, FAMILY
 from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.models.vl_prompts import load_text_model
-from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora import LoraNetwork
 from toolkit.number_types import QTYPES
 

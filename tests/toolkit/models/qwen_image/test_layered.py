@@ -22,9 +22,9 @@ from extensions.sd_trainer.setup import attach_network, build_block_runner
 from tests.diffusers_reference import CPU, Member, encode_photos, memory_stores, psnr, relative, write_member
 from tests.layer_files import SIZE, write_layers
 from tests.measured import at_least, at_most
+from toolkit.contracts.data import BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import step_peak
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY as EDIT_2509

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
+from toolkit.contracts.model import DynamicShift
 from toolkit.errors import RunError, UserError
 from toolkit.flow.sampler import sigmas
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift
-from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.qwen_image.loading import TEXT_ENCODER, load_transformer
 from toolkit.models.tiny import TinySpec, write_tiny_model

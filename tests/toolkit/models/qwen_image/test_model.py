@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from tests.diffusers_reference import PHOTOS, REFERENCES, encode_photos, open_tiny, photo_item, recording, relative
-from toolkit.data.types import PromptEmbeds, Size
+from toolkit.contracts.data import PromptEmbeds, Size
+from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
-from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.qwen_image.model import QwenImageModel
 
 SIZE = Size(128, 96)

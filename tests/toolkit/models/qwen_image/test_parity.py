@@ -26,9 +26,9 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_least, at_most
+from toolkit.contracts.data import BatchSpec, Size
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import BatchSpec, Size
 from toolkit.models.qwen_image.forward import image_shapes, pack
 from toolkit.registry import FAMILIES
 from toolkit.train.flow_step import FlowMatchingStep

@@ -18,7 +18,8 @@ from extensions.sd_trainer.rules import findings
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from tests.diffusers_21 import open_21
 from tests.measured import at_least, at_most
-from toolkit.data.types import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.data import EMBEDS, PromptEmbeds, Size
+from toolkit.contracts.network_kinds import KINDS
 from toolkit.flow.settings import describe_levels
 from toolkit.memory import block_runner
 from toolkit.memory.estimate import step_peak
@@ -27,7 +28,6 @@ from toolkit.models.folder_family import OF_TEXT_LAYERS
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.qwen_image21.prompts import SLOTS
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.kinds import KINDS
 from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, BatchSizes, ItemGroup, count_trainable_params, step_shape
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.diffusers_21 import open_21
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.models.qwen_image21.prompts import SLOTS
 
 LEVELS = (1.0, 0.6, 0.1)

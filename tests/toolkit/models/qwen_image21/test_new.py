@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.diffusers_21 import open_21
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 from toolkit.errors import UserError
 from toolkit.models.qwen_image21.family import FAMILY
 

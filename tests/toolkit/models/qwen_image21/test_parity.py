@@ -37,10 +37,10 @@ from tests.golden_tables import golden
 from tests.measured import at_least, at_most
 from toolkit.config.model_files import INDEX, model_fault
 from toolkit.config.output import SamplePicture
+from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.images import over_white
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.errors import UserError
 from toolkit.models.folder_family import reference_size
 from toolkit.models.qwen_image21.family import FAMILY

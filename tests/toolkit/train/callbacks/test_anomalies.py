@@ -12,8 +12,9 @@ from torch import nn
 
 from tests.toolkit.train.test_anomalies import image_of, woven
 from toolkit.config.train import CompileConfig
+from toolkit.contracts.data import BatchSpec
+from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
-from toolkit.data.types import BatchSpec
 from toolkit.files.run_files import EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.readings import Reading
@@ -21,7 +22,6 @@ from toolkit.train import metrics_buffer
 from toolkit.train.anomalies import RunawayLoss
 from toolkit.train.callbacks.anomalies import AnomalyCallback
 from toolkit.train.callbacks.metrics import append_row
-from toolkit.train.interface import StepLosses
 from toolkit.train.roles import step_in_backward
 from toolkit.train.run import Run
 

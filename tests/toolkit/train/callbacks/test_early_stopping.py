@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.contracts.training import TrainState
 from toolkit.files.run_files import VALIDATION_IMAGES
 from toolkit.train.callbacks.early_stopping import EarlyStopping, stop_reason
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Callback
 
 LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]

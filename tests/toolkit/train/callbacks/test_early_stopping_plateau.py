@@ -11,12 +11,12 @@ import torch
 
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
+from toolkit.contracts.training import StepLosses
 from toolkit.optim.schedules import build_schedule
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.callbacks.early_stopping import PlateauCallback
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import write_checkpoint
-from toolkit.train.interface import StepLosses
 from toolkit.train.run import Callback, Run
 
 EVERY = 3

@@ -8,8 +8,8 @@ from datetime import datetime
 
 import pytest
 
+from toolkit.contracts.training import TrainState
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.interface import TrainState
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "time", "t_mean"]
 

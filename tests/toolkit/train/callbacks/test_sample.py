@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from tests.running import lines
+from toolkit.contracts.training import TrainState
 from toolkit.data.alignment import Alignment
 from toolkit.data.images import ImageError
 from toolkit.train.callbacks.sample import SampleCallback, Samples
 from toolkit.train.drift import Drift
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
 

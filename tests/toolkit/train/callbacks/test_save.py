@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.files.run_files import step_stem
 from toolkit.train.callbacks import save
 from toolkit.train.callbacks.save import SaveCallback
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 
 

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.config.train import CompileConfig
+from toolkit.contracts.training import RoleResult, TrainState
 from toolkit.files.log import StatusLine
 from toolkit.memory.compiling import Programs
 from toolkit.train.callbacks.status import StatusCallback
-from toolkit.train.interface import RoleResult, TrainState
 
 
 @pytest.fixture

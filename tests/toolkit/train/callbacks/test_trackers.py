@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.output import LoggingConfig
+from toolkit.contracts.training import TrainState
 from toolkit.train.callbacks import trackers as hook_module
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.trackers import TrackerCallback
-from toolkit.train.interface import TrainState
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
 

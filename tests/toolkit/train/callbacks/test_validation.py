@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.running import lines
+from toolkit.contracts.training import TrainState
 from toolkit.errors import RunError
 from toolkit.files.run_files import VALIDATION
 from toolkit.train.callbacks.validation import Validation, ValidationCallback
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Callback, Interval
 from toolkit.train.run_reader import read_losses_by_image
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from toolkit.contracts.training import TrainState
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck, comparison, peak_resident
-from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
 

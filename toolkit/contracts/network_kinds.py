@@ -14,7 +14,7 @@ from toolkit.errors import UserError
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
-    from toolkit.networks.interface import Network
+    from toolkit.contracts.network import Network
 
 Shapes = dict[str, tuple[int, ...]]
 """The trained tensors of a layer by their names; matrices are [outputs, inputs]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from toolkit.data.types import Batch, Cursor
+from toolkit.contracts.data import Batch, Cursor
 
 if TYPE_CHECKING:
     from torch import Tensor

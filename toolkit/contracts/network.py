@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from toolkit.models.interface import DiffusionModel
+from toolkit.contracts.model import DiffusionModel
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class Network(ABC):
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:  # noqa: B027 - most kinds make no use of it
         """Optional optimisation: fuses the projections of layers that share an input
-        (`DiffusionModel.fused_projection_groups`); `toolkit.models.interface.project` then gives what they share. Must
+        (`DiffusionModel.fused_projection_groups`); `toolkit.contracts.model.project` then gives what they share. Must
         not change results.
         """
 

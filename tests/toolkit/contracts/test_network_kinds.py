@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from tests.network_files import save_network
 from toolkit.config.network import NetworkConfig
+from toolkit.contracts.network import Network
+from toolkit.contracts.network_kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
 from toolkit.networks.extract_lora import extract_network_lora
-from toolkit.networks.interface import Network
-from toolkit.networks.kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
 from toolkit.networks.lora_formats import load_adapter_file, own_names
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from toolkit.data.types import PromptEmbeds
+from toolkit.contracts.data import PromptEmbeds
 
 
 def test_prompts_are_padded_to_the_longest() -> None:

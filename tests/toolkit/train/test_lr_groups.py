@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.config.train import LrGroupConfig
 from toolkit.errors import UserError
-from toolkit.optim.lr_groups import LrGroup, build_param_groups, group_of_layers
+from toolkit.train.lr_groups import LrGroup, build_param_groups, group_of_layers
 
 LAYERS = ["blocks.0.attn.to_q", "blocks.0.mlp", "blocks.1.attn.to_q", "blocks.1.mlp"]
 WEIGHTS = [f"{layer}.{matrix}" for layer in LAYERS for matrix in ("down", "up")]

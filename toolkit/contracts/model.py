@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
+from toolkit.contracts.data import EncodedPrompt, PromptEmbeds, Size
 
 if TYPE_CHECKING:
     import torch
