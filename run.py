@@ -148,7 +148,7 @@ def run_tool(argv: Sequence[str]) -> int:
     signals.install()
     extensions = discover()
     uid, *flags = argv
-    from toolkit.config.tool import ToolConfig, load_tool, tool_parser
+    from toolkit.config.reading.tool import ToolConfig, load_tool, tool_parser
 
     model = extensions.find_command(uid)
     if model is None or not issubclass(model, ToolConfig):
@@ -201,7 +201,7 @@ def import_parser() -> argparse.ArgumentParser:
 def import_job(arguments: argparse.Namespace) -> int:
     """`run.py import`: prints, or writes, the job that another program's file or command is here."""
     from toolkit.config import load_job
-    from toolkit.config.foreign import COMMAND_LINE, holds_command
+    from toolkit.config.reading.foreign import COMMAND_LINE, holds_command
     from toolkit.files.writing import file_in_the_way, write_text
 
     signals.install()
@@ -233,7 +233,7 @@ def path_of(flag: str, text: str) -> Path:
     """The path that a flag gives. Raises UserError for a text that no path can have."""
     from pydantic import TypeAdapter, ValidationError
 
-    from toolkit.config.field_types import PathStr
+    from toolkit.config.reading.field_types import PathStr
 
     try:
         return Path(TypeAdapter(PathStr).validate_python(text)).expanduser()
@@ -252,8 +252,8 @@ def text_of(file: Path) -> str:
 def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     """The words of our command for one of another program's scripts that trains nothing, and a line for each flag that
     has no counterpart; None for all other texts."""
-    from toolkit.config.foreign import is_command
-    from toolkit.config.tool import ToolConfig, tool_parser
+    from toolkit.config.reading.foreign import is_command
+    from toolkit.config.reading.tool import ToolConfig, tool_parser
 
     if not is_command(text):
         return None
@@ -433,7 +433,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
 
 def print_schema() -> int:
-    from toolkit.config.reference import schema
+    from toolkit.config.reading.reference import schema
 
     with redirect_stdout(sys.stderr):
         text = json.dumps(schema(discover().configs()), indent=2)
@@ -455,7 +455,7 @@ def load(
     one of `--seeds`.
     """
     from toolkit.config import load_job
-    from toolkit.config.foreign import COMMAND_LINE
+    from toolkit.config.reading.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
     of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}

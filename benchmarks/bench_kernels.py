@@ -36,7 +36,7 @@ from benchmarks.random_weights import DRAWN_SIZES, write_folder  # noqa: E402
 from benchmarks.simulation import DEVICE, FOLLOWED, as_on_a_device, batch_of, load_model  # noqa: E402
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, write_model  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
-from toolkit.config.train import CompileConfig  # noqa: E402
+from toolkit.config.sections.train import CompileConfig  # noqa: E402
 from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402

@@ -33,7 +33,7 @@ from PIL import Image  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
-from toolkit.config.model import ModelConfig  # noqa: E402
+from toolkit.config.sections.model import ModelConfig  # noqa: E402
 from toolkit.contracts.data import Size  # noqa: E402
 from toolkit.contracts.model import DiffusionModel  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402

@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.loops import OurLoop, PlainLoop, plain_rival  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
-from toolkit.config.field_types import AUTO_LEVELS  # noqa: E402
+from toolkit.config.reading.field_types import AUTO_LEVELS  # noqa: E402
 
 ALLOWED_LOSS_ERROR = {("fp32", "none"): 1e-5, ("bf16", "none"): 5e-3, ("fp32", "int8"): 2e-2, ("bf16", "int8"): 2e-2}
 """Relative difference of the first loss: rounding; with int8 also what computing in integers may add."""

@@ -27,7 +27,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import report  # noqa: E402
 from jobs import ExtensionJob, JobOptions  # noqa: E402
 from toolkit.config import load_job  # noqa: E402
-from toolkit.config.dataset import TEXTURE  # noqa: E402
+from toolkit.config.sections.dataset import TEXTURE  # noqa: E402
 from toolkit.extension import discover  # noqa: E402
 from toolkit.train.anomalies import texture_of  # noqa: E402
 from toolkit.train.run_reader import list_samples, read_events  # noqa: E402

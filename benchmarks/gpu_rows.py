@@ -30,7 +30,7 @@ from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
 from jobs.job import ExtensionJob
-from toolkit.config.loader import load_job
+from toolkit.config.reading.loader import load_job
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.training import StepResult
 from toolkit.data.dataloader import LatentBatch

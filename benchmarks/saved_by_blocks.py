@@ -34,7 +34,7 @@ from torch._inductor.decomposition import select_decomp_table  # noqa: E402
 from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
-from toolkit.config.field_types import AUTO_LEVELS  # noqa: E402
+from toolkit.config.reading.field_types import AUTO_LEVELS  # noqa: E402
 from toolkit.contracts.data import PromptEmbeds  # noqa: E402
 from toolkit.contracts.model import DiffusionModel  # noqa: E402
 from toolkit.contracts.network_kinds import KINDS  # noqa: E402

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.config.base import StrictModel, descriptions
-from toolkit.config.foreign import ForeignName, foreign_keys
-from toolkit.config.normalise import item_annotation, other_names, section_model
-from toolkit.config.reference import Models, by_model, meaning, sections_of
+from toolkit.config.reading.base import StrictModel, descriptions
+from toolkit.config.reading.foreign import ForeignName, foreign_keys
+from toolkit.config.reading.normalise import item_annotation, other_names, section_model
+from toolkit.config.reading.reference import Models, by_model, meaning, sections_of
 
 _HEAD = """# Configuration reference
 

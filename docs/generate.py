@@ -29,7 +29,7 @@ from docs.programs_table import END as PROGRAMS_END  # noqa: E402
 from docs.programs_table import programs_table  # noqa: E402
 from docs.recipes_table import with_recipes  # noqa: E402
 from extensions.tools.shared.examples import MODELS, example_text  # noqa: E402
-from toolkit.config.reference import schema  # noqa: E402
+from toolkit.config.reading.reference import schema  # noqa: E402
 from toolkit.extension import EXAMPLE_EXTENSIONS, discover  # noqa: E402
 from toolkit.files.writing import EXTENSIONS_ROOT  # noqa: E402
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from docs.config_page import distinct_sections, dotted, keys
 from extensions.compat.keys import OPTIONS
 from extensions.compat.names import NAMES, PLACES
-from toolkit.config.foreign import NO_DEFAULT, ForeignName, foreign_keys
-from toolkit.config.reference import Models
+from toolkit.config.reading.foreign import NO_DEFAULT, ForeignName, foreign_keys
+from toolkit.config.reading.reference import Models
 
 _HEAD = """\
 <!-- Written by docs/generate.py from extensions/compat/names.py, but for what stands below the mark "by hand". -->

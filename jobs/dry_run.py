@@ -10,7 +10,7 @@ from typing import Any
 from jobs.job import index_of
 from jobs.places import places_of_datasets
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
-from toolkit.config.sections import DatasetsSection
+from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.errors import InputErrors, UserError
 from toolkit.plan.run_plan import RunPlan
 

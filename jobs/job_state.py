@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.process import JobContext, ProcessConfig, job_state_file
+from toolkit.config.reading.process import JobContext, ProcessConfig, job_state_file
 from toolkit.errors import RunError
 from toolkit.files.redact import redact_json, redact_text
 from toolkit.files.run_files import finished_processes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from toolkit.config.process import ProcessEntry
+from toolkit.config.reading.process import ProcessEntry
 from toolkit.errors import DataErrors, Diagnostic
 
 

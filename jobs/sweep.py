@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from toolkit.config.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig
 from toolkit.errors import UserError
 from toolkit.files.run_files import read_status
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from toolkit.config.model_files import ModelFolder, family_of
+from toolkit.config.sections.model_files import ModelFolder, family_of
 from toolkit.contracts.data import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items

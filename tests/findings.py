@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from toolkit.config.base import StrictModel, all_findings
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.base import StrictModel, all_findings
+from toolkit.config.reading.process import Diagnostic, JobContext
 
 JOB = JobContext("job")
 

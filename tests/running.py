@@ -10,7 +10,7 @@ from typing import Any
 from extensions.from_scratch.plan import StepBytes
 from jobs import ExtensionJob, JobOptions
 from toolkit.config import load_job
-from toolkit.config.tool import load_tool
+from toolkit.config.reading.tool import load_tool
 from toolkit.extension import discover
 from toolkit.plan.run_plan import SaveSize
 

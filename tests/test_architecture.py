@@ -224,7 +224,7 @@ def test_imports_point_one_way() -> None:
         ("toolkit/config/x.py", "from toolkit.plan.run_plan import RunPlan"),
         ("toolkit/config/x.py", "from toolkit.networks.targets import matching"),
         ("toolkit/contracts/x.py", "from toolkit.data.images import read_image"),
-        ("toolkit/optim/x.py", "from toolkit.config.train import TrainConfig"),
+        ("toolkit/optim/x.py", "from toolkit.config.sections.train import TrainConfig"),
         ("toolkit/x.py", "from toolkit import data"),
         ("toolkit/train/x.py", "from jobs import job"),
         ("toolkit/train/x.py", "import extensions"),

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from run import main
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
-from toolkit.config.tool import tool_parser
+from toolkit.config.reading.tool import tool_parser
 from toolkit.extension import STAGES, discover
 from toolkit.version import NAME, VERSION
 

@@ -66,7 +66,7 @@ class Extension:
     """What `--list-extensions` shows."""
 
     purpose: str = ""
-    """For a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
+    """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
     of `run.py --help`. Empty: the process is not a command."""
 
     stage: str = ""

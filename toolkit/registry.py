@@ -76,7 +76,7 @@ FOREIGN_FILES = {
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",
 }
-"""What makes a job of a file that was written for another program: a `toolkit.config.foreign.ForeignFile` each."""
+"""What makes a job of a file that was written for another program: a `toolkit.config.reading.foreign.ForeignFile` each."""
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
@@ -100,4 +100,4 @@ FLUXFLOW_FILES = "extensions.compat.fluxflow_files:FluxflowFiles"
 """The callback of `save.fluxflow_files`."""
 
 FOREIGN_KEYS = "extensions.compat.keys:KEYS"
-"""What is known of the keys of other programs: a `toolkit.config.foreign.ForeignKeys`."""
+"""What is known of the keys of other programs: a `toolkit.config.reading.foreign.ForeignKeys`."""

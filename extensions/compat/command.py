@@ -18,9 +18,9 @@ from extensions.compat.musubi import FULL, LORA, flat
 from extensions.compat.musubi import TEXTS as OF_TEXT
 from extensions.compat.names import NAMES, ROWS
 from extensions.compat.nodes import file_root
-from toolkit.config.foreign import NO_COMMAND
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
-from toolkit.config.yaml_reader import scalar_kind, scalar_value
+from toolkit.config.reading.foreign import NO_COMMAND
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.reading.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
 
 NOT_NEEDED = {

@@ -29,10 +29,10 @@ from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
 from extensions.compat.keys import not_a_flag
 from extensions.compat.nodes import at, made, tree
-from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.normalise import merge_aliases
-from toolkit.config.validate import validate
-from toolkit.config.yaml_reader import scalar_kind, scalar_value
+from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.reading.normalise import merge_aliases
+from toolkit.config.reading.validate import validate
+from toolkit.config.reading.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
 from toolkit.files.safetensors_io import METADATA, read_header
@@ -75,7 +75,7 @@ SMALL_IMAGE = 64
 
 
 class _Guide:
-    """A `toolkit.config.foreign.ForeignFile`."""
+    """A `toolkit.config.reading.foreign.ForeignFile`."""
 
     keeps_text = True
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from extensions.compat.fluxflow_keys import KEYS, SECTIONS, TRAINING
-from toolkit.config.foreign import COMMAND_LINE
-from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation, dotted
-from toolkit.config.yaml_reader import scalar_value
+from toolkit.config.reading.foreign import COMMAND_LINE
+from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath, SourceLocation, dotted
+from toolkit.config.reading.yaml_reader import scalar_value
 
 
 def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics) -> ConfigNode:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from extensions.compat.nodes import tree
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation, show
-from toolkit.config.normalise import merge_aliases
-from toolkit.config.yaml_reader import read_yaml, strip_json_comments
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, show
+from toolkit.config.reading.normalise import merge_aliases
+from toolkit.config.reading.yaml_reader import read_yaml, strip_json_comments
 from toolkit.errors import ConfigErrors, did_you_mean
 from toolkit.files.writing import read_source
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, create_model
 
 from extensions.compat.fluxflow_keys import DATA, KEYS, Key, Kind, names_in
-from toolkit.config.field_types import value_error
+from toolkit.config.reading.field_types import value_error
 
 DATASETS = "datasets"
 """Stands for an entry of `training.pipeline.datasets`."""

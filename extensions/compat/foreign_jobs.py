@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.reading.located import ConfigNode, Diagnostics
 
 SCRIPT = "<script>"
 """The key of a pasted command's script beside those of its flags."""
@@ -21,7 +21,7 @@ class Reader(Protocol):
 
 
 class ForeignJobs:
-    """A `toolkit.config.foreign.ForeignFile`, whose own text is not kept."""
+    """A `toolkit.config.reading.foreign.ForeignFile`, whose own text is not kept."""
 
     keeps_text = False
 

@@ -1,4 +1,4 @@
-"""The table of other programs' names as the core asks for it (`toolkit.config.foreign.ForeignKeys`), and the pass that
+"""The table of other programs' names as the core asks for it (`toolkit.config.reading.foreign.ForeignKeys`), and the pass that
 rewrites a job with some of them in our keys."""
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from extensions.compat.names import NAMES, ROWS, Names, rows_of
 from extensions.compat.shapes import SHAPES
-from toolkit.config.base import Entries
-from toolkit.config.foreign import ForeignName, Noted
-from toolkit.config.located import ConfigNode, Diagnostics, show
-from toolkit.config.normalise import item_annotation, merge_aliases, places_of_keys, section_model
+from toolkit.config.reading.base import Entries
+from toolkit.config.reading.foreign import ForeignName, Noted
+from toolkit.config.reading.located import ConfigNode, Diagnostics, show
+from toolkit.config.reading.normalise import item_annotation, merge_aliases, places_of_keys, section_model
 from toolkit.extension import discover
 
 OPTIONS: Names = {key: row for key, (_, row) in ROWS.items()}

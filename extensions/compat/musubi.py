@@ -22,10 +22,10 @@ from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import PLACES, ROWS
 from extensions.compat.nodes import at, file_root, made, their, tree
 from extensions.compat.shapes import read_pairs
-from toolkit.config.findings import is_absolute
-from toolkit.config.foreign import NO_DEFAULT
-from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
-from toolkit.config.yaml_reader import map_paths
+from toolkit.config.reading.findings import is_absolute
+from toolkit.config.reading.foreign import NO_DEFAULT
+from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.reading.yaml_reader import map_paths
 from toolkit.data.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.config.field_types import slot_names
-from toolkit.config.foreign import ForeignName
+from toolkit.config.reading.field_types import slot_names
+from toolkit.config.reading.foreign import ForeignName
 
 Names = dict[str, ForeignName]
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
-from toolkit.config.yaml_reader import read_text, read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.reading.yaml_reader import read_text, read_yaml
 from toolkit.errors import ConfigErrors
 
 
@@ -62,7 +62,7 @@ def file_root(path: Path, diagnostics: Diagnostics, list_key: str = "") -> Confi
     with suppress(ConfigErrors):  # which are in `found`
         text = read_text(path, found)
         if path.suffix.lower() == ".toml":
-            from toolkit.config.toml_reader import read_toml
+            from toolkit.config.reading.toml_reader import read_toml
 
             root = read_toml(text, found, str(path))
         else:

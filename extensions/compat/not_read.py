@@ -9,7 +9,7 @@ from pathlib import Path
 
 from extensions.compat.foreign_jobs import ForeignJobs, Reader
 from extensions.compat.musubi import flat
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
 
 PAGE = "docs/coming_from.md"
 

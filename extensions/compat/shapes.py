@@ -18,13 +18,13 @@ from pydantic import BaseModel
 
 from extensions.compat.names import NAMES, rows_of
 from extensions.compat.nodes import file_root
-from toolkit.config.base import Entries
-from toolkit.config.field_types import gather_slots
-from toolkit.config.located import ConfigNode, Diagnostics, show
-from toolkit.config.model import REPACKED
-from toolkit.config.network import NetworkKwargs
-from toolkit.config.normalise import listed, merge_aliases, place_in
-from toolkit.config.prompts import text_of
+from toolkit.config.reading.base import Entries
+from toolkit.config.reading.field_types import gather_slots
+from toolkit.config.reading.located import ConfigNode, Diagnostics, show
+from toolkit.config.reading.normalise import listed, merge_aliases, place_in
+from toolkit.config.sections.model import REPACKED
+from toolkit.config.sections.network import NetworkKwargs
+from toolkit.config.sections.prompts import text_of
 from toolkit.errors import did_you_mean
 from toolkit.optim.optimizer_args import NO_LITERAL
 from toolkit.registry import FOREIGN_DATASETS, load_object

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
 
 
 class ExampleConfig(ProcessConfig):

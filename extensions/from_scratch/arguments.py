@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import to_json
 
 from extensions.from_scratch.autoencoder_config import CONFIG, AutoencoderConfig
-from toolkit.config.located import ConfigNode, KeyPath, SourceLocation, dotted
-from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault, weight_files
-from toolkit.config.validate import explain
+from toolkit.config.reading.located import ConfigNode, KeyPath, SourceLocation, dotted
+from toolkit.config.reading.validate import explain
+from toolkit.config.sections.model_files import ORIGINAL_MODEL, quantization_fault, weight_files
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.field_types import OneOf, PathStr
-from toolkit.config.model_files import read_model_json
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.base import ALL_OTHERS, StrictModel
+from toolkit.config.reading.field_types import OneOf, PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import RunError, UserError
 
 LEVELS = {

@@ -29,15 +29,15 @@ from extensions.from_scratch.losses_config import (
     logged_losses,
 )
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
-from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
-from toolkit.config.field_types import AutoOrBool, OneOf, PathStr, path_hint
-from toolkit.config.findings import warning
-from toolkit.config.located import KeyPath
-from toolkit.config.model_files import ModelFolder, looks_like_a_path, path_fault
-from toolkit.config.output import SampleConfig, SamplePicture
-from toolkit.config.process import JobContext
-from toolkit.config.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
+from toolkit.config.reading.base import ALL_OTHERS, StrictModel
+from toolkit.config.reading.field_types import AutoOrBool, OneOf, PathStr, path_hint
+from toolkit.config.reading.findings import warning
+from toolkit.config.reading.located import KeyPath
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.dataset import LOSS, loss_at, noise_levels, sides_of
+from toolkit.config.sections.model_files import ModelFolder, looks_like_a_path, path_fault
+from toolkit.config.sections.output import SampleConfig, SamplePicture
+from toolkit.config.sections.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import PREDICTIONS
 from toolkit.data.directory import ScanCache

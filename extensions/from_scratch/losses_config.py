@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from toolkit.config.base import StrictModel
-from toolkit.config.field_types import OneOf, PathStr
-from toolkit.config.process import Diagnostic
-from toolkit.config.train import MAX_STEPS, RoleOptimizerConfig
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.field_types import OneOf, PathStr
+from toolkit.config.reading.process import Diagnostic
+from toolkit.config.sections.train import MAX_STEPS, RoleOptimizerConfig
 from toolkit.errors import install_command
 
 TINY = "AutoencoderTiny"

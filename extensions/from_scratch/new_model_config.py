@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from extensions.from_scratch.arguments import PUBLISHED, SOURCES, faults
-from toolkit.config.field_types import PathOrList, PathStr
-from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.sections.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json
 from toolkit.errors import UserError
 from toolkit.files.writing import file_in_the_way, why_not_replaced
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from extensions.from_scratch.new_model_config import ModelFolderConfig, NewModelConfig, TinyModelConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import INDEX
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import INDEX
 from toolkit.errors import UserError
 from toolkit.files.run_files import NEW_MODEL
 from toolkit.files.safetensors_io import as_os_error

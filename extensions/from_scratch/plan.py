@@ -15,8 +15,8 @@ from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.losses_config import too_short
 from extensions.from_scratch.roles_config import RolesSection
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from toolkit.config.dataset import area_of, sides_of
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.dataset import area_of, sides_of
+from toolkit.config.sections.train import TrainConfig
 from toolkit.contracts.data import BucketedSample, Size
 from toolkit.data.image_data import ImageData
 from toolkit.memory.estimate import GAPS_SHARE

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
-from toolkit.config.findings import below
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
-from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
+from toolkit.config.reading.findings import below
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.train import OptimizerConfig, RoleOptimizerConfig
+from toolkit.config.sections.trainer import ImageTrainingSection, TrainerConfig
 from toolkit.data.image_data import ImageData, open_stream
 from toolkit.plan.run_plan import RunPlan
 from toolkit.registry import load_object

@@ -19,12 +19,12 @@ from extensions.from_scratch.losses_config import (
     logged_losses,
 )
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
-from toolkit.config.base import StrictModel
-from toolkit.config.dataset import ValidationConfig
-from toolkit.config.field_types import PathOrList
-from toolkit.config.output import SampleIntervalConfig
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.train import RoleOptimizerConfig
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.field_types import PathOrList
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.dataset import ValidationConfig
+from toolkit.config.sections.output import SampleIntervalConfig
+from toolkit.config.sections.train import RoleOptimizerConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.image_data import ImageData
 from toolkit.data.items import scan_items

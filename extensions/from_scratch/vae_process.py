@@ -22,7 +22,7 @@ from extensions.from_scratch.trainer import LossBalance, RolesTrainer, TrainedVa
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
-from toolkit.config.dataset import LOSS
+from toolkit.config.sections.dataset import LOSS
 from toolkit.contracts.data import BucketedSample, Sample
 from toolkit.data.cache import key_of
 from toolkit.data.fingerprint import file_digest, image_digest

@@ -19,7 +19,7 @@ from extensions.from_scratch.latent_flow.new import TEXT_WEIGHTS
 from extensions.from_scratch.losses_config import DISCRIMINATOR, VAE
 from extensions.from_scratch.pixels import Picture
 from extensions.from_scratch.trainer import TrainedVae
-from toolkit.config.output import SaveIntervalConfig
+from toolkit.config.sections.output import SaveIntervalConfig
 from toolkit.files.run_files import best_stem, step_stem
 from toolkit.files.writing import atomic_write_dir
 from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts

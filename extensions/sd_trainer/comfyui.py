@@ -20,9 +20,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import single_files
-from toolkit.config.output import SamplePicture
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.model_files import single_files
+from toolkit.config.sections.output import SamplePicture
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
 from toolkit.data.captions import inject_trigger
 from toolkit.files.run_files import WORKFLOWS

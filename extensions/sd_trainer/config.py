@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from extensions.sd_trainer.rules import findings
-from toolkit.config.dataset import LOSS, loss_at, loss_in, noise_levels
-from toolkit.config.findings import Findings, error
-from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.normalise import place_in
-from toolkit.config.process import JobContext
-from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import (
+from toolkit.config.reading.findings import Findings, error
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.config.reading.normalise import place_in
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.dataset import LOSS, loss_at, loss_in, noise_levels
+from toolkit.config.sections.train import (
     DISTANCE,
     HELD_OUT_MARGIN,
     HELD_OUT_RIGHT,
@@ -23,6 +22,7 @@ from toolkit.config.train import (
     RIGHT,
     TrainConfig,
 )
+from toolkit.config.sections.trainer import DiffusionSection, TrainerConfig
 
 if TYPE_CHECKING:
     from toolkit.plan.run_plan import RunPlan

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from math import ceil, prod
 from typing import Any
 
-from toolkit.config.dataset import area_of, sides_of
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.dataset import area_of, sides_of
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for

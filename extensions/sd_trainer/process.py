@@ -26,8 +26,8 @@ from extensions.sd_trainer.setup import (
 )
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from jobs.process.image_trainer import ImageTrainer
-from toolkit.config.dataset import LOSS, loss_in
-from toolkit.config.output import SamplePicture
+from toolkit.config.sections.dataset import LOSS, loss_in
+from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network

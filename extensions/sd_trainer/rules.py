@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.config.dataset import LOSS, MASKS, sides_of
-from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.findings import Findings, below, error, warning
-from toolkit.config.model import QTYPE_SPELLINGS
-from toolkit.config.model_files import INDEX, ModelFolder, near_id, single_files
-from toolkit.config.output import SampleConfig, SampleItem
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.reading.findings import Findings, below, error, warning
+from toolkit.config.sections.dataset import LOSS, MASKS, sides_of
+from toolkit.config.sections.model import QTYPE_SPELLINGS
+from toolkit.config.sections.model_files import INDEX, ModelFolder, near_id, single_files
+from toolkit.config.sections.output import SampleConfig, SampleItem
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.files.run_files import NEW_MODEL

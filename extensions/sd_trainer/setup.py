@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.rules import weight_file_findings
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import KINDS

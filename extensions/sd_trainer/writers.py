@@ -22,9 +22,9 @@ import torch
 from torch import Size, Tensor
 
 from extensions.sd_trainer.metadata import network_module
-from toolkit.config.model_files import read_model_json
-from toolkit.config.sections import DiffusionSection
-from toolkit.config.stored_quantization import KEY as QUANTIZATION
+from toolkit.config.sections.model_files import read_model_json
+from toolkit.config.sections.stored_quantization import KEY as QUANTIZATION
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import TrainState
 from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.process import JobContext, ProcessConfig
+from toolkit.config.reading.process import JobContext, ProcessConfig
 from toolkit.errors import UserError
 from toolkit.files.run_files import CONFIG
 from toolkit.files.writing import write_text

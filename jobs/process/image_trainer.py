@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.process.trainer import BASE_IMAGES, Trainer
-from toolkit.config.output import SamplePicture
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import TrainStep

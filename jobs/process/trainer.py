@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from jobs.process.base import BaseTrainProcess
-from toolkit.config.sections import TrainerConfig
+from toolkit.config.sections.trainer import TrainerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import bench_second_start
 from benchmarks.bench_second_start import Start, middle, shares_of, write_model
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.train.base_model import load_base_model
 
 

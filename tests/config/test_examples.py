@@ -22,7 +22,8 @@ from extensions.from_scratch.plan import Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
 from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
-from toolkit.config import load_job, normalise
+from toolkit.config import load_job
+from toolkit.config.reading import normalise
 from toolkit.data.image_data import ImageData
 from toolkit.extension import discover
 from toolkit.memory.estimate import GB

@@ -32,7 +32,7 @@ from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_p
 from tests.docs.pages import blocks
 from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.tool import ToolConfig
 from toolkit.contracts.data import Size
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.extension import discover

@@ -11,7 +11,7 @@ import pytest
 
 from extensions.tools.lint.checks import CHECKS
 from tests.conftest import ROOT
-from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.images import IMAGE_SUFFIXES
 from toolkit.data.tables import TEXT_TABLES
 from toolkit.files import archives, parquet

@@ -23,7 +23,7 @@ FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 USE = """
 import torch
 from tests.network_files import save_network
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import TimestepContext, timesteps_from_uniform
 from toolkit.optim.optimizer_args import OPTIMIZERS, check_optimizer
@@ -40,8 +40,8 @@ shares = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 print([round(t, 9) for t in timesteps_from_uniform(shares, settings, TimestepContext(64, 0.5, 0.02)).tolist()])
 
 from pathlib import Path
-from toolkit.config.model import ModelConfig
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import family_for
 from toolkit.models.loading import load_model
@@ -65,7 +65,7 @@ print(StepShape(7, 8, 2, 4, "rslora").kept("none") > 0)
 
 from tests.findings import warnings
 from tests.toolkit.config.conftest import find_model, trainer
-from toolkit.config.loader import load_job
+from toolkit.config.reading.loader import load_job
 
 Path("photos").mkdir()
 Path("job.yaml").write_text(trainer("datasets: [{image_dir: photos}]"))

@@ -14,7 +14,7 @@ from extensions.from_scratch.flow_config import LOSS_FLOW
 from extensions.from_scratch.losses_config import ADVERSARIAL_WEIGHT, KL_METRICS, LPIPS_METRIC, PIXEL_METRICS
 from tests.conftest import ROOT
 from tests.running import lines, run_job
-from toolkit.config.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT
+from toolkit.config.sections.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT
 from toolkit.contracts.training import StepResult, TrainState
 from toolkit.train.callbacks.anomalies import EVENT
 from toolkit.train.callbacks.metrics import MetricsCallback

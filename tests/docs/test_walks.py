@@ -39,7 +39,7 @@ ELSEWHERE = {
     (
         "docs/architecture.md",
         "flowchart",
-    ): "tests/toolkit/config/test_reference.py::test_the_generated_pages_are_fresh",
+    ): "tests/toolkit/config/reading/test_reference.py::test_the_generated_pages_are_fresh",
     ("docs/coming_from_fluxflow.md", "config/examples/fluxflow-train"): (
         "tests/faults/test_fluxflow_guide.py::test_the_commands_of_the_page_are_planned"
     ),

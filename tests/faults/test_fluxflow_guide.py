@@ -30,8 +30,8 @@ from tests.conftest import ROOT
 from tests.faults.nursery import Child, Nursery
 from tests.running import MEASURE, UNMEASURED
 from toolkit.config import JobConfig, load_job
-from toolkit.config.foreign import COMMAND_LINE
-from toolkit.config.located import ConfigNode, SourceLocation
+from toolkit.config.reading.foreign import COMMAND_LINE
+from toolkit.config.reading.located import ConfigNode, SourceLocation
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown

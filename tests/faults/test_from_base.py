@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.faults.conftest import KILL, TERM, Job, run_together
 from tests.faults.nursery import Nursery
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder

@@ -15,7 +15,7 @@ from PIL import Image
 from extensions.compat.names import NAMES
 from tests.faults.conftest import Job, contents, draw_pictures
 from toolkit.config import load_job
-from toolkit.config.tool import load_tool
+from toolkit.config.reading.tool import load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 

@@ -1,6 +1,6 @@
 """Whole jobs, started as a user starts them, whose model is another one, not there, or not complete.
 
-tests/toolkit/config/test_model_files.py has every such name, index, part and damage.
+tests/toolkit/config/sections/test_model_files.py has every such name, index, part and damage.
 """
 
 from __future__ import annotations

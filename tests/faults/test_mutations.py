@@ -26,8 +26,8 @@ from tests.processes import alarm
 from tests.toolkit.data.conftest import FakeModel, make_dataset
 from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
-from toolkit.config.tool import ToolConfig, load_tool, tool_parser
-from toolkit.config.train import TrainConfig
+from toolkit.config.reading.tool import ToolConfig, load_tool, tool_parser
+from toolkit.config.sections.train import TrainConfig
 from toolkit.data.cache import TensorCache
 from toolkit.data.items import scan_items
 from toolkit.data.latent_cache import CachePair, encode_items

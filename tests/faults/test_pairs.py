@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import KILL, STEPS, Job, assert_same_but_for_rounding, draw_pictures, run_together
-from toolkit.config.train import DISTANCE, MARGIN
+from toolkit.config.sections.train import DISTANCE, MARGIN
 
 COMPARE = "toolkit.train.preference:PreferenceStep.__call__"
 """Called first by the trial of the largest batch, then for each micro-batch."""

@@ -61,7 +61,7 @@ PROCESS = """
 from pathlib import Path
 
 from jobs.process import BaseExtensionProcess, BaseTrainProcess
-from toolkit.config.process import ProcessConfig
+from toolkit.config.reading.process import ProcessConfig
 
 
 class ModelConfig(ProcessConfig):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.class_source import find_class, find_module
-from toolkit.config.findings import JobContext
-from toolkit.config.train import TrainConfig
+from toolkit.config.reading.findings import JobContext
+from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import check_optimizer, imported_code
 

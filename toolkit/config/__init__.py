@@ -4,9 +4,9 @@
 (`network`, `train`, ...) are one file each as well.
 """
 
-from toolkit.config.base import StrictModel
-from toolkit.config.loader import load_job
-from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.loader import load_job
+from toolkit.config.reading.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
 
 __all__ = [
     "Diagnostic",

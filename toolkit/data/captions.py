@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from toolkit.config.dataset import ColumnsConfig, DatasetConfig
+from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
 from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
 from toolkit.data.columns import columns_of, first_of
 from toolkit.data.directory import DirectoryListing, split_suffix

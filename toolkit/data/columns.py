@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from toolkit.config.dataset import ColumnsConfig
+from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.directory import split_suffix
 from toolkit.data.images import IMAGE_SUFFIXES
 

@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, NamedTuple
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import NO_FLIP, Flip, Sample
 from toolkit.data.captions import (
     LIST,

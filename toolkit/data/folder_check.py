@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from toolkit.config.dataset import area_of
+from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.directory import DirectoryListing, ImageFile, split_suffix

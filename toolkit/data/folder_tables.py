@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.columns import in_yaml as column_in_yaml
 from toolkit.data.directory import DirectoryListing, ImageFile, join, split_suffix
 from toolkit.data.found import LOOKED_INTO, FoundFolder, ScanFindings, count_of, shorten, split_of

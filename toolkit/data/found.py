@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import Mask
 from toolkit.data.captions import caption_files, captions_of
 from toolkit.data.directory import DirectoryListing, ImageFile, ScanCache, real_path, split_suffix

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolkit.config.dataset import DatasetConfig, FromBaseConfig, area_of, sides_of
-from toolkit.config.model_files import single_files
-from toolkit.config.prompts import KEYS
-from toolkit.config.sections import DiffusionSection, ImageTrainingSection
+from toolkit.config.sections.dataset import DatasetConfig, FromBaseConfig, area_of, sides_of
+from toolkit.config.sections.model_files import single_files
+from toolkit.config.sections.prompts import KEYS
+from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection
 from toolkit.contracts.data import PLACEHOLDERS, BaseImage, BucketedSample, Sample, Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.cache import key_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from toolkit.config.sections import ImageTrainingSection
-from toolkit.config.train import OptimizationConfig
+from toolkit.config.sections.train import OptimizationConfig
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, Sample, Size
 from toolkit.data.counts import optimizer_steps
 from toolkit.data.epoch_order import count_batches

@@ -17,8 +17,8 @@ from math import ceil, prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.config.dataset import Rectangle, sides_of
-from toolkit.config.output import SampleItem
+from toolkit.config.sections.dataset import Rectangle, sides_of
+from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import DatasetScan, scan_datasets
@@ -28,7 +28,7 @@ from toolkit.data.images import ImageError, image_size, inspect_image, reference
 from toolkit.errors import DataErrors, Diagnostic, UserError
 
 if TYPE_CHECKING:
-    from toolkit.config.sections import ImageTrainingSection
+    from toolkit.config.sections.trainer import ImageTrainingSection
     from toolkit.contracts.model import ModelFacts
 
 SIZE_MULTIPLE = 32

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from toolkit.config.sections import DatasetsSection
+from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.contracts.data import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Progress

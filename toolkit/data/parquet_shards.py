@@ -13,7 +13,7 @@ from contextlib import closing
 from threading import Event
 from typing import Any
 
-from toolkit.config.dataset import ColumnsConfig
+from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.contracts.data import ShardSample
 from toolkit.data.columns import columns_of
 from toolkit.data.shards import PAUSES_S, SeekableShard, Shard

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
-from toolkit.config.dataset import DatasetConfig, Rectangle
-from toolkit.config.sections import ImageTrainingSection
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
+from toolkit.config.sections.dataset import DatasetConfig, Rectangle
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import CaptionRules, Cursor, ResizeCrop, Sample, Size
 from toolkit.data.captions import caption_rules, trained_caption
 from toolkit.data.counts import StreamPlan, optimizer_steps

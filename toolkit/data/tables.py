@@ -20,9 +20,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
-from toolkit.config.dataset import ColumnsConfig
-from toolkit.config.findings import is_absolute
-from toolkit.config.yaml_reader import moved_path
+from toolkit.config.reading.findings import is_absolute
+from toolkit.config.reading.yaml_reader import moved_path
+from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.captions import LIST, CaptionError, listed, read_text
 from toolkit.data.columns import (
     UNDECIDED,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from toolkit.config.dataset import ValidationConfig
-from toolkit.config.sections import DiffusionSection, ImageTrainingSection
+from toolkit.config.sections.dataset import ValidationConfig
+from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, CaptionRules, Sample
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.directory import ScanCache

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS
-from toolkit.config.train import CompileConfig
+from toolkit.config.reading.field_types import AUTO_LEVELS, OFFLOADING_LEVELS
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.model import BlockWrapper, DiffusionModel
 from toolkit.memory import attention
 from toolkit.memory.checkpointing import checkpoint_wrapper

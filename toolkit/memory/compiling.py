@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError, UserError
 from toolkit.files import now

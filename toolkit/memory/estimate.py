@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from toolkit.config.field_types import OFFLOADING_LEVELS
+from toolkit.config.reading.field_types import OFFLOADING_LEVELS
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits, Pair
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, RECOMPUTED, WEIGHTS_PER_TOKEN
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.findings import Findings, error, warning
+from toolkit.config.reading.findings import Findings, error, warning
 from toolkit.contracts.model import ROWS_OF, ModelSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata, tensor_shapes

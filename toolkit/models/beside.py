@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.model import ARCH_SPELLINGS
-from toolkit.config.model_files import (
+from toolkit.config.sections.model import ARCH_SPELLINGS
+from toolkit.config.sections.model_files import (
     INDEX,
     ModelFolder,
     cached_index,

@@ -11,9 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.few_step import DeploymentConfig
-from toolkit.config.model import AUTO_RANK, ModelConfig
-from toolkit.config.model_files import (
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.model import AUTO_RANK, ModelConfig
+from toolkit.config.sections.model_files import (
     INDEX,
     SINGLE_FILE_PARTS,
     ModelFolder,
@@ -31,7 +32,6 @@ from toolkit.config.model_files import (
     vae_file_fault,
     whole_files,
 )
-from toolkit.config.process import JobContext
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits

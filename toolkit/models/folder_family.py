@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from toolkit.config.model_files import local_index, read_model_json
+from toolkit.config.sections.model_files import local_index, read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DynamicShift, ModelSection
 from toolkit.contracts.network_kinds import ActivationUnits

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.config.model_files import is_decoder_only
+from toolkit.config.sections.model_files import is_decoder_only
 from toolkit.models.single_file import shards_of
 from toolkit.models.vae_files import VAE_ENCODER, encoder_hash
 

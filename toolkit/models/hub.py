@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from toolkit.config.model_files import (
+from toolkit.config.sections.model_files import (
     INDEX,
     ModelFolder,
     cached_index,

@@ -19,8 +19,8 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import (
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import (
     ModelFolder,
     is_decoder_only,
     looks_like_a_path,

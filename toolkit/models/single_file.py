@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import is_decoder_only, lora_words
+from toolkit.config.sections.model_files import is_decoder_only, lora_words
 from toolkit.contracts.model import ROWS_OF
 from toolkit.files.safetensors_io import MAGIC, METADATA, read_header, tensor_shapes
 from toolkit.files.writing import open_regular

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import is_decoder_only, read_model_json, weight_files
+from toolkit.config.sections.model_files import is_decoder_only, read_model_json, weight_files
 from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.files.writing import open_regular
 from toolkit.models.encoder_weights import is_of_decoder, of_wan

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import NetworkKind, Shapes

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.config.network import MATCH_SECONDS, matching
+from toolkit.config.sections.network import MATCH_SECONDS, matching
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import MOST_TENSORS
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError
 from toolkit.networks.adapter import AdapterDropout, AdapterLinear, LinearAdapterNetwork, dequantized_weight

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from toolkit.config.model import BaseLora
+from toolkit.config.sections.model import BaseLora
 from toolkit.errors import UserError
 from toolkit.networks.lora_formats import NO_BIAS, LayerDelta, load_adapter_file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from toolkit.config.network import NetworkConfig, matching
+from toolkit.config.sections.network import NetworkConfig, matching
 from toolkit.errors import UserError
 
 _BLOCK = re.compile(r"blocks[._](\d+)[._]")

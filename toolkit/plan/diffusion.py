@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
-from toolkit.config.dataset import sides_of
-from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import FEW_PAIRS, PreferenceConfig, TrainConfig
+from toolkit.config.sections.dataset import sides_of
+from toolkit.config.sections.train import FEW_PAIRS, PreferenceConfig, TrainConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.directory import ScanCache

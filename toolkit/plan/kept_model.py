@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.models.families import kept_bytes, kept_label
 from toolkit.models.kept import kept_entries, why_not_kept

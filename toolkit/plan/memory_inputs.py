@@ -10,10 +10,10 @@ from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
 
-from toolkit.config.dataset import area_of
-from toolkit.config.output import SamplePicture
-from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import OptimizationConfig, TrainConfig
+from toolkit.config.sections.dataset import area_of
+from toolkit.config.sections.output import SamplePicture
+from toolkit.config.sections.train import OptimizationConfig, TrainConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BaseImage, BucketedSample, Size
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.image_data import ImageData

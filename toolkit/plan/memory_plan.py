@@ -12,10 +12,10 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from toolkit.config.field_types import AUTO_LEVELS, OFFLOADING_LEVELS, UNCOMPILED_LEVELS
-from toolkit.config.model import AUTO_RANK
-from toolkit.config.model_files import whole_files
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.reading.field_types import AUTO_LEVELS, OFFLOADING_LEVELS, UNCOMPILED_LEVELS
+from toolkit.config.sections.model import AUTO_RANK
+from toolkit.config.sections.model_files import whole_files
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import RunError
 from toolkit.memory.estimate import StepShape, gaps_on_gpu, gigabytes, step_peak

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.dataset import Rectangle, area_of, sides_of
-from toolkit.config.field_types import OFFLOADING_LEVELS, PER_PARAMETER_OPTIMIZERS
-from toolkit.config.sections import DiffusionSection, TrainerConfig
+from toolkit.config.reading.field_types import OFFLOADING_LEVELS, PER_PARAMETER_OPTIMIZERS
+from toolkit.config.sections.dataset import Rectangle, area_of, sides_of
+from toolkit.config.sections.trainer import DiffusionSection, TrainerConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.estimate import GB, gigabytes

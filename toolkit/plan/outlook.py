@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import single_files
-from toolkit.config.process import JobContext
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import single_files
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.files.run_files import about, amount
 from toolkit.files.writing import readable_size
 from toolkit.models.families import Download, UnknownFamilyError, download_of, family_for, model_bytes, title_of

@@ -14,11 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from toolkit.config.dataset import LOSS
-from toolkit.config.model import ModelConfig
-from toolkit.config.process import JobContext
-from toolkit.config.sections import DiffusionSection, ImageTrainingSection, TrainerConfig
-from toolkit.config.train import (
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.dataset import LOSS
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.train import (
     LEAST_IMAGES,
     LEAST_LATER,
     MAX_STEPS,
@@ -26,6 +25,7 @@ from toolkit.config.train import (
     OptimizationConfig,
     TrainConfig,
 )
+from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection, TrainerConfig
 from toolkit.contracts.data import BucketedSample
 from toolkit.data.captions import prompt_warnings
 from toolkit.data.counts import optimizer_steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Size
 from toolkit.data.counts import StreamPlan
 from toolkit.data.epoch_order import shape_of

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
-from toolkit.config.output import SampleConfig, SamplePicture
-from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.output import SampleConfig, SamplePicture
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BaseImage
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.flops import KERNELS_PER_BLOCK, WEIGHTS_PER_TOKEN

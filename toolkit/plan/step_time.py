@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from functools import reduce
 from operator import add
 
-from toolkit.config.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
+from toolkit.config.reading.field_types import CHECKPOINTING_LEVELS, OFFLOADING_LEVELS
 from toolkit.memory.flops import BACKWARD_ATTENTION_EXECUTED, RECOMPUTED
 from toolkit.plan.cards import Card
 

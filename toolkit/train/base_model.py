@@ -12,7 +12,7 @@ from statistics import fmean
 
 import torch
 
-from toolkit.config.model import AUTO_RANK, ModelConfig
+from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import key_of
 from toolkit.errors import UserError

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.config.base import ALL_OTHERS, ChangeKind, StrictModel
-from toolkit.config.normalise import item_annotation, section_model
+from toolkit.config.reading.base import ALL_OTHERS, ChangeKind, StrictModel
+from toolkit.config.reading.normalise import item_annotation, section_model
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.config.few_step import FewStepLossConfig
+from toolkit.config.sections.few_step import FewStepLossConfig
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from toolkit.config.network import matching
-from toolkit.config.train import BASE, LORA_B_SUFFIX, LrGroupConfig
+from toolkit.config.sections.network import matching
+from toolkit.config.sections.train import BASE, LORA_B_SUFFIX, LrGroupConfig
 from toolkit.errors import UserError
 
 SHOWN = 3

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.errors import RunError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.model import DiffusionModel
 from toolkit.errors import UserError
 from toolkit.train.base_model import load_base_model

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from statistics import fmean, stdev, variance
 
-from toolkit.config.train import LEAST_IMAGES, LEAST_LATER
+from toolkit.config.sections.train import LEAST_IMAGES, LEAST_LATER
 
 CONFIDENCE = 0.95
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from toolkit.config.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, PreferenceConfig
+from toolkit.config.sections.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, PreferenceConfig
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch

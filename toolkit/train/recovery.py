@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolkit.config.model import AUTO_RANK, ModelConfig
+from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.data.cache import key_of
 from toolkit.files.writing import sha256_of
 from toolkit.memory.quantization import LowRank, QuantizedWeight

@@ -14,9 +14,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.process import ProcessConfig
-from toolkit.config.sections import TrainerConfig
-from toolkit.config.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
+from toolkit.config.reading.process import ProcessConfig
+from toolkit.config.sections.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
+from toolkit.config.sections.trainer import TrainerConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.data.moved import PLACES, RunOrder, run_order

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, cast
 
-from toolkit.config.train import EmaConfig, OptimizerConfig
+from toolkit.config.sections.train import EmaConfig, OptimizerConfig
 from toolkit.errors import UserError
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizer_args import ArgumentError

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.config.few_step import DeploymentConfig
-from toolkit.config.model import ModelConfig
-from toolkit.config.output import SampleConfig, SamplePicture
+from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.contracts.data import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.contracts.model import DiffusionModel, DynamicShift, ModelFacts
 from toolkit.contracts.training import Progress

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from toolkit.config.dataset import LOSS, TEXTURE, loss_at, noise_levels
-from toolkit.config.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
+from toolkit.config.sections.dataset import LOSS, TEXTURE, loss_at, noise_levels
+from toolkit.config.sections.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import key_of

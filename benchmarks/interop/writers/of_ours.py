@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.interop.files import ALPHA, RANK, Changes, Draws, WrittenFile
 from benchmarks.interop.models import TinyModel, linear_weights
 from extensions.tools.lora_tools.lora_export import FORMATS, export, kept_metadata, read_adapter, why_not_exported
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified

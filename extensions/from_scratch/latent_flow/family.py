@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from extensions.from_scratch.arguments import MOST_LAYERS, file_fault
 from extensions.from_scratch.autoencoder_config import LEVELS, latent_channels, latent_scale
-from toolkit.config.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json, weight_files
+from toolkit.config.sections.model_files import INDEX, ORIGINAL_MODEL, quantization_fault, read_model_json, weight_files
 from toolkit.contracts.model import PREDICTIONS
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.safetensors_io import tensor_shapes

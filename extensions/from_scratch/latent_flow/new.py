@@ -22,7 +22,7 @@ from extensions.from_scratch.latent_flow.family import (
     text_width,
 )
 from extensions.from_scratch.latent_flow.transformers import ARGUMENTS, TransformerAdapter
-from toolkit.config.model_files import INDEX, read_model_json
+from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.errors import RunError
 from toolkit.files.safetensors_io import save_file
 from toolkit.files.writing import write_json

@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field
 
 from extensions.tools.shared.keys import check_folder
-from toolkit.config.field_types import PathStr, as_list, schema_of_list
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
 
 Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from extensions.tools.align.config import AlignConfig
 from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
-from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.contracts.data import Sample
 from toolkit.data.alignment import Alignment, measure, onto_image
 from toolkit.data.folder import scan_datasets

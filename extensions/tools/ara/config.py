@@ -9,10 +9,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from extensions.tools.shared.keys import FileToolConfig, check_folder
-from toolkit.config.field_types import Dtype, PathStr
-from toolkit.config.model import AUTO_RANK, ModelConfig
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import Device, DiffusionSection
+from toolkit.config.reading.field_types import Dtype, PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.model import AUTO_RANK, ModelConfig
+from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.data.partners import LAYER
 from toolkit.errors import UserError
 from toolkit.models.families import family_for

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from extensions.tools.ara.config import AraConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.cache import TensorCache

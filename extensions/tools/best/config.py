@@ -11,9 +11,9 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig, check_page
 from extensions.tools.shared.run_job import training_section
-from toolkit.config.field_types import PathStr, StrOrList
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import Device, DiffusionSection
+from toolkit.config.reading.field_types import PathStr, StrOrList
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.trainer import Device, DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.files.run_files import best_stem
 from toolkit.files.safetensors_io import is_own_file

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from toolkit.config.model_files import quantization_fault
+from toolkit.config.sections.model_files import quantization_fault
 from toolkit.data.images import over_white, to_tensor
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder

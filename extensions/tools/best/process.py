@@ -22,8 +22,8 @@ from extensions.tools.best.embedding import Embedder, adherence, distance
 from extensions.tools.shared.encoded_run import encoded_run
 from extensions.tools.shared.run_job import validation_every
 from jobs.process import BaseExtensionProcess
-from toolkit.config.dataset import LOSS, ValidationConfig
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.dataset import LOSS, ValidationConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.data.cache import TensorCache

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, Field
 
-from toolkit.config.field_types import PathStr
-from toolkit.config.foreign import ForeignName
-from toolkit.config.loader import load_job
-from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.normalise import place_in
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.sections import DiffusionSection
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.foreign import ForeignName
+from toolkit.config.reading.loader import load_job
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.config.reading.normalise import place_in
+from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.files.writing import CACHE_FOLDER, find_config

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from toolkit.config.process import JobContext
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.data.directory import ScanCache
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.validation_split import scan_and_split

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from extensions.tools.caption.config import QUANTIZED
-from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot, quantization_fault
+from toolkit.config.sections.model_files import CAPTIONER, INDEX, cached_snapshot, quantization_fault
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, fill_from_file, reading

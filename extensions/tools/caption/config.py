@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from extensions.tools.shared.keys import check_folder
-from toolkit.config.field_types import Dtype, PathStr
-from toolkit.config.findings import check_path
-from toolkit.config.model import Qtype
-from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path, quantization_fault
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import Device
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import Dtype, PathStr
+from toolkit.config.reading.findings import check_path
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.model import Qtype
+from toolkit.config.sections.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path, quantization_fault
+from toolkit.config.sections.trainer import Device
 from toolkit.files.writing import file_in_the_way
 from toolkit.models.single_file import encoder_file_fault
 

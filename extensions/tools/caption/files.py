@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
-from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.captions import CaptionError, read_caption
 from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError

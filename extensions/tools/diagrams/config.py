@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from extensions.tools.shared.keys import RunToolConfig
-from toolkit.config.field_types import PathStr
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.errors import missing_package
 from toolkit.files.writing import file_in_the_way
 

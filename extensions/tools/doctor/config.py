@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from extensions.tools.shared.keys import check_safetensors
-from toolkit.config.field_types import PathStr
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
 
 MODEL_INDEX = "model_index.json"
 

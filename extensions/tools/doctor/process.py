@@ -16,7 +16,7 @@ from extensions.tools.doctor.config import DoctorConfig
 from extensions.tools.doctor.rounding import Rounding, predicted, rounding
 from extensions.tools.shared.run_job import model_of
 from jobs.process import BaseExtensionProcess
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import Diagnostic, RunError, UserError
 from toolkit.models.adapter_origin import ARCHITECTURE, named_families, origin_findings, other_model
 from toolkit.models.families import ModelFamily, family_for

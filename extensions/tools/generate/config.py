@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError
 
 from extensions.tools.shared.image_files import latents_fault, read_settings
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
-from toolkit.config.field_types import PathOrList, PathStr
-from toolkit.config.findings import warning
-from toolkit.config.output import SampleItem
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.field_types import PathOrList, PathStr
+from toolkit.config.reading.findings import warning
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.output import SampleItem
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
 

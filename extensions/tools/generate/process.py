@@ -13,8 +13,8 @@ from extensions.tools.shared.image_files import LATENTS, read_settings
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import check_references, is_prompt, read_lines
 from jobs.process import BaseExtensionProcess
-from toolkit.config.output import SampleItem
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.output import SampleItem
 from toolkit.errors import UserError
 
 logger = logging.getLogger(__name__)

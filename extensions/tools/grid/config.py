@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_loras, check_origins
 from extensions.tools.shared.picture_config import PicturesConfig, SeedOrList
-from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.field_types import PathOrList, PathStr, as_list, schema_of_list
+from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.files.writing import why_not_replaced
 
 NumberOrList = Annotated[

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field
 from extensions.tools.influence.plan import Measurement, plan_measurement
 from extensions.tools.shared.keys import RunToolConfig
 from extensions.tools.shared.suspects import FOLDER
-from toolkit.config.field_types import OneOf, PathStr, as_list, schema_of_list
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import Device
+from toolkit.config.reading.field_types import OneOf, PathStr, as_list, schema_of_list
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.trainer import Device
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import file_in_the_way, why_not_replaced
 from toolkit.plan.run_plan import RunPlan

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from extensions.tools.shared.run_job import training_section
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.data.directory import ScanCache

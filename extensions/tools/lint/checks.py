@@ -15,7 +15,7 @@ import numpy
 from extensions.tools.lint.dataset import SMALL_SIDE, SOFT
 from extensions.tools.lint.likeness import is_flat, most_like
 from extensions.tools.lint.text_kinds import unlike, without_names
-from toolkit.config.dataset import area_of
+from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.alignment import SAME_SHAPE
 from toolkit.data.captions import nearly_placeholders, usual_word

@@ -8,9 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import check_folder, check_page
-from toolkit.config.field_types import PathStr, as_list, near_path, schema_of_list, value_error
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr, as_list, near_path, schema_of_list, value_error
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
 from toolkit.files.writing import find_config
 

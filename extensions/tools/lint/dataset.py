@@ -17,10 +17,10 @@ import numpy
 from PIL import Image
 
 from extensions.tools.shared.suspects import read_suspects, suspects_of_run
-from toolkit.config.dataset import DatasetConfig, Rectangle, area_of
-from toolkit.config.loader import load_job
-from toolkit.config.process import JobContext
-from toolkit.config.sections import ImageTrainingSection
+from toolkit.config.reading.loader import load_job
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.dataset import DatasetConfig, Rectangle, area_of
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample
 from toolkit.data.alignment import LARGEST, Alignment, measure, same_shape
 from toolkit.data.captions import inject_trigger

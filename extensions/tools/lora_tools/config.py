@@ -12,11 +12,11 @@ from pydantic import Field
 from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import FileToolConfig, check_loras, check_origins, check_safetensors
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import Dtype, OneOf, PathOrList, PathStr, StrOrList
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import ORIGINAL_MODEL, quantization_fault
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import Dtype, OneOf, PathOrList, PathStr, StrOrList
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import ORIGINAL_MODEL, quantization_fault
 from toolkit.contracts.model import ModelFacts
 from toolkit.errors import UserError
 from toolkit.models.beside import transformer_fault

@@ -14,7 +14,7 @@ from extensions.tools.lora_tools.config import ExtractConfig
 from extensions.tools.lora_tools.files import number_type, write_lowrank
 from extensions.tools.shared.run_job import BASE_MODEL
 from jobs.process import BaseExtensionProcess
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
 from toolkit.models.loading import ShardReader

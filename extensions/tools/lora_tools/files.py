@@ -13,7 +13,7 @@ from torch import Tensor
 from extensions.tools.lora_tools.config import RankConfig
 from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import is_own_file
 from toolkit.files.writing import why_not_replaced

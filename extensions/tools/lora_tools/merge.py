@@ -25,8 +25,8 @@ from extensions.tools.lora_tools.lora_export import AdapterFile, read_adapter
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.run_job import BASE_MODEL
 from jobs.process import BaseExtensionProcess
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import weight_files
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import weight_files
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import atomic_write_dir

@@ -15,11 +15,11 @@ from extensions.tools.shared.examples import LAYERS, MASCOTS, MODELS, WITHOUT_GP
 from extensions.tools.shared.keys import check_folder, name_like
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
 from toolkit.commands import command
-from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import INDEX, near_id
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list, value_error
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import INDEX, near_id
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 from toolkit.models.families import UnknownFamilyError, family_for, model_bytes

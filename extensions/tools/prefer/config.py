@@ -13,11 +13,11 @@ from extensions.tools.shared.candidates import CANDIDATES, read_groups
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import PicturesConfig
 from extensions.tools.shared.run_job import last_saved, training_section
-from toolkit.config.field_types import PathStr
-from toolkit.config.loader import load_job
-from toolkit.config.model import ModelConfig
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.loader import load_job
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.writing import CONFIG_SUFFIXES, find_config

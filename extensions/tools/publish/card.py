@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
 from extensions.tools.shared.run_job import training_section
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import UserError
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.files.writing import readable_size, sha256_of

@@ -10,9 +10,9 @@ from pydantic import Field
 
 from extensions.tools.shared.keys import RunToolConfig
 from toolkit.commands import command
-from toolkit.config.field_types import PathStr
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import flag_of
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import flag_of
 from toolkit.errors import RunError
 from toolkit.files.writing import file_in_the_way
 from toolkit.train.run_reader import NetworkFile, list_network_files, read_run

@@ -20,7 +20,7 @@ from extensions.tools.publish.config import PublishConfig
 from extensions.tools.publish.private import public_text
 from jobs.job import ExtensionJob
 from jobs.process import BaseExtensionProcess
-from toolkit.config.tool import ToolConfig, load_tool
+from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.redact import contains_secret, redact_text

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from extensions.tools.shared.html_page import is_page
 from extensions.tools.shared.keys import RunToolConfig, check_page
-from toolkit.config.field_types import PathStr
-from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.reading.field_types import PathStr
+from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.train.run_reader import runs_in
 
 FILE = "report.html"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.config.process import Diagnostic
+from toolkit.config.reading.process import Diagnostic
 from toolkit.errors import UserError
 from toolkit.networks.targets import block_in
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Progress

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extensions.tools.shared.pairs import FoundPairs, found_pairs, is_table
-from toolkit.config.dataset import DatasetConfig
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import published_family
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import published_family
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.directory import join, list_folder
 from toolkit.data.folder import find_images

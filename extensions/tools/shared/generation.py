@@ -18,9 +18,9 @@ from extensions.tools.shared.image_files import LATENTS, picture_name, read_late
 from extensions.tools.shared.keys import split_strength
 from extensions.tools.shared.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from extensions.tools.shared.run_job import decoder_note
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import ModelFolder
-from toolkit.config.output import SampleItem
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import ModelFolder
+from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.model import DiffusionModel, ModelFacts
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.config.field_types import PathStr, near_path
-from toolkit.config.model import ModelConfig
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr, near_path
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files.archives import archive_in
 from toolkit.files.run_files import saved_as

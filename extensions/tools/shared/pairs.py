@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.directory import join, list_folder, split_suffix
 from toolkit.data.folder import FoundImage, find_images
 from toolkit.data.found import count_of, shorten

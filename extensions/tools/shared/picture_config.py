@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from extensions.tools.shared.blocks import check_blocks
 from extensions.tools.shared.keys import check_loras, check_origins, split_strength
 from extensions.tools.shared.run_job import model_of
-from toolkit.config.field_types import (
+from toolkit.config.reading.field_types import (
     AutoOrBool,
     Dtype,
     PathOrList,
@@ -24,17 +24,17 @@ from toolkit.config.field_types import (
     schema_of_list,
     seed_reader,
 )
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import ModelFolder
-from toolkit.config.normalise import Normaliser
-from toolkit.config.output import MAX_SIDE, RANDOM_SEED, Negative, SampleConfig, SampleItem
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import Device
-from toolkit.config.tool import ToolConfig
-from toolkit.config.train import CompileConfig
-from toolkit.config.validate import validate
-from toolkit.config.yaml_reader import read_text, read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.reading.normalise import Normaliser
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
+from toolkit.config.reading.validate import validate
+from toolkit.config.reading.yaml_reader import read_text, read_yaml
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import ModelFolder
+from toolkit.config.sections.output import MAX_SIDE, RANDOM_SEED, Negative, SampleConfig, SampleItem
+from toolkit.config.sections.train import CompileConfig
+from toolkit.config.sections.trainer import Device
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.images import ImageError, image_size

@@ -6,11 +6,11 @@ import json
 import math
 from pathlib import Path
 
-from toolkit.config.loader import load_job
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import INDEX, cached_snapshot
-from toolkit.config.process import JobContext
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.reading.loader import load_job
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import INDEX, cached_snapshot
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import CONFIG, FOLDER_METADATA

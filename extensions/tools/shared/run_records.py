@@ -17,7 +17,7 @@ from extensions.tools.shared.blocks import BAKED
 from extensions.tools.shared.diagrams import KL, LOSSES, RATES, TIMES
 from extensions.tools.shared.feed import Feed, facts_of
 from extensions.tools.shared.series import IN_STEPS, Curve
-from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.files.redact import redact, redact_text
 from toolkit.files.run_files import CONFIG, LOG
 from toolkit.files.safetensors_io import read_metadata

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.files.writing import open_regular
 
 FOLDER = "influence"

@@ -10,9 +10,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.field_types import PathStr, as_list, schema_of_list
-from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.reading.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.reading.tool import ToolConfig
 from toolkit.files.writing import file_in_the_way
 
 OWN = ".ui"

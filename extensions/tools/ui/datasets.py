@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from extensions.tools.shared.suspects import FILE, FOLDER, suspects_of_run
 from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
-from toolkit.config.dataset import CAPTION_SUFFIXES, DatasetConfig
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.contracts.data import ResizeCrop, Size
 from toolkit.data.captions import CaptionError, read_caption, with_caption
 from toolkit.data.directory import DirectoryListing, list_folder

@@ -49,7 +49,7 @@ def main() -> None:
 def forms() -> dict[str, Any]:
     """Uid -> purpose, description and fields of each tool."""
     from extensions.tools.ui.queue import NOT_QUEUED
-    from toolkit.config.tool import ToolConfig
+    from toolkit.config.reading.tool import ToolConfig
     from toolkit.extension import discover
 
     found, extensions = {}, discover()
@@ -67,8 +67,8 @@ def forms() -> dict[str, Any]:
 
 
 def _fields(model: Any) -> list[Field]:
-    from toolkit.config.normalise import item_annotation, section_model
-    from toolkit.config.tool import field_at, flag_of
+    from toolkit.config.reading.normalise import item_annotation, section_model
+    from toolkit.config.reading.tool import field_at, flag_of
 
     keys = dict.fromkeys([*model.positional, *(key for key in model.model_fields if key not in ("type", "name"))])
     fields = []
@@ -113,7 +113,7 @@ def _text(value: object) -> str:
 
 def mistakes(uid: str, argv: Sequence[str]) -> list[tuple[str, str]]:
     """What is wrong with the flags of a tool."""
-    from toolkit.config.tool import ToolConfig, load_tool
+    from toolkit.config.reading.tool import ToolConfig, load_tool
     from toolkit.extension import discover
 
     model = discover().find_command(uid)

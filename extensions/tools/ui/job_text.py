@@ -14,8 +14,8 @@ from difflib import SequenceMatcher
 from itertools import pairwise
 from typing import Any
 
-from toolkit.config.located import ConfigNode, Diagnostics, KeyPath
-from toolkit.config.yaml_reader import read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics, KeyPath
+from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 
 PROMPTS = (("sample", "samples"), ("sample", "prompts"))

@@ -13,7 +13,7 @@ from extensions.tools.ui.config import QueueConfig, UiConfig, queue_folder, toke
 from extensions.tools.ui.queue import Queue, planned, why_not_queued
 from jobs.process import BaseExtensionProcess
 from toolkit.commands import command
-from toolkit.config.tool import ToolConfig, load_tool
+from toolkit.config.reading.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 

@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
-from toolkit.config.dataset import CAPTION_SUFFIXES
+from toolkit.config.sections.dataset import CAPTION_SUFFIXES
 from toolkit.data.captions import CaptionError, read_caption
 from toolkit.data.directory import list_folder, split_suffix
 from toolkit.data.found import repeats_of

@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 from tests.extensions.compat.test_musubi import DATA
 from toolkit.commands import command as pasted
 from toolkit.config import load_job
-from toolkit.config.foreign import COMMAND_LINE, is_command
-from toolkit.config.located import Diagnostics
+from toolkit.config.reading.foreign import COMMAND_LINE, is_command
+from toolkit.config.reading.located import Diagnostics
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 

@@ -8,8 +8,8 @@ import pytest
 
 from extensions.compat.fluxflow import GUIDE
 from extensions.compat.fluxflow_flags import with_flags
-from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.yaml_reader import read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 
 FILE = """

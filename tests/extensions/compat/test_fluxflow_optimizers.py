@@ -12,8 +12,8 @@ from PIL import Image
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from tests import fluxflow_guide as guide
 from toolkit.config import load_job
-from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.yaml_reader import read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 

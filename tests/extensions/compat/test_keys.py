@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import ones
 
 from extensions.compat.names import NAMES
-from toolkit.config.tool import load_tool
+from toolkit.config.reading.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
 

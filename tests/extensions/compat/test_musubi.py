@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.golden_tables import golden, table
 from tests.layer_files import write_layers
 from toolkit.config import load_job
-from toolkit.config.process import JobConfig
+from toolkit.config.reading.process import JobConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover

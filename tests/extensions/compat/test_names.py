@@ -13,9 +13,9 @@ from extensions.compat.keys import KEYS, OPTIONS
 from extensions.compat.names import NAMES, PLACES
 from extensions.compat.shapes import SHAPES
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.foreign import ForeignName
-from toolkit.config.normalise import field_names, other_names
-from toolkit.config.tool import ToolConfig, tool_parser
+from toolkit.config.reading.foreign import ForeignName
+from toolkit.config.reading.normalise import field_names, other_names
+from toolkit.config.reading.tool import ToolConfig, tool_parser
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 

@@ -17,7 +17,7 @@ from extensions.from_scratch.latent_flow.family import FAMILY
 from tests.extensions.from_scratch.conftest import SMALL, TEXT, TRANSFORMERS, write_vae
 from tests.model_folders import write_flow_model
 from tests.quantized import mark
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 
 BASES: dict[str, dict[str, Any]] = {**SMALL, **TRANSFORMERS, "BertConfig": TEXT}
 KL, QWEN_VAE, TINY = "AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"

@@ -9,7 +9,7 @@ import pytest
 
 from extensions.compat.fluxflow import sized
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 
 JOB = JobContext("job")
 

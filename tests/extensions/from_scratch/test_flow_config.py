@@ -12,7 +12,7 @@ from extensions.from_scratch.flow_config import FLOW, TEXT_ENCODER, FlowTrainerC
 from tests.findings import warnings
 from tests.model_folders import write_flow_model
 from toolkit.config import load_job
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 from toolkit.errors import ConfigErrors, DataErrors
 from toolkit.extension import discover
 

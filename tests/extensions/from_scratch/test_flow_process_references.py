@@ -13,7 +13,7 @@ from PIL import Image
 from extensions.from_scratch.flow_config import FlowTrainerConfig
 from extensions.from_scratch.flow_process import FlowStep
 from tests.extensions.from_scratch.conftest import write_measured_vae
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch
 

@@ -13,7 +13,7 @@ from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file
 
 from tests.running import run_job
-from toolkit.config.model_files import ModelFolder
+from toolkit.config.sections.model_files import ModelFolder
 from toolkit.errors import UserError
 from toolkit.models.qwen_image.new import new_transformer, rope_axes
 from toolkit.system.seeding import global_generator

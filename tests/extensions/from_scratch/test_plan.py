@@ -9,7 +9,7 @@ import pytest
 
 from extensions.from_scratch.plan import VaePlanner, Work
 from extensions.from_scratch.vae_config import VaeTrainerConfig
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.plan.memory import Machine
 from toolkit.plan.run_plan import RunPlan

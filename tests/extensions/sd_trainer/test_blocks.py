@@ -8,7 +8,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 from toolkit.errors import ConfigErrors
 
 JOB = JobContext("job")

@@ -13,12 +13,12 @@ from extensions.sd_trainer import comfyui
 from extensions.sd_trainer.comfyui import MARK, is_own, workflow, write_workflows
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.running import lines, run_job
-from toolkit.config.dataset import DatasetConfig
-from toolkit.config.model import BaseLora, ModelConfig, ModelKwargs
-from toolkit.config.model_files import published
-from toolkit.config.network import NetworkConfig
-from toolkit.config.output import SampleConfig, SampleItem, SaveConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.config.sections.model import BaseLora, ModelConfig, ModelKwargs
+from toolkit.config.sections.model_files import published
+from toolkit.config.sections.network import NetworkConfig
+from toolkit.config.sections.output import SampleConfig, SampleItem, SaveConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.flow.sampler import sigmas
 from toolkit.models.comfyui import MODELS, WITHOUT
 from toolkit.models.families import family_for, title_of

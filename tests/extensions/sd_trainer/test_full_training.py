@@ -14,7 +14,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
-from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.training import TrainStep
 from toolkit.data.dataloader import BatchLoader

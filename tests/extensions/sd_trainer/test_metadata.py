@@ -179,7 +179,7 @@ def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypat
     ):
         monkeypatch.setenv(name, str(value))
     named = replace(plan, datasets=(replace(plan.datasets[0], folder=str(file.parent)),))
-    monkeypatch.setattr("toolkit.config.model.model_fault", lambda *_: "")
+    monkeypatch.setattr("toolkit.config.sections.model.model_fault", lambda *_: "")
     found = metadata(
         plan=named,
         name="${RUN}",

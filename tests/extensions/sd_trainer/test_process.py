@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests.extensions.sd_trainer.test_config import SEED_001
 from tests.running import lines, run_job
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files.log import shown
 from toolkit.memory.quantization import quantizer

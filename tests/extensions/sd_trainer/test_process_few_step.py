@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.diffusers_reference import rewrite_json
 from tests.running import lines, run_job, run_tool
-from toolkit.config.dataset import LOSS, loss_in
+from toolkit.config.sections.dataset import LOSS, loss_in
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.train.run_reader import list_samples, read_events

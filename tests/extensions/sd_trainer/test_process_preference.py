@@ -13,7 +13,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.rules import findings
 from tests.running import lines, run_job
-from toolkit.config.train import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT
+from toolkit.config.sections.train import DISTANCE, HELD_OUT_MARGIN, HELD_OUT_RIGHT, MARGIN, RIGHT
 from toolkit.errors import DataErrors
 
 ROWS = [("a", ["b"]), ("c", ["a", "b"]), ("d", [])]

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.findings import errors, warnings
 from tests.processes import environment
-from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.process import JobContext
+from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.reading.process import JobContext
 from toolkit.optim.optimizer_args import ELEMENTWISE, OPTIMIZERS
 
 PUBLISHED = "Qwen/Qwen-Image-Edit-2509"

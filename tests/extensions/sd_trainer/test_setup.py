@@ -15,9 +15,9 @@ from torch import nn
 from extensions.sd_trainer.setup import build_roles, load_pretrained_lora
 from tests.processes import in_processes
 from tests.running import lines, run_job
-from toolkit.config.model import ModelConfig
-from toolkit.config.network import NetworkConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.network import NetworkConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.networks.full import FullNetwork

@@ -20,8 +20,8 @@ from tests import running
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.processes import several
 from tests.running import lines
-from toolkit.config.loader import load_job
-from toolkit.config.model import ModelConfig
+from toolkit.config.reading.loader import load_job
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.errors import RunError, UserError

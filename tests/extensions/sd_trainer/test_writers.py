@@ -16,11 +16,11 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import LoraWriter
 from tests.running import run_job
-from toolkit.config.dataset import DatasetConfig
-from toolkit.config.model import ModelConfig
-from toolkit.config.network import NetworkConfig
-from toolkit.config.output import SaveConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.network import NetworkConfig
+from toolkit.config.sections.output import SaveConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.contracts.training import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import NETWORK

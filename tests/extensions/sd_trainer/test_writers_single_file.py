@@ -12,7 +12,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.writers import LoraWriter, ModelFolderWriter, SingleFileWriter
 from tests.diffusers_reference import MEMBERS
 from tests.golden_tables import table
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.model import ROWS_OF
 from toolkit.contracts.training import TrainState
 from toolkit.memory.quantization import quantizer

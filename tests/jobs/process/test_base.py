@@ -88,7 +88,7 @@ def test_text_is_no_truth_value() -> None:
 
 INIT = """
     from toolkit.extension import Extension
-    from toolkit.config.process import ProcessConfig
+    from toolkit.config.reading.process import ProcessConfig
 
     class Checked(ProcessConfig):
         training_folder: str = "checked_output"

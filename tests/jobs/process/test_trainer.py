@@ -49,7 +49,7 @@ INIT = """
 CONFIG = '''
     from typing import ClassVar
 
-    from toolkit.config.sections import DatasetsSection, TrainerConfig
+    from toolkit.config.sections.trainer import DatasetsSection, TrainerConfig
     from toolkit.data.items import scan_items
     from toolkit.data.epoch_order import count_batches
     from toolkit.data.counts import optimizer_steps

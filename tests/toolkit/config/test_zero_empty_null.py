@@ -18,8 +18,8 @@ import pytest
 from docs.config_page import distinct_sections
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.base import StrictModel
-from toolkit.config.foreign import foreign_keys
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.foreign import foreign_keys
 from toolkit.data.counts import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
@@ -210,7 +210,7 @@ def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(section, blank
 
 def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(load, monkeypatch) -> None:
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "k" * 40)
-    monkeypatch.setattr("toolkit.config.output._is_installed", lambda package: True)
+    monkeypatch.setattr("toolkit.config.sections.output._is_installed", lambda package: True)
     job = load(trainer("logging: {log_with: wandb, wandb_api_key: ''}"))
     assert job.processes[0].section.logging.wandb_api_key == "" and job.warnings == ()
     given = load(trainer(f"logging: {{log_with: wandb, wandb_api_key: {'abcd' * 10}}}"))

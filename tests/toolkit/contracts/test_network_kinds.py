@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.network_files import save_network
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
 from toolkit.networks.extract_lora import extract_network_lora

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from tests.toolkit.data.shard_server import write_tar
-from toolkit.config.dataset import ColumnsConfig
-from toolkit.config.sections import ImageTrainingSection
+from toolkit.config.sections.dataset import ColumnsConfig
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.data.stream_dataset import StreamDataset

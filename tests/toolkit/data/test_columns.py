@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.config.dataset import ColumnsConfig
+from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.data.columns import KNOWN, Unfit, columns_of
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import scan_datasets

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.dataset_layouts import LAYOUTS, PICTURES, colour, name_of, write
 from tests.golden_tables import golden, table
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import DataErrors
 

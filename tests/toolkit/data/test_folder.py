@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.conftest import TURNED_HEIC
 from tests.golden_tables import golden
-from toolkit.config.dataset import Rectangle
+from toolkit.config.sections.dataset import Rectangle
 from toolkit.contracts.data import CaptionRules, Flip, Mask, Sample, Size
 from toolkit.data.directory import ScanCache
 from toolkit.data.fingerprint import fingerprint
@@ -325,7 +325,7 @@ def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dat
     section = dataset(tmp_path / "data", **folders, control_optional=True, mask_optional=True)
     code = (  # in a process of its own, which can be ended
         "from types import SimpleNamespace as section\n"
-        "from toolkit.config.dataset import ColumnsConfig\n"
+        "from toolkit.config.sections.dataset import ColumnsConfig\n"
         "from toolkit.data.folder import scan_datasets\n"
         f"try: scan_datasets([section(**{vars(section)!r})], None)\n"
         "except Exception as error: print(error)\n"

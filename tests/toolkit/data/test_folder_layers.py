@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.layer_files import write_layers
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import Sample
 from toolkit.data.epoch_order import count_batches, epoch_batches
 from toolkit.data.fingerprint import fingerprint

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.config.dataset import DatasetConfig, FromBaseConfig
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.dataset import DatasetConfig, FromBaseConfig
 from toolkit.contracts.data import BaseImage, Size
 from toolkit.data.captions import CaptionError
 from toolkit.data.from_base import (
@@ -50,7 +50,7 @@ def seeds(*prompts: str, **keys: object) -> dict[tuple[str, int], int]:
 
 
 def family_for_edit():
-    from toolkit.config.model import ModelConfig
+    from toolkit.config.sections.model import ModelConfig
 
     return family_for(ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509"))
 

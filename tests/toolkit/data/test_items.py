@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.golden_tables import golden
-from toolkit.config.dataset import Rectangle
+from toolkit.config.sections.dataset import Rectangle
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.contracts.model import ModelFacts
 from toolkit.data.items import bucket_for, make_items, refuse_references, scan_items

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import Sample
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import DataErrors

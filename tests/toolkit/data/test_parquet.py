@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.toolkit.data.shard_server import serving
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.directory import ScanCache
 from toolkit.data.folder import scan_datasets
 from toolkit.data.sample_keys import SampleKeys

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
-from toolkit.config.sections import ImageTrainingSection
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import Size
 from toolkit.data.items import bucket_for
 from toolkit.data.stream_dataset import StreamDataset

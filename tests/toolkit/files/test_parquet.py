@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.data.shards import expand_shards
 from toolkit.data.webdataset import ShardStream

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit.config.model_files import read_model_json
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.unreadable import Cause, cause_of, denied, explained, stand_in, unread_file

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack, plain, same
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory import block_runner as engine_module
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.estimate import StepShape, activation_bytes

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.toy_blocks import WIDTH, Stack, same
-from toolkit.config.field_types import AUTO_LEVELS
+from toolkit.config.reading.field_types import AUTO_LEVELS
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap

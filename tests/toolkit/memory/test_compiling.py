@@ -20,7 +20,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from tests.diffusers_reference import relative
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack, same
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.errors import RunError, UserError
 from toolkit.memory import compiling
 from toolkit.memory.checkpointing import checkpoint_wrapper

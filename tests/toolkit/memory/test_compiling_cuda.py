@@ -12,7 +12,7 @@ from torch.utils._triton import has_triton
 from tests.toolkit.memory.test_compiling import IN_INT8, close
 from tests.toolkit.memory.test_compiling_layouts import differences
 from tests.toolkit.memory.toy_blocks import WIDTH, Stack
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 

@@ -16,7 +16,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.utils import _pytree as pytree
 
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.attention import with_sdpa_priority
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.toy_blocks import no_kernels
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.model import DiffusionModel
 from toolkit.memory.checkpointing import checkpoint_wrapper

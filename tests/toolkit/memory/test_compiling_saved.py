@@ -19,7 +19,7 @@ from torch._inductor.decomposition import select_decomp_table
 
 from tests.faults.nursery import Nursery
 from tests.toolkit.memory.toy_blocks import TOKENS, WIDTH, Stack, no_kernels
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.quantization import Int8Matmuls

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.config.field_types import AUTO_LEVELS
+from toolkit.config.reading.field_types import AUTO_LEVELS
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.estimate import (
     BESIDE_A_CHANGE,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.offload import ActivationOffload, BlockSwap, InFlightCopies, offloading

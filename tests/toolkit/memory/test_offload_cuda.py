@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.toolkit.memory.toy_blocks import Stack, same
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks

@@ -17,7 +17,7 @@ from torch._inductor.virtualized import V
 
 from tests.diffusers_reference import relative
 from tests.toolkit.memory.toy_blocks import Stack
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 from toolkit.models.families import family_for
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.model_folders import COMMIT, write_header
 from tests.quantized import mark
 from tests.toolkit.models.test_single_file import as_comfyui, assert_equal, part_weights, weights_of
-from toolkit.config.model import ModelConfig
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.loading import base_hashes, load_model

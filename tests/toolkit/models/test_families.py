@@ -10,9 +10,9 @@ from huggingface_hub import constants
 from tests.conftest import ROOT
 from tests.diffusers_reference import MEMBERS, rewrite_json
 from tests.model_folders import write_cached, write_model
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import model_fault
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import model_fault
 from toolkit.errors import UserError
 from toolkit.models.families import (
     Download,

@@ -211,7 +211,7 @@ def test_the_time_shift_is_a_number_for_every_size_and_length(
 def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
     family: ModelFamily, adapter: DiffusionModel
 ) -> None:
-    from toolkit.config.network import NetworkConfig
+    from toolkit.config.sections.network import NetworkConfig
 
     prompts, slots = encoded(adapter, "a", "b"), references(family, 2, Size(64, 64))
     arguments = latents(family, 2, Size(64, 64)), torch.tensor([0.5, 0.7]), prompts, slots

@@ -16,7 +16,7 @@ from tests import diffusers_21
 from tests.diffusers_reference import CPU, REFERENCES, load_pipeline, memory_stores, psnr, relative, write_unit_gain
 from tests.measured import at_least, at_most
 from tests.network_files import save_network
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.files.mapped import is_mapped
 from toolkit.memory.offload import HostBlock
 from toolkit.models import kept

@@ -8,8 +8,8 @@ from huggingface_hub import constants
 
 from tests.diffusers_reference import CPU
 from tests.model_folders import write_cached, write_model
-from toolkit.config.model import ModelKwargs
-from toolkit.config.model_files import looks_like_a_path
+from toolkit.config.sections.model import ModelKwargs
+from toolkit.config.sections.model_files import looks_like_a_path
 from toolkit.contracts.data import Size
 from toolkit.errors import UserError
 from toolkit.memory.quantization import BlockwiseQuantized, QuantizedLinear, RowwiseQuantized, quantizer

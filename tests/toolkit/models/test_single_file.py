@@ -16,9 +16,9 @@ from torch import nn
 from tests.diffusers_reference import relative
 from tests.measured import at_most
 from tests.model_folders import ARCHS
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import is_needed, single_files
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import is_needed, single_files
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import family_for, single_file_faults

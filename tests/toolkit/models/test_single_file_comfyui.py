@@ -15,8 +15,8 @@ from tests.diffusers_reference import CPU, MEMBERS, open_tiny, relative
 from tests.golden_tables import FOLDER, drawn, golden, table
 from tests.measured import at_most
 from tests.network_files import save_network
-from toolkit.config.model import ModelConfig
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.memory.quantization import quantizer

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from tests.model_folders import ARCHS
 from tests.toolkit.models.test_single_file import Weights, encoders_of, fault_of, part_weights, wan_name
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import whole_files
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import whole_files
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import single_file_faults
 from toolkit.models.loading import base_hashes, load_model

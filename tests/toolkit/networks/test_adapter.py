@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from tests.network_files import save_network
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts import network_kinds as network_kinds
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper

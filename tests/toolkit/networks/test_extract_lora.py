@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts import network_kinds as network_kinds
 from toolkit.memory.quantization import quantizer
 from toolkit.networks import svd as fitting

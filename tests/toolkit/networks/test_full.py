@@ -11,7 +11,7 @@ import torch.distributed.fsdp  # once, not in each process
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.processes import in_processes
-from toolkit.config.network import NetworkConfig
+from toolkit.config.sections.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn

@@ -19,7 +19,7 @@ from torch import nn
 from tests.light_start import FORBID
 from tests.measured import at_most
 from tests.network_files import save_network
-from toolkit.config.network import NOT_TRAINED, NetworkConfig
+from toolkit.config.sections.network import NOT_TRAINED, NetworkConfig
 from toolkit.contracts.network_kinds import ALGORITHMS, KINDS, boft_shapes
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.measured import at_most
-from toolkit.config.model import BaseLora
+from toolkit.config.sections.model import BaseLora
 from toolkit.contracts.model import ROWS_OF
 from toolkit.errors import UserError
 from toolkit.memory.quantization import quantizer

@@ -1,6 +1,6 @@
 import pytest
 
-from toolkit.config.network import NetworkConfig, NetworkKwargs
+from toolkit.config.sections.network import NetworkConfig, NetworkKwargs
 from toolkit.errors import UserError
 from toolkit.networks.targets import select_target_modules, unused_choices
 

@@ -6,7 +6,7 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.schedules import (
     KEYS,

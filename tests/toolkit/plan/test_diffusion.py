@@ -13,7 +13,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
 from tests.toolkit.data.test_colours import cicp
 from toolkit.config import JobContext, load_job
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import DataErrors
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.plan.diffusion import data_parallel_notes

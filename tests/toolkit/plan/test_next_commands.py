@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from toolkit.commands import command
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.files.safetensors_io import save_file
 from toolkit.plan.next_commands import lead_on, next_commands
 

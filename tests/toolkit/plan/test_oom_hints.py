@@ -8,8 +8,8 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
-from toolkit.config.base import all_findings
-from toolkit.config.process import JobContext
+from toolkit.config.reading.base import all_findings
+from toolkit.config.reading.process import JobContext
 from toolkit.plan.oom_hints import MemorySaving, memory_advice, suggestions
 
 FRUGAL = {

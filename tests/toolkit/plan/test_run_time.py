@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.toolkit.plan.test_memory_plan import item, section
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.data import BaseImage, BucketedSample, CaptionRules, Size
 from toolkit.memory.flops import KERNELS_PER_BLOCK
 from toolkit.plan.cards import asked_card

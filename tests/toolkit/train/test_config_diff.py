@@ -9,7 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
-from toolkit.config.dataset import ColumnsConfig
+from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.extension import discover
 from toolkit.train.config_diff import ConfigChange
 from toolkit.train.config_diff import diff_configs as changes_of
@@ -185,7 +185,7 @@ def test_the_length_is_harmless_only_where_the_schedule_does_not_depend_on_it(
 
 
 def test_every_schedule_has_been_thought_of() -> None:
-    from toolkit.config.train import SCHEDULES_WITHOUT_LENGTH
+    from toolkit.config.sections.train import SCHEDULES_WITHOUT_LENGTH
     from toolkit.optim.schedules import SCHEDULES, build_schedule
 
     needs = {

@@ -20,8 +20,8 @@ from tests.test_architecture import nodes_of, source, tracked
 from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import make_batch
 from tests.toolkit.train.test_flow_step_noise_levels import attached, batch_of
-from toolkit.config.few_step import FewStepLossConfig
-from toolkit.config.train import LOSS_OF_IMAGES, LOSS_OF_PAIRS, RIGHT, PreferenceConfig
+from toolkit.config.sections.few_step import FewStepLossConfig
+from toolkit.config.sections.train import LOSS_OF_IMAGES, LOSS_OF_PAIRS, RIGHT, PreferenceConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.data.dataloader import LatentBatch
 from toolkit.models.families import ModelLoadOptions

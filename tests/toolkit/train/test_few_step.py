@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.toolkit.train.test_flow_step import make_batch
-from toolkit.config.few_step import FewStepLossConfig
+from toolkit.config.sections.few_step import FewStepLossConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DynamicShift
 from toolkit.contracts.training import StepLosses

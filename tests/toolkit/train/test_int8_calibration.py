@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches, epoch_order

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.training import StepLosses, TrainState
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError

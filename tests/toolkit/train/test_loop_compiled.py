@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.failing_programs import ERRORS, NAME, Backend, backward_of, programs
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.training import StepLosses, StepResult, TrainState, TrainStep
 from toolkit.errors import RunError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.config.train import LrGroupConfig
+from toolkit.config.sections.train import LrGroupConfig
 from toolkit.errors import UserError
 from toolkit.train.lr_groups import LrGroup, build_param_groups, group_of_layers
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import heard
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.errors import RunError
 from toolkit.files import now
 from toolkit.files.log import StatusLine

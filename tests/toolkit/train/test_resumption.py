@@ -14,8 +14,8 @@ import torch
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
-from toolkit.config.sections import ModelSection, TrainerConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.sections.train import TrainConfig
+from toolkit.config.sections.trainer import ModelSection, TrainerConfig
 from toolkit.contracts.data import Sample, Size
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import local_index
+from toolkit.config.sections.model_files import local_index
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelSection
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.model_files import INDEX, read_model_json
+from toolkit.config.sections.model_files import INDEX, read_model_json
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import LicenceTerms
 from toolkit.contracts.network_kinds import KINDS, ActivationUnits

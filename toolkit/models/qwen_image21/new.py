@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from toolkit.config.model_files import read_model_json
+from toolkit.config.sections.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, block_import

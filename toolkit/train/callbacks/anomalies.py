@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from toolkit.config.dataset import TEXTURE
+from toolkit.config.sections.dataset import TEXTURE
 from toolkit.contracts.training import StepResult
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.run_files import SAMPLES, VALIDATION

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from toolkit.config.train import StopWhenConfig
+from toolkit.config.sections.train import StopWhenConfig
 from toolkit.contracts.training import StepResult
 from toolkit.optim.schedules import Plateau
 from toolkit.train.paired import forecast

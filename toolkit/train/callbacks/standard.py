@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.output import SampleIntervalConfig, SaveConfig
-from toolkit.config.sections import TrainerConfig
+from toolkit.config.sections.output import SampleIntervalConfig, SaveConfig
+from toolkit.config.sections.trainer import TrainerConfig
 from toolkit.files.log import StatusLine
 from toolkit.files.run_files import EVENTS, GRAPH, EventLog
 from toolkit.memory.kept_times import remember_compile_seconds

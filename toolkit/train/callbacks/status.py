@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from toolkit.config.train import UNTIL_THE_DATA_ENDS
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.training import StepResult
 from toolkit.errors import Interrupted, RunError
 from toolkit.files import run_files

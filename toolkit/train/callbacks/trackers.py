@@ -10,7 +10,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
-from toolkit.config.output import LoggingConfig
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import StepResult
 from toolkit.files.run_files import METRICS
 from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from toolkit.config.output import LoggingConfig
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.registry import Registry
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from toolkit.config.base import StrictModel
-from toolkit.config.field_types import OneOf, PathStr, as_list, reader_of, schema_of_list, value_error
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.field_types import OneOf, PathStr, as_list, reader_of, schema_of_list, value_error
+from toolkit.config.reading.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.files.writing import file_in_the_way, why_not_replaced
 from toolkit.plan.run_plan import RunPlan
 

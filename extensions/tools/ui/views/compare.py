@@ -13,8 +13,8 @@ from extensions.tools.shared.run_records import sample_table, settings_text
 from extensions.tools.shared.series import IN_STEPS
 from extensions.tools.ui.state import Ui, feed, render, run_id, ui_of, whole
 from extensions.tools.ui.views.runs import cost
-from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.yaml_reader import read_yaml
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import UserError
 
 MOST = 6

@@ -29,7 +29,7 @@ from extensions.tools.ui.datasets import Conflict, Dataset, below, open_dataset,
 from extensions.tools.ui.decoder import SIDES, decoder, thumbnail
 from extensions.tools.ui.state import Form, render, ui_of, wants_json, whole
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.config.loader import folder_name_error
+from toolkit.config.reading.loader import folder_name_error
 from toolkit.contracts.data import Size
 from toolkit.data.captions import CaptionError
 from toolkit.data.fingerprint import version_of

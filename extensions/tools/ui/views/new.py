@@ -34,10 +34,10 @@ from extensions.tools.ui.job_text import PROMPTS, JobText
 from extensions.tools.ui.queue import RUNNING, WAITING, never_ends
 from extensions.tools.ui.state import Form, Ui, conflicts, inside, posted, render, ui_of
 from extensions.tools.ui.views.queue import enqueue
-from toolkit.config.loader import folder_name_error
-from toolkit.config.located import KeyPath, dotted
-from toolkit.config.model_files import INDEX, hub_cache
-from toolkit.config.redacted_copy import saved_text
+from toolkit.config.reading.loader import folder_name_error
+from toolkit.config.reading.located import KeyPath, dotted
+from toolkit.config.reading.redacted_copy import saved_text
+from toolkit.config.sections.model_files import INDEX, hub_cache
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, write_text

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import readme_commands
 from tests.layer_files import write_layers
 from tests.running import run_tool, section_of
-from toolkit.config.model import AUTO_RANK, ModelConfig
+from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.errors import ConfigErrors
 from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import WithRecoveryLora

@@ -18,7 +18,7 @@ from jobs.dry_run import plan_job
 from tests.conftest import readme_commands
 from tests.running import run_job, run_tool, section_of
 from toolkit.config import JobContext, load_job
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.models.kept import kept_entries

@@ -19,7 +19,7 @@ from extensions.tools.caption.config import CaptionConfig
 from tests.conftest import readme_commands
 from tests.quantized import QUANTIZED, mark
 from tests.running import run_tool, section_of
-from toolkit.config.model_files import CAPTIONER
+from toolkit.config.sections.model_files import CAPTIONER
 from toolkit.data.tables import read_table
 from toolkit.errors import ConfigErrors, RunError, UserError
 

@@ -30,7 +30,7 @@ from tests.model_folders import write_flow_model
 from tests.running import run_job, run_tool, section_of
 from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover

@@ -22,7 +22,7 @@ from tests.running import section_of
 from tests.toolkit.data.conftest import make_dataset
 from tests.toolkit.data.test_colours import cicp
 from toolkit.config import load_job
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import Diagnostic
 from toolkit.extension import discover

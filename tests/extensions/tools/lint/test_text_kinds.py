@@ -11,7 +11,7 @@ from extensions.tools.lint.text_kinds import SENTENCES, TAGS, form_of, unlike, w
 from tests.conftest import ROOT
 from tests.running import section_of
 from toolkit.config import load_job
-from toolkit.config.sections import ImageTrainingSection
+from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.extension import discover
 
 SHORT_TAGS = ["smiling, red coat", "close portrait, smiling, red coat, street at night", "full body, park", "sitting"]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.running import run_tool
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import load_adapter_file

@@ -19,9 +19,9 @@ from tests.conftest import ROOT
 from tests.quantized import mark
 from tests.running import run_job
 from toolkit.config import load_job
-from toolkit.config.model import ModelConfig
-from toolkit.config.model_files import weight_files
-from toolkit.config.tool import load_tool
+from toolkit.config.reading.tool import load_tool
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.model_files import weight_files
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.running import run_job
 from toolkit.config import load_job
-from toolkit.config.tool import load_tool
+from toolkit.config.reading.tool import load_tool
 from toolkit.errors import ConfigErrors, InputErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata

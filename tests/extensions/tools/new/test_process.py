@@ -22,10 +22,10 @@ from tests.conftest import ROOT
 from tests.layer_files import write_layers
 from tests.model_folders import write_header
 from toolkit.config import load_job
-from toolkit.config.dataset import DatasetConfig
-from toolkit.config.model import ModelConfig
-from toolkit.config.process import JobContext
-from toolkit.config.tool import field_at, load_tool
+from toolkit.config.reading.process import JobContext
+from toolkit.config.reading.tool import field_at, load_tool
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.data.folder import find_images
 from toolkit.errors import UserError
 from toolkit.extension import discover

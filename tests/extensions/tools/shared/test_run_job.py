@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from extensions.tools.shared.image_files import picture_name
 from extensions.tools.shared.run_job import decoder_note, model_of
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.files import redact
 

@@ -20,7 +20,7 @@ from extensions.tools.ui.config import TOKEN_VARIABLES, is_loopback
 from extensions.tools.ui.state import Ui
 from tests.extensions.tools.ui.conftest import TOKEN, Served, client_of
 from tests.running import section_of
-from toolkit.config.located import ConfigErrors
+from toolkit.config.reading.located import ConfigErrors
 
 FILLED = {
     "run": "one",

@@ -19,7 +19,7 @@ from extensions.tools.shared.candidates import Group
 from extensions.tools.ui.votes import Ballot, pairs_of
 from tests.conftest import child_environment
 from tests.running import lines
-from toolkit.config.dataset import DatasetConfig
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import RunError
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.live_bytes import LiveBytes
 from tests.diffusers_reference import open_tiny
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.network_kinds import KINDS
 from toolkit.errors import UserError

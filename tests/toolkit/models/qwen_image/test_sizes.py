@@ -7,7 +7,7 @@ import torch
 
 from tests.diffusers_reference import open_tiny, relative, write_member
 from tests.golden_tables import golden
-from toolkit.config.model import ModelConfig
+from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.models.folder_family import reference_size, size_of_area
 from toolkit.models.qwen_image.prompts import DROP_TOKENS, encoder_inputs

@@ -35,8 +35,8 @@ from tests.diffusers_reference import (
 )
 from tests.golden_tables import golden
 from tests.measured import at_least, at_most
-from toolkit.config.model_files import INDEX, model_fault
-from toolkit.config.output import SamplePicture
+from toolkit.config.sections.model_files import INDEX, model_fault
+from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.images import over_white

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.toolkit.train.test_anomalies import image_of, woven
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.training import StepLosses
 from toolkit.data.dataloader import LatentBatch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs
 from toolkit.train.callbacks.compiling import SETTLED_STEPS, CompilingCallback

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.config.train import CompileConfig
+from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.training import RoleResult, TrainState
 from toolkit.files.log import StatusLine
 from toolkit.memory.compiling import Programs

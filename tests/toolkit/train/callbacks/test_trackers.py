@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.output import LoggingConfig
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.contracts.training import TrainState
 from toolkit.train.callbacks import trackers as hook_module
 from toolkit.train.callbacks.metrics import MetricsCallback

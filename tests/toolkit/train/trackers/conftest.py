@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.output import LoggingConfig
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.train.trackers.tracker import RunInfo
 
 

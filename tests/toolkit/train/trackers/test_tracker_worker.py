@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.output import PACKAGES
+from toolkit.config.sections.output import PACKAGES
 from toolkit.train.trackers.tracker import TRACKERS, TrackerWorker
 
 ROOT = Path(__file__).resolve().parents[4]

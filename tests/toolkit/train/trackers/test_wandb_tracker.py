@@ -108,7 +108,7 @@ def test_the_process_ends_though_the_network_never_answers(tracked) -> None:
     program = f"""
 import socket
 from pathlib import Path
-from toolkit.config.output import LoggingConfig
+from toolkit.config.sections.output import LoggingConfig
 from toolkit.train.trackers.tracker import TrackerWorker
 from toolkit.train.trackers.tracker import RunInfo
 from toolkit.train.trackers.wandb_tracker import WandbTracker

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.running import run_job
 from toolkit.config import load_job
-from toolkit.config.process import JobContext
+from toolkit.config.reading.process import JobContext
 from toolkit.errors import UserError
 from toolkit.extension import discover
 

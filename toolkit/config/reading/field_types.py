@@ -1,0 +1,268 @@
+"""Field types that several sections share: a value out of a list of names, a list that may be a single value, reference
+images in slot order (`<key>: one or a list`, or `<key>_1`, `<key>_2`, `<key>_3`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_before_validator_function
+
+from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters
+
+
+def value_error(message: str) -> PydanticCustomError:
+    """An error that a validator raises; the message reaches the user as it is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message})
+
+
+_SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""What a switch may be written as; YAML 1.2 reads all but the first of each kind as text."""
+
+
+class OneOf:
+    """A name out of a list, in upper or lower case: those of the field's Literal, or the given ones."""
+
+    def __init__(
+        self,
+        *names: str,
+        spellings: Mapping[str, str] | None = None,
+        instead: Mapping[str, str] | None = None,
+        or_bool: bool = False,
+    ) -> None:
+        """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true and false are values too."""
+        self.names, self.spellings, self.instead, self.or_bool = names, spellings or {}, instead or {}, or_bool
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        self.names = self.names or get_args(source)
+        also = " or true or false" if self.or_bool else ""
+        read_name = reader_of(self.names, self.spellings, also, self.instead)
+
+        def read(value: Any) -> Any:
+            folded = str(value).strip().lower()
+            is_switch = self.or_bool and folded in _SWITCH and folded not in self.names
+            return _SWITCH[folded] if is_switch else read_name(value)
+
+        return no_info_before_validator_function(read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        names = [*self.names, *self.spellings]
+        return {"enum": [True, False, *names]} if self.or_bool else {"type": "string", "enum": names}
+
+
+def reader_of(
+    names: Collection[str], spellings: Mapping[str, str], also: str = "", instead: Mapping[str, str] | None = None
+) -> Callable[[Any], str]:
+    """From a value to the name that is meant; raises what a validator raises.
+
+    also: what else may be written. instead: beginning of another program's value -> what to do here.
+    """
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str | bool):
+            raise value_error(f"is not a name. Use {_listed(names)}{also}.")
+        folded = str(value).strip().lower()
+        if folded in names:
+            return folded
+        if folded in spellings:
+            return spellings[folded]
+        for beginning, remedy in (instead or {}).items():
+            if folded.startswith(beginning):
+                shown = folded if isinstance(value, bool) else repr(value)
+                raise value_error(f"{shown} is not supported. {remedy}")
+        if isinstance(value, bool):
+            raise value_error(f"is not a name. Use {_listed(names)}{also}.")
+        # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
+        near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}{also}.")
+
+    return read
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+RANDOM = "random"
+"""A seed that is drawn when a run begins; -1 is the same, as in other programs."""
+
+
+def seed_reader(drawn: int) -> BeforeValidator:
+    """Reads `random` and -1 as `drawn`, the number by which a field knows a seed that is drawn.
+
+    -1 draws a seed for ai-toolkit's samples (27a03a91, `GenerateImageConfig`) and in AUTOMATIC1111's web UI; no seed at
+    all in sd-scripts (48d368fa, `train_network.py`) and diffusers' scripts.
+    """
+
+    def read(value: Any) -> Any:
+        word = str(value).strip().lower()
+        if word in (RANDOM, "-1"):
+            return drawn
+        if isinstance(value, str) and not re.fullmatch(r"[-+]?[\d.,]+", word):
+            raise value_error(f"{value!r} is not a seed. Write a whole number, or {RANDOM}.")
+        return value
+
+    return BeforeValidator(read, json_schema_input_type=int | Literal["random"])
+
+
+AUTO_OR_BOOL = bool | Literal["auto"]
+AutoOrBool = Annotated[AUTO_OR_BOOL, OneOf("auto", or_bool=True)]
+"""true, false, or "auto": the program decides."""
+
+
+PER_PARAMETER_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor")
+"""Optimizers known to step a parameter by nothing but its own gradient and state."""
+
+CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload", "block_offload")
+"""Values of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the
+device, and then nothing there while a block is computed again either."""
+
+AUTO_LEVELS = CHECKPOINTING_LEVELS[:5]
+"""Those that `auto` chooses from on a GPU."""
+
+OFFLOADING_LEVELS = ("full_offload", "block_offload")
+"""Levels that need CPU memory beside that of the device; on the CPU they save nothing."""
+
+UNCOMPILED_LEVELS = ("block_offload",)
+"""Levels that exclude `train.compile`: a compiled block decides by itself what it saves."""
+
+
+Checkpointing = Annotated[bool | str, OneOf("auto", *CHECKPOINTING_LEVELS, or_bool=True)]
+"""A level, "auto", or true and false for `full` and `none`."""
+
+
+def _possible_path(value: str) -> str:
+    if "\0" in value:
+        raise value_error("holds a zero byte, which no path can.")
+    longest = max(len(os.fsencode(part)) for part in re.split(r"[/\\]", value))
+    if longest > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_PATH:
+        raise value_error(f"{value[:40]!r}... is too long for a path.")
+    if value.startswith("~") and os.path.expanduser(value) == value:
+        raise value_error(f"{value!r} begins with the name of a user that this machine does not know.")
+    try:
+        os.path.realpath(os.path.expanduser(value), strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # perhaps not there yet
+    except OSError as error:  # links in a circle, a folder that may not be entered: later checks would meet it unawares
+        raise value_error(f"{value!r} cannot be reached: {error.strerror}.") from error
+    return value
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes that common file systems allow for one name, and for a whole path."""
+
+PathStr = Annotated[str, AfterValidator(_possible_path)]
+"""Text that can name a file or folder."""
+
+
+_PATH_HINTS = (
+    (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),
+    (r"[\x00-\x1f]", "A backslash within double quotes became {0!r}. Write '/', or use single quotes."),
+    (
+        r"^([A-Za-z]:)[/\\]",
+        "{0!r} begins a path of Windows: --map {1}=NEW says where it is now; in WSL, C: is '/mnt/c'.",
+    ),
+    (
+        r"^https?://(?:www\.)?(?:huggingface|hf)\.co/(?!datasets/)([\w.-]+/[\w.-]+)",
+        "It is the address of a page of the hub: write its id, {1!r}.",
+    ),
+)
+
+
+def path_hint(path: str) -> str:
+    """What may be wrong with the spelling of a path that leads nowhere; empty where nothing is seen."""
+    for pattern, words in _PATH_HINTS:
+        if found := re.search(pattern, path):
+            return words.format(found.group(), *found.groups())
+    return odd_characters(path)
+
+
+def near_path(path: str) -> str:
+    """A sentence with the path that is spelt most like one that leads nowhere, part by part, such as one in capital
+    letters or with backslashes; empty without."""
+    given = Path(path.replace("\\", "/")).expanduser()
+    found = Path(given.anchor)
+    for part in given.parts[1:] if given.anchor else given.parts:
+        if not os.path.lexists(found / part):
+            names: dict[str, str] = {}
+            with suppress(OSError, ValueError):
+                names = {name.lower(): name for name in os.listdir(found)}
+            near = get_close_matches(part.lower(), names, n=1, cutoff=0.75)
+            if not near:
+                return ""
+            part = names[near[0]]
+        found = found / part
+    return f"Did you mean {str(found)!r}? "
+
+
+def moved_hint(path: str) -> str:
+    """How to say where a path of another machine is now; empty unless the folder that it should lie in is missing."""
+    missing = [str(folder) for folder in Path(path).parents if not os.path.exists(folder)]
+    return f" Of another machine: --map {missing[-1]}=NEW." if path.startswith("/") and missing else ""
+
+
+def from_path(key: str) -> Callable[[Any], Any]:
+    """Turns a path alone into the section whose `key` it is."""
+    return lambda value: {key: value} if isinstance(value, str) else value
+
+
+def as_list(value: Any) -> Any:
+    """A single value as a list of one; lists and mappings as they are."""
+    return value if isinstance(value, list | tuple | dict) else [value]
+
+
+def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:
+    """The JSON Schema of a field that takes one item or a list of them."""
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
+
+
+StrOrList = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+"""One string or a list of strings."""
+
+PathOrList = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+"""One path or a list of paths."""
+
+_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+
+Dtype = Annotated[Literal["float16", "bfloat16", "float32"], OneOf(spellings=_DTYPES)]
+"""A floating-point type under its usual names."""
+
+
+MAX_SLOTS = 10
+
+Slots = Annotated[
+    tuple[PathStr, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
+]
+"""Up to ten paths; a model may take fewer (`ModelFacts.max_references`)."""
+
+
+def slot_names(key: str) -> tuple[str, ...]:
+    return tuple(f"{key}_{number}" for number in range(1, MAX_SLOTS + 1))
+
+
+def gather_slots(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
+    """Replaces `<key>_1..10` by one list under `key`."""
+    numbered = [entries.pop(name) for name in slot_names(key) if name in entries]
+    if not numbered:
+        return
+    if key in entries and not entries[key].from_defaults:
+        message = f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it."
+        diagnostics.error(numbered[0], message, at_key=True)
+        return
+    entries[key] = replace(numbered[0], value=numbered, plain=False)

@@ -1,0 +1,174 @@
+"""What the core asks about the keys and files of other programs. The answers lie in `extensions/compat`, which is found
+by its name in `toolkit.registry`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
+
+from pydantic import BaseModel
+
+from toolkit.config.reading.located import ConfigNode, Diagnostics
+from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, load_object
+
+NO_DEFAULT: Any = object()
+
+
+class ForeignName(NamedTuple):
+    """What a key or flag of another program is here."""
+
+    how: Literal["is", "near", "shaped", "idle", "refused", "absent"]
+    """is: another name of `ours`. shaped: a function turns it into `ours`. near: `ours` does something like it. idle:
+    needs nothing that is missing here. refused: an error unless its value is one of `passes`. absent: not here."""
+
+    ours: tuple[str, ...] = ()
+    """Keys of a job, each with its place as the reference page writes it: `datasets[].num_repeats`."""
+
+    says: str = ""
+    """How the meaning differs, or why there is no such key."""
+
+    passes: tuple[Any, ...] = ()
+    """For `refused`: the values that have no effect."""
+
+    needs: str = ""
+    """For `refused`: the switch beside it that it says more of; where that is off, it has no effect."""
+
+    on: str = ""
+    """For `idle`: why it is an error unless it is false, and the remedy."""
+
+    tool: str = ""
+    """The command that does it, as `run.py` takes it: `generate --negative`."""
+
+    default: Any = NO_DEFAULT
+    """Theirs where the key is left out, if ours is another."""
+
+    @property
+    def field(self) -> str:
+        """For `is`: the key in the section where it stands."""
+        return self.ours[0].rpartition(".")[2]
+
+
+Noted = Callable[[ConfigNode], None]
+"""Takes note of a key of another program."""
+
+
+class ForeignKeys(Protocol):
+    """The keys of other programs."""
+
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+        """A process in our keys, each where its value was written; keys that no program has stay. known: notes those
+        of other programs."""
+
+    def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
+        """Those that are rewritten in this section, or refused by name; none of them is a field of the section."""
+
+    def hint(self, key: str) -> str:
+        """What to write instead of a key that is unknown where it stands; empty where no program has it."""
+
+    def named(self, place: str) -> Iterable[str]:
+        """The names that other programs have for a key of ours, wherever they are read."""
+
+    def own_flag(self, word: str, keys: Iterable[str]) -> str:
+        """The word of a command line, with the flag of a tool with these keys where it is another program's."""
+
+    def flag_remedy(self, word: str) -> str:
+        """What to write instead of a flag of another program; empty for all others."""
+
+
+@cache
+def foreign_keys() -> ForeignKeys:
+    """The table of this program."""
+    keys: ForeignKeys = load_object(FOREIGN_KEYS)
+    return keys
+
+
+COMMAND_LINE = "command line"
+"""Stands for the name of a file where the flags of another program are all there is."""
+
+
+class ForeignFile(Protocol):
+    """A kind of file that was written for another program, and the flags of that program."""
+
+    keeps_text: bool
+    """Whether its own text is kept beside the results, instead of the job that it became."""
+
+    def reads(self, root: ConfigNode) -> bool:
+        """Whether a file that is not a job is of this kind."""
+
+    def with_flags(
+        self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+    ) -> ConfigNode:
+        """The root with the flags in their places; None: a root of them alone. Raises ConfigErrors for a file of
+        another kind."""
+
+    def as_job(
+        self,
+        root: ConfigNode,
+        folder: Path,
+        name: str | None,
+        diagnostics: Diagnostics,
+        moved: Mapping[str, str] = MappingProxyType({}),
+    ) -> ConfigNode:
+        """The root of the job that such a file describes.
+
+        folder: of the file, where files that it names are looked for first. name: of the job, instead of the file's.
+        moved: folder -> where it is now, for the paths in files that this one names.
+        """
+
+    def renamed(self, root: ConfigNode, name: str) -> ConfigNode:
+        """The root as it would be written for a job of this name."""
+
+
+_BEFORE = (
+    r"#.*|(?:cd|source|pip|git|mkdir|echo|\.|export|set|declare|call|conda|rem|REM|@echo|modelscope|hf|huggingface-cli|"
+    r"\$(?:env:)?\w+[ \t]*=)[ \t].*|(?:\$(?:env:)?)?\w+\+?=.*|```\w*|[\"']?--[a-z].*|[(){}:][^\n]*|"
+    r"[%!](?:cd|env|pip|git|mkdir|wget|curl|apt|apt-get)[ \t].*|"
+    r"(?:if|then|elif|else|fi|for|while|until|do|done|case|esac|function|read|exit|return|trap|test|sleep|ls|cp|mv|rm|ln|"
+    r"chmod|unset|ulimit|wget|curl|apt|apt-get|nvidia-smi|param|pause|title|chcp|setlocal|Write-Host|Write-Output|"
+    r"Set-Location)(?![\w-])(?:[ \t;(].*)?"
+)
+"""A line that prepares the shell, or decides whether what follows runs."""
+
+SHELL_SUFFIXES = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".sbatch", ".slurm", ".env")
+"""Suffixes of files that can only be read for the command in them."""
+
+NO_COMMAND = (
+    "holds no command that is read. Give the command that starts the training in quotes to 'run.py import', or alone "
+    "in a file."
+)
+"""Suffixes of such a file, or of a program."""
+
+_COMMAND = re.compile(
+    rf"(?:[ \t]*(?>(?:{_BEFORE})(?:(?:(?<=[\\`^])|(?<=[\\`^]\r))\r?\n.*)*)?\r?\n)*"
+    r"[ \t]*(?:(?:[A-Za-z_]\w*=\S*|\$|&|(?:nohup|time|sudo|exec|srun|env|stdbuf|nice|"
+    r"(?:poetry|conda|mamba|micromamba|pipenv)[ \t]+run)(?:[ \t]+-\S+(?:[ \t]+(?!accelerate|python)[\w./]\S*)?)*)"
+    r"[ \t]+|!)*"
+    r"(?:[^\s!]{0,300}[/\\])?(?:accelerate|deepspeed|python[\d.]*|py|uv|torchrun|[^\s!]{1,300}\.py)"
+    r"(?:\.exe)?[\"']?[ \t]+[^\s:=]"
+)
+"""The first command of a script: comments and what prepares the shell may stand above it."""
+
+
+_SCRIPT_WITH_FLAGS = re.compile(r"\.py[\"']?(?:[ \t]|[\\^`]?\r?\n)+--[a-z]")
+
+
+def is_command(text: str) -> bool:
+    """Whether a text is a command of another program, pasted from a terminal."""
+    return bool(_COMMAND.match(text))
+
+
+def holds_command(text: str) -> bool:
+    """Whether there is one in a text that is a command or the name of a file: behind a prompt, in a container."""
+    return is_command(text) or bool(_SCRIPT_WITH_FLAGS.search(text))
+
+
+def foreign_file(root: ConfigNode) -> ForeignFile | None:
+    """What reads a file; None for a job."""
+    if {"job", "config"} & root.value.keys():
+        return None
+    readers: Iterable[ForeignFile] = map(load_object, FOREIGN_FILES.values())
+    return next((reader for reader in readers if reader.reads(root)), None)

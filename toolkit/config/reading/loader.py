@@ -1,0 +1,480 @@
+"""`load_job`: a config file to a checked `JobConfig`, or all of its errors at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import BaseModel
+
+from toolkit.config.reading.base import all_findings
+from toolkit.config.reading.field_types import LONGEST_NAME
+from toolkit.config.reading.foreign import (
+    COMMAND_LINE,
+    NO_COMMAND,
+    SHELL_SUFFIXES,
+    foreign_file,
+    foreign_keys,
+    is_command,
+)
+from toolkit.config.reading.located import ConfigNode, Diagnostics, SourceLocation, odd_characters, show
+from toolkit.config.reading.normalise import Normaliser, merge_defaults
+from toolkit.config.reading.process import JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
+from toolkit.config.reading.redacted_copy import SEED, job_text, saved_text, secret_scalars
+from toolkit.config.reading.validate import list_remedy, validate
+from toolkit.config.reading.yaml_faults import quoted
+from toolkit.config.reading.yaml_reader import (
+    expand_variables,
+    is_json,
+    map_in_tables,
+    map_paths,
+    read_text,
+    read_yaml,
+    replace_name,
+    scalar_value,
+    secret_values,
+    strip_json_comments,
+    written_with_variables,
+)
+from toolkit.errors import ConfigErrors, Diagnostic, UserError, did_you_mean
+from toolkit.files.redact import contains_secret, register_secret, wandb_keys
+from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
+from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
+from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, load_object
+
+FindModel = Callable[[str], type[BaseModel] | None]
+"""A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
+
+_IN_CONFIG = ("name", "process", "defaults")
+"""Keys of `config`."""
+
+_LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
+_SECRET_FOLDER = "folder names are visible on the disk. Remove the secret, or rename the variable it comes from."
+_CACHE_NAME = "is the folder of the shared cache. Choose another name."
+_BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What stands for bytes of the command line or of a variable that are not UTF-8."""
+
+LONGEST_RUN_NAME = LONGEST_NAME - TEMP_NAME_BYTES - max(len(f"{step_stem('', 1)}{suffix}") for suffix in FILE_SUFFIXES)
+"""Bytes of a name with which the longest of the run's files, while it is being written, has a name that disks allow."""
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process on its way: what the file says, what it is checked against, what came of it."""
+
+    node: ConfigNode
+    entry: ProcessEntry
+    checked: ConfigNode
+    complete: bool
+    """False when the section has errors that leave nothing to look at."""
+
+
+def load_job(
+    path: str | Path,
+    find_model: FindModel,
+    *,
+    name: str | None = None,
+    env: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    moved: Mapping[str, str] = MappingProxyType({}),
+    command: str = "",
+    as_job: bool = False,
+    check_files: bool = True,
+    earlier_outputs: frozenset[Path] = frozenset(),
+    seed: int | None = None,
+) -> JobConfig:
+    """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
+    file system, for a job that has run.
+
+    path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
+    with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
+    for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
+    `unexpanded_text` is the job under our names, whatever the file is. earlier_outputs: as `JobContext` has it, of jobs
+    that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
+    job's name.
+    """
+    if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
+        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
+    diagnostics = Diagnostics(str(path))
+    text, written = read_written(path, flags, command, diagnostics)
+    remember_secrets(text, written, env)
+    # A name given by `-n` makes the written one irrelevant, variables included.
+    root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
+    if moved:
+        root = map_paths(root, moved)
+    reader = foreign_file(root)
+    if reader and seed is not None:
+        made = f"run.py import {path} -o job.yaml"
+        raise UserError(f"--seeds applies to jobs of this program. Convert the file first: {made}")
+    if reader:
+        root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
+    if moved:
+        root = map_in_tables(root, moved)
+    config = check_top_level(root, diagnostics)
+    job_name = name if name is not None else read_name(config, diagnostics)
+    if seed is not None:
+        job_name = name = seed_name(job_name, seed)
+        root = with_seed(root, find_model, seed)
+        written = with_seed(written, find_model, seed)
+    root = replace_name(root, job_name)
+    processes = read_processes(root.value["config"], find_model, diagnostics)
+    if check_files:
+        check_processes(processes, JobContext(job_name, earlier_outputs), diagnostics)
+    warn_of_odd_quotes(root, diagnostics)
+    warn_of_cut_texts(written, text, diagnostics)
+    warn_of_empty_sections(written, processes, diagnostics)
+    diagnostics.raise_errors()
+    known = [process for process in processes if process is not None]
+    meta = root.value.get("meta")
+    if as_job or (reader and not reader.keeps_text):
+        checked, said = [process.checked for process in known], (*diagnostics.notes, *diagnostics.warnings)
+        text = job_text(root, job_name, checked, str(path), said)
+    else:
+        text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags), seed=seed)
+    return JobConfig(
+        job=root.value["job"].value,
+        name=job_name,
+        meta=meta.data() if meta and meta.value else {},
+        processes=tuple(process.entry for process in known),
+        warnings=diagnostics.warnings,
+        path=Path(path),
+        unexpanded_text=text,
+        notes=tuple(diagnostics.notes),
+    )
+
+
+def read_written(
+    path: str | Path, flags: Mapping[str, Sequence[str]], command: str, diagnostics: Diagnostics
+) -> tuple[str, ConfigNode]:
+    """The text of the file, and its root with the flags in it. Raises ConfigErrors where nothing can be read."""
+    text, root = command, None
+    if command or str(path) != COMMAND_LINE:
+        text = text or read_text(path, diagnostics)
+        suffix = Path(path).suffix.lower()
+        if command or is_command(text) or suffix in SHELL_SUFFIXES:
+            root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
+        elif suffix in (".py", ".ipynb"):
+            diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
+        elif suffix in (".md", ".rst", ".html", ".log"):
+            diagnostics.fatal(SourceLocation(1, 1), (), f"is not a job, a YAML or JSON file, and {NO_COMMAND}")
+        elif suffix == ".toml":
+            from toolkit.config.reading.toml_reader import read_toml
+
+            root = read_toml(text, diagnostics)
+            diagnostics.raise_errors()
+            if root is not None and not root.value:
+                diagnostics.fatal(root.value_at, (), "is empty.")
+            if root is not None and foreign_file(root) is None:
+                remedy = "Jobs of this program are YAML."
+                if {"datasets", "directory"} & root.value.keys():
+                    remedy = "It is a dataset file: run the config that names it."
+                diagnostics.fatal(root.value_at, (), f"is not the config of a supported program. {remedy}")
+        else:
+            root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
+    if flags:
+        root = load_object(FOREIGN_FILES["fluxflow"]).with_flags(root, flags, diagnostics)
+    assert root is not None  # there is a file, or there are flags
+    return text, root
+
+
+def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:
+    """Tells what is to be redacted of everything: before the first message can show a value."""
+    register_secret(secret_values(written, env))
+    register_secret(wandb_keys(text))
+    # A word such as `sort_key: filename` is redacted of the saved config at most, not of everything.
+    literals = [str(node.value) for node in secret_scalars(written)]
+    register_secret(value for value in literals if _LOOKS_RANDOM.search(value))
+
+
+# ---------------------------------------------------------------- the frame: job, config, meta
+
+
+def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """The `config` mapping. Raises when there is none; all else outside the processes is reported."""
+    refuse_unknown(root, ("job", "config", "meta"), dict.fromkeys(_IN_CONFIG, "'config'"), diagnostics)
+    job = root.value.get("job")
+    if job is None or job.is_blank:
+        diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
+    elif job.value != "extension":
+        diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
+    config: ConfigNode | None = root.value.get("config")
+    for node in (root.value.get("meta"), config.child("defaults") if config else None):
+        if node is not None and not isinstance(node.value, dict | None):
+            diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+    if config is None or not isinstance(config.value, dict):
+        message = "is required: a mapping with 'name' and 'process'."
+        if config is not None and isinstance(config.value, list):
+            message = "a list is not a mapping. Remove the '- ' before 'name' and 'process'."
+        diagnostics.fatal((config or root).value_at, ("config",), message)
+    return config
+
+
+def refuse_unknown(
+    node: ConfigNode, known: tuple[str, ...], inside: Mapping[str, str], diagnostics: Diagnostics
+) -> None:
+    """inside: key -> where it belongs."""
+    for key, child in node.value.items():
+        if key not in known:
+            remedy = (
+                f"It belongs in {inside[key]}."
+                if key in inside
+                else foreign_keys().hint(key) or did_you_mean(key, known)
+            )
+            diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
+
+
+def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
+    """`config.name`, checked: it becomes a folder's name."""
+    node = config.value.get("name")
+    if node is None or node.is_blank:
+        diagnostics.error(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
+        return "job"
+    sound = check_folder_name(node, diagnostics)
+    if sound and node.value == CACHE_FOLDER:
+        diagnostics.error(node, f"{show(node)} {_CACHE_NAME}")
+    return str(node.value) if sound else "job"
+
+
+def seed_name(name: str, seed: int) -> str:
+    """The name of a job with another seed. Raises ConfigErrors where it is too long."""
+    named = f"{name}_seed{seed}"
+    if fault := folder_name_error(named):
+        raise ConfigErrors([Diagnostic(("--seeds",), f"{named!r} {fault}")])
+    return named
+
+
+def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
+    """The job with this `training_seed` in every process that has the key. Raises UserError where none has."""
+    config = root.value["config"]
+    listed = config.value.get("process")
+    entries = listed.value if listed is not None and isinstance(listed.value, list) else []
+    seeded = [_seeded(entry, find_model, seed) for entry in entries]
+    if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
+        raise UserError("--seeds: no process of this job has a training_seed. Give a job that trains.")
+    if not entries:
+        return root  # said later, with its place
+    inside = {**config.value, "process": replace(listed, value=seeded)}
+    return replace(root, value={**root.value, "config": replace(config, value=inside)})
+
+
+def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
+    kind = entry.child("type")
+    try:
+        model = find_model(str(kind.value)) if kind is not None else None
+    except UserError:  # said later, with its place
+        model = None
+    if model is None or SEED not in model.model_fields:
+        return entry
+    given = entry.value.get(SEED)
+    node = replace(
+        given or entry, value=seed, path=(*entry.path, SEED), text=str(seed), plain=True, written=None, aliased=False
+    )
+    return replace(entry, value={**entry.value, SEED: node})
+
+
+def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
+    """Whether it can be a folder's name; if not, that is reported."""
+    if not isinstance(node.value, str):
+        diagnostics.error(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
+        return False
+    fault = folder_name_error(node.value)
+    if fault and not diagnostics.reported(node.path):
+        diagnostics.error(node, f"{show(node)} {fault}")
+    return not fault
+
+
+def folder_name_error(name: str) -> str:
+    """Why a name cannot be that of a run's folder and files, or an empty string."""
+    if not name.strip() or name in (".", ".."):
+        return "cannot be the name of a folder."
+    if _BAD_IN_FOLDER.search(name):
+        return "cannot be the name of a folder: leave out '/', '\\' and control characters."
+    if _NO_TEXT.search(name):
+        return "cannot be the name of a folder: it holds bytes that are not UTF-8. Leave them out."
+    if contains_secret(name):
+        return f"cannot be the name of a folder: {_SECRET_FOLDER}"
+    if (length := len(os.fsencode(name))) > LONGEST_RUN_NAME:
+        return (
+            f"is too long: {length} bytes, and with at most {LONGEST_RUN_NAME} all files of the run can be named "
+            "after it. Shorten it."
+        )
+    return ""
+
+
+# ---------------------------------------------------------------- processes
+
+
+def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagnostics) -> list[_Process | None]:
+    """Every entry of `config.process`, checked against the model of its type; None where that is not known."""
+    listed = config.value.get("process")
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        refuse_unknown(config, _IN_CONFIG, {}, diagnostics)
+        message = "is required: a list of at least one process."
+        if listed is not None and not listed.is_blank and listed.value != []:
+            is_type = isinstance(listed.value, str)
+            remedy = f"Write '- type: {listed.value}' below it." if is_type else list_remedy(listed)
+            message = f"{show(listed)} is not a list of processes. {remedy}"
+        diagnostics.error(listed or config, message, path=("config", "process"))
+        return []
+    entries, defaults = listed.value, config.value.get("defaults")
+    if defaults is not None:
+        entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
+    normaliser = Normaliser(diagnostics)
+    processes = [read_process(index, node, find_model, normaliser) for index, node in enumerate(entries)]
+    seen: dict[str | None, int] = {}
+    for process in filter(None, processes):
+        section, name, job_name = process.entry.section, process.entry.name, config.value.get("name")
+        if isinstance(section, ProcessConfig):  # a process without a name goes by the job's
+            by_job = name is None and job_name is not None and job_name.written is not None
+            of_name = {("name",): job_name.written} if by_job else {}
+            section.remember_written(of_name | dict(written_with_variables(process.checked)))
+        if name is not None and seen.setdefault(name, process.entry.index) != process.entry.index:
+            message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
+            diagnostics.error(process.node.value["name"], message)
+    places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
+    inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
+    refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
+    normaliser.defaults.report(diagnostics)
+    return processes
+
+
+def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
+    """One process, or None when not even its type is known."""
+    diagnostics = normaliser.diagnostics
+    if not isinstance(node.value, dict):
+        diagnostics.error(node, f"{show(node)} is not a mapping. A process has a 'type' and its keys.")
+        return None
+    type_node = node.value.get("type")
+    if type_node is None or type_node.is_blank:
+        diagnostics.error(type_node or node, "is required: which process runs.", path=(*node.path, "type"))
+        return None
+    if diagnostics.reported(type_node.path):
+        return None
+    name_node = node.value.get("name")
+    if name_node is not None and name_node.is_blank:
+        name_node = None
+    if name_node is not None and not check_folder_name(name_node, diagnostics):
+        # Another in its place: what follows may make a path of it.
+        name_node = replace(name_node, value=f"process{index}")
+        node = replace(node, value={**node.value, "name": name_node})
+    try:
+        model = find_model(str(type_node.value))
+    except UserError as error:
+        diagnostics.error(type_node, str(error))
+        return None
+    section, checked = None, node
+    if model is None:
+        for child in node.walk():
+            normaliser.defaults.known(child)
+    else:
+        checked = normaliser.process(model, node)
+        section, checked = validate(model, checked, diagnostics)
+    entry = ProcessEntry(
+        index=index,
+        type=str(type_node.value),
+        name=None if name_node is None else str(name_node.value),
+        # An unchecked section reads an unquoted `${STEPS}` as a number where its value is one.
+        raw=node.data(lambda each: scalar_value(each.value) if each.plain and each.written is not None else each.value),
+        section=section,
+        places=places_of_images(checked, diagnostics),
+    )
+    return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def places_of_images(process: ConfigNode, diagnostics: Diagnostics) -> dict[Path, str]:
+    """Text of a dataset or of the validation, which may be a path -> its place and key."""
+    sections = [process.child(key) for key in ("datasets", "validation")]
+    texts = (node for section in sections if section for node in section.walk() if isinstance(node.value, str))
+    return {Path(os.path.expanduser(node.value)): diagnostics.place(node) for node in texts if "\0" not in node.value}
+
+
+# ---------------------------------------------------------------- what needs the file system
+
+
+def check_processes(processes: list[_Process | None], job: JobContext, diagnostics: Diagnostics) -> None:
+    """Each section's own checks, in order; a section knows what earlier processes will write."""
+    folders: dict[Path, int] = {}
+    entries = [process.entry for process in processes if process is not None]
+    finished = finished_processes(job_state_file(job.name, entries)) if len(processes) > 1 else {}
+    for process in processes:
+        # Without this section nothing is known of what it writes; later checks would see ghosts.
+        if process is None or not process.complete:
+            return
+        section, index = process.entry.section, process.entry.index
+        job = replace(job, was_finished=process.entry.label in finished)
+        written = [process.entry.raw.get("training_folder")]  # of an unchecked section: anything
+        if isinstance(section, ProcessConfig):
+            written = [section.run_folder(job), *section.outputs(job)]
+        named = contains_secret(f"{process.entry.name} {job.name}")  # which is an error already
+        if not named and any(contains_secret(str(folder)) for folder in written):
+            diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
+        for finding in all_findings(section, job) if section else ():
+            node, rest = process.checked.find(finding.key)
+            if finding.severity == "warning":
+                diagnostics.warn(node, finding.message)
+                continue
+            # A single value may stand for a list of one: its place is then that of the value.
+            path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
+            if not diagnostics.reported(path):
+                diagnostics.error(node, finding.message, path=path)
+        if not isinstance(section, ProcessConfig):
+            continue
+        if (folder := section.run_folder(job)) is not None:
+            folder = Path(os.path.realpath(folder.expanduser()))
+            if (first := folders.setdefault(folder, index)) != index:
+                remedy = f"Give process[{index}] another 'name'."
+                diagnostics.error(process.node, f"writes to '{folder}' as process[{first}] does. {remedy}")
+        outputs = section.outputs(job)
+        for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
+            diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
+        job = JobContext(job.name, job.earlier_outputs | outputs)
+
+
+def warn_of_empty_sections(written: ConfigNode, processes: Sequence[_Process | None], diagnostics: Diagnostics) -> None:
+    """Warns of sections of a process without any key (`train: {}`), which are written and say nothing."""
+    for process in filter(None, processes):
+        node, rest = written.find(("config", "process", process.entry.index))
+        section = process.entry.section
+        if rest or section is None or not isinstance(node.value, dict):
+            continue
+        for key, child in node.value.items():
+            if child.value == {} and isinstance(getattr(section, key, None), BaseModel):
+                diagnostics.warn(child, "has no keys: the defaults of its keys are taken.")
+
+
+_TEXT_KEY = re.compile(
+    r"prompts?|neg|negative|(?:trigger_word|caption_prefix|default_caption|instruction|name|ctrl_img|url)\w*|\w*(?:path|folder)"
+)
+"""Keys whose value may hold a '#': sentences, words, names of files."""
+
+_CUT_WORD, _CUT_PROMPT = re.compile(r" #\S"), re.compile(r" #")
+"""What follows a text that a '#' ends though it may belong to it: behind a single space, where a comment usually has
+two, and, but for prompts in a list, with no space behind it."""
+
+
+def warn_of_cut_texts(root: ConfigNode, text: str, diagnostics: Diagnostics) -> None:
+    """Warns of texts without quotes that end at a '#' of a YAML comment and seem to go on. text: of the file."""
+    for node in root.walk():
+        if not (node.plain and isinstance(node.value, str) and node.span[1]) or node.aliased:
+            continue
+        *_, key = (part for part in ("", *node.path) if isinstance(part, str))
+        is_prompt = isinstance(node.path[-1], int) and key == "prompts"
+        pattern = _CUT_PROMPT if is_prompt else _CUT_WORD
+        if _TEXT_KEY.fullmatch(key) and pattern.match(text, node.span[1]):
+            rest = text[node.span[1] :].partition("\n")[0].rstrip()
+            remedy = f"If it belongs to the text, put the text in quotes: {quoted(node.text + rest)}"
+            diagnostics.warn(node, f"ends before {rest.strip()!r}: ' #' begins a comment. {remedy}")
+
+
+def warn_of_odd_quotes(root: ConfigNode, diagnostics: Diagnostics) -> None:
+    """Warns of texts between curly quotes, which YAML takes for a part of the text, and of trigger words with one."""
+    for node in root.walk():
+        if isinstance(node.value, str) and node.value:
+            ends = node.value if node.path[-1:] == ("trigger_word",) else ""
+            if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
+                diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")

@@ -1,0 +1,152 @@
+"""The config as it is kept beside the results of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import yaml
+
+from toolkit.config.reading.foreign import foreign_file
+from toolkit.config.reading.located import ConfigNode
+from toolkit.config.reading.yaml_reader import scalar_kind
+from toolkit.files.redact import REDACTED, is_secret, redact
+
+SEED = "training_seed"
+
+
+def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bool, seed: int | None = None) -> str:
+    """YAML with variables unexpanded, the name given by `-n` in its place and secrets redacted.
+
+    `root` is what `text` holds before anything was filled in. rewrite: it is not YAML, or not all of it. seed: `root`
+    has it, and `text` another one, or none.
+    """
+    redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
+    if reader := foreign_file(root):
+        named = reader.renamed(root, new_name) if new_name is not None else root
+        return redact(_dump(named, None) if rewrite or new_name else _edit(text, redactions))
+    config = root.value["config"]
+    name = config.value.get("name")
+    # An aliased name stands elsewhere in the text, where other keys use it too.
+    processes = config.value["process"].value if seed is not None else []
+    if rewrite or (new_name is not None and name is not None and name.aliased) or any(p.aliased for p in processes):
+        return redact(_dump(root, new_name))
+    renamed = [] if new_name is None else [_set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))]
+    trained = [process for process in processes if SEED in process.value]
+    seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
+    return redact(_edit(text, [*redactions, *renamed, *seeded]))
+
+
+def _own(process: ConfigNode) -> ConfigNode | None:
+    """The seed where the text of a process has one."""
+    node: ConfigNode = process.value[SEED]
+    return None if node.span == process.span else node
+
+
+def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], source: str, warnings: Sequence[str]) -> str:
+    """The YAML of a job that was made of another program's file, each line with where it came from.
+
+    root, name: of the job. processes: as they were checked, under our names. source: the file. warnings: what was said
+    of it.
+    """
+    lines = [f"# Made from {source}. Behind each value: the file, the line and the key that it came from."]
+    lines += [f"# {line}" for warning in warnings for line in warning.splitlines()]
+    config = root.value["config"].value
+    inside = {"name": replace(config["name"], value=name), "process": replace(root, value=[*processes])}
+    tree = {
+        "job": root.value["job"],
+        "config": replace(root, value=inside),
+        **({"meta": root.value["meta"]} if "meta" in root.value else {}),
+    }
+    return redact("\n".join([*lines, *_lines(replace(root, value=tree), source, 0)]) + "\n")
+
+
+def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
+    """A mapping as the lines of a block."""
+    for key, child in node.value.items():
+        value, start = child.value, f"{'  ' * indent}{key}:"
+        items = value if isinstance(value, list) else []
+        if isinstance(value, dict) and value:
+            yield start
+            yield from _lines(child, source, indent + 1)
+        elif any(isinstance(item.value, dict) for item in items):
+            yield start
+            for item in items:
+                first, *more = _lines(item, source, indent + 2)
+                yield f"{'  ' * (indent + 1)}- {first.lstrip()}"
+                yield from more
+        else:
+            yield f"{start} {_inline(child)}{_origin(child, source)}"
+
+
+def _inline(node: ConfigNode) -> str:
+    data = node.data(lambda each: REDACTED if is_secret(_key_of(each), each.value) else each.written or each.value)
+    text: str = yaml.dump(
+        data, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6, sort_keys=False
+    )
+    return text.removesuffix("...\n").strip()
+
+
+def _origin(node: ConfigNode, source: str) -> str:
+    """A comment: file, line and key; whose default it is; nothing for what the file does not have."""
+    at, key = node.key_at, _key_of(node)
+    if not key:
+        return ""
+    return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
+
+
+def _set(text: str, mapping: ConfigNode, given: ConfigNode | None, key: str, value: str) -> tuple[int, int, str]:
+    """The edit that gives a mapping this key. given: its node there; None: it has none yet."""
+    if given is not None:
+        return (*given.span, value)
+    start = mapping.span[0]
+    if text[start] == "{":
+        return start + 1, start + 1, f"{key}: {value}, "
+    return start, start, f"{key}: {value}\n" + " " * (mapping.value_at.column - 1)
+
+
+def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
+    for start, end, new in sorted(set(edits), reverse=True):
+        # The end of an empty or a block scalar (| or >) lies behind white space that must stay.
+        kept = text[start:end][len(text[start:end].rstrip()) :]
+        space = " " if start and text[start - 1] == ":" else ""
+        text = text[:start] + space + new + kept + text[end:]
+    return text
+
+
+def secret_scalars(root: ConfigNode) -> Iterator[ConfigNode]:
+    """The scalars that a secret's key holds, directly or in a list."""
+    scalars = (node for node in root.walk() if not isinstance(node.value, dict | list))
+    return (node for node in scalars if is_secret(_key_of(node), node.value))
+
+
+def _key_of(node: ConfigNode) -> str:
+    return next((part for part in reversed(node.path) if isinstance(part, str)), "")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than text."""
+
+    def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and implicit[0] and tag.endswith(":str") and scalar_kind(value) != "str":
+            return f"tag:yaml.org,2002:{scalar_kind(value)}"
+        return tag
+
+
+def _dump(root: ConfigNode, new_name: str | None) -> str:
+    def scalar(node: ConfigNode) -> Any:
+        return REDACTED if is_secret(_key_of(node), node.value) else node.value
+
+    data = root.data(scalar)
+    if new_name is not None:
+        data["config"] = {"name": new_name} | data["config"] | {"name": new_name}
+    return as_yaml(data)
+
+
+def as_yaml(data: Any) -> str:
+    """Plain data as a block of YAML, keys in their order."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return text

@@ -1,0 +1,97 @@
+"""The JSON Schema of a job, generated from the section models.
+
+The models are passed in by their process type: this room does not know which extensions exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from toolkit.config.reading.base import StrictModel
+from toolkit.config.reading.foreign import ForeignName, foreign_keys
+from toolkit.config.reading.normalise import item_annotation, other_names, section_model
+
+Models = Mapping[str, type[BaseModel]]
+
+
+def schema(models: Models) -> dict[str, Any]:
+    """A JSON Schema of a whole job file, for editors. Other names of a key are marked deprecated."""
+    grouped = by_model(models)
+    places, generated = models_json_schema([(model, "validation") for model in grouped], ref_template="#/$defs/{model}")
+    definitions = generated["$defs"]
+    for model in grouped:
+        for _, section in sections_of(model):
+            if issubclass(section, StrictModel):
+                _add_other_names(definitions[section.__name__], section)
+    conditions = [
+        {"if": {"properties": {"type": {"enum": types}}}, "then": places[model, "validation"]}
+        for model, types in grouped.items()
+    ]
+    process = {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"anyOf": [{"enum": list(models)}, {"type": "string"}]}},
+        "allOf": conditions,
+    }
+    config = {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["name", "process"],
+        "properties": {
+            "name": {"type": "string", "minLength": 1},
+            "process": {"type": "array", "minItems": 1, "items": process},
+            "defaults": {"type": "object"},
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Atelier job",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["job", "config"],
+        "properties": {"job": {"const": "extension"}, "config": config, "meta": {"type": "object"}},
+        "$defs": definitions,
+    }
+
+
+def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> None:
+    properties = definition["properties"]
+    for key, row in other_names(section, foreign_keys()).items():
+        if row.how == "is":
+            added = {**properties[row.field], "deprecated": True, "description": f"Means `{row.field}`."}
+        elif row.how == "shaped":
+            added = {"description": f"Means {meaning(row)}."}
+        elif row.how == "idle":
+            off = {"enum": [None, False]} if row.on else {}
+            added = {"deprecated": True, "description": f"No effect: {row.says}."} | off
+        else:
+            added = {"deprecated": True, "description": "Not supported yet.", "enum": [None, *row.passes]}
+        properties.setdefault(key, added)
+
+
+def by_model(models: Models) -> dict[type[BaseModel], list[str]]:
+    """Section model -> the types of process that have it."""
+    grouped: dict[type[BaseModel], list[str]] = {}
+    for name, model in models.items():
+        grouped.setdefault(model, []).append(name)
+    return grouped
+
+
+def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The model and the sections in it, each with its dotted path."""
+    yield path, model
+    for name, field in model.model_fields.items():
+        inner, suffix = section_model(field.annotation), ""
+        if inner is None:
+            inner, suffix = section_model(item_annotation(field.annotation)), "[]"
+        if inner is not None:
+            yield from sections_of(inner, f"{path}.{name}{suffix}".lstrip("."))
+
+
+def meaning(row: ForeignName) -> str:
+    """What a name stands for that a function turns into our keys."""
+    return row.says or " and ".join(row.ours)

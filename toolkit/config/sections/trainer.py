@@ -1,0 +1,443 @@
+"""The parts that the section of a process is composed of, and `DiffusionSection`, all of them together.
+
+Training and caching share `DiffusionSection`, so that a user can copy a job and change only its `type`. A trainer of
+something else takes `TrainerConfig` and what it needs of the others. Their tables (`foreign`, `on_resume`) add up.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from toolkit.config.reading.field_types import PathStr, path_hint, seed_reader, value_error
+from toolkit.config.reading.findings import Findings, check_path, error, warning
+from toolkit.config.reading.process import JobContext, ProcessConfig
+from toolkit.config.sections.dataset import LOSS, DatasetConfig, ValidationConfig
+from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.model import ModelConfig
+from toolkit.config.sections.network import NetworkConfig
+from toolkit.config.sections.output import (
+    LoggingConfig,
+    SampleConfig,
+    SampleIntervalConfig,
+    SamplePicture,
+    SaveConfig,
+    SaveIntervalConfig,
+)
+from toolkit.config.sections.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
+from toolkit.errors import did_you_mean
+from toolkit.files.writing import file_in_the_way, sha256_of
+
+_DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
+
+
+def _device_number(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise value_error(f"{value} is not a valid device. Write 'cuda:{value}'.")
+    return value
+
+
+def _device(value: str) -> str:
+    device = value.strip().lower()
+    if not re.fullmatch(_DEVICE, device):
+        number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
+        meant = f"'cuda:{number[1]}'".replace(":'", "'") if number else "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        raise value_error(f"{value!r} is not a valid device. Write {meant}.")
+    return device
+
+
+Device = Annotated[str, BeforeValidator(_device_number, json_schema_input_type=str), AfterValidator(_device)]
+"""auto, cuda, cuda:N, mps or cpu."""
+
+
+def _resume(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise value_error(
+            f"{value!r} is not a step. Write 'auto', 'never', a step number or the path of a state folder."
+        )
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    if isinstance(value, str) and value not in ("auto", "never") and "/" not in value and "\\" not in value:
+        remedy = "Write 'auto', 'never', a step number or the path of a state folder."
+        raise value_error(f"{value!r} is none of these. {remedy}")
+    return value
+
+
+class DatasetsSection(ProcessConfig):
+    """Images with captions."""
+
+    trigger_word: str = ""
+    """Replaces `[trigger]` in captions and prompts; prepended to captions that do not contain it."""
+
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Folders of images, at least one; or one stream of shards."""
+
+    common_words: ClassVar = {
+        **dict.fromkeys(("activation_text", "trigger", "token", "instance_token", "activation_word"), "trigger_word"),
+    }
+
+    reads_streams: ClassVar[bool] = False
+    """Whether the process can be given a stream of shards instead of folders."""
+
+    has_base_model: ClassVar[bool] = False
+    """Whether the process has a model that can generate images before it is trained (`datasets[].from_base`)."""
+
+    reads_captions: ClassVar[bool] = True
+    """Whether captions are part of what is learned."""
+
+    def trigger_words(self) -> tuple[str, ...]:
+        """That of the process and those of its datasets."""
+        words = (self.trigger_word, *(dataset.trigger_word for dataset in self.datasets))
+        return tuple(dict.fromkeys(word for word in words if word))
+
+    @property
+    def streamed(self) -> DatasetConfig | None:
+        """The stream of shards, where the datasets are one."""
+        return next((dataset for dataset in self.datasets if dataset.url), None)
+
+    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
+        return dataset.cache_text_embeddings
+
+    def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
+        """Folders of images that are not there yet and that earlier processes of the job write."""
+        paths = [path for each in self.datasets for path in (each.folder_path, *each.control_path)]
+        paths += [each.from_base.prompts for each in self.datasets if each.from_base]
+        return tuple(filter(job.yet_to_come, paths))
+
+    def check(self, job: JobContext) -> Findings:
+        """Streams that this process cannot read, texts that cannot be cached."""
+        yield from super().check(job)
+        for index, dataset in enumerate(self.datasets):
+            if dataset.from_base and not self.has_base_model:
+                message = f"'type: {self.type}' has no base model that generates images. Give 'folder_path'."
+                yield error(f"datasets.{index}.from_base", message)
+            if dataset.shuffle_tokens and self.requested_text_cache(dataset):
+                of_all = dataset.cache_text_embeddings is None
+                yield error(
+                    "train.cache_text_embeddings" if of_all else f"datasets.{index}.cache_text_embeddings",
+                    "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
+                    "changes every time it is used. Remove one of them.",
+                )
+            if dataset.url and not self.reads_streams:
+                yield error(f"datasets.{index}.url", f"'type: {self.type}' reads folders only. Give 'folder_path'.")
+            elif dataset.url and len(self.datasets) > 1:
+                remedy = "Write all shards as a list of 'url', or give folders only."
+                yield error(f"datasets.{index}.url", f"a stream has to be the only entry of 'datasets'. {remedy}")
+
+
+class ModelSection(ProcessConfig):
+    """A model from a folder or the hub, and what is trained of it or beside it."""
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    """The adapter that is trained."""
+
+    model: ModelConfig
+    """The model that is trained."""
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """What is in a file counts, not where it lies."""
+        settings = super().recorded_settings()
+        self._name_files_by_content(settings["model"])
+        return settings
+
+    def base_settings(self) -> dict[str, Any]:
+        """What decides the images of the base model besides its files: quantization, and what is merged into it.
+
+        The decoder of `sample.vae_path` does not count: images that are there stay when it is given to a run."""
+        quantized = {"qtype", "accuracy_recovery_adapter"} if self.model.quantize else set[str]()
+        of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
+        settings = self.model.model_dump(mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text)
+        self._name_files_by_content(settings)
+        for lora in settings["base_loras"]:
+            del lora["path"]
+        return settings
+
+    def _name_files_by_content(self, model: dict[str, Any]) -> None:
+        """Adds the hashes of what is merged into the model to its settings."""
+        for lora in model["base_loras"]:
+            lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
+        recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
+        if "accuracy_recovery_adapter" in model and recovery.is_file():  # one of the hub goes by its name
+            model["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
+
+    def check(self, job: JobContext) -> Findings:
+        """A recovery adapter that is missing."""
+        yield from super().check(job)
+        if (path := self.model.accuracy_recovery_adapter) and self.model.recovery_is_path():
+            key = "model.accuracy_recovery_adapter"
+            remedy = "Give a file, or owner/repo/file.safetensors of the hub."
+            yield from check_path(key, path, remedy, job, file=True)
+
+
+class TrainingSection(ProcessConfig):
+    """A run in its own folder: optimizer steps, samples, validation, saves, and what ends it."""
+
+    training_folder: PathStr = Field(default="output", validate_default=True)
+    """The run's files go to `<training_folder>/<name>/`."""
+
+    device: Device = "auto"
+    """Device to train on: auto, cuda, cuda:N, mps or cpu. auto: the best there is. One that is not available is an
+    error. Without a GPU models of up to 2 GB run on the CPU with auto, and with cuda:0, which every job of ai-toolkit
+    has."""
+
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """Console output, curves and trackers."""
+
+    training_seed: Annotated[int, Field(ge=0, lt=2**32), seed_reader(0)] = 0
+    """Seed of data order, noise, dropout and initial weights. 0, -1 or random: a random seed. It is drawn once, printed
+    and recorded, and a resume keeps it."""
+
+    resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
+    """auto: resume from the newest valid state in the run's folder, if any. never: move an existing run aside and start
+    over. A step number (0 is valid) or the path of a state folder: resume from there; later files are moved aside."""
+
+    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    """Length, optimizer and precision."""
+
+    memory_check: bool = True
+    """Refuse to start if the planned peak exceeds the memory of the device (on the CPU: the free memory) by more than
+    5 %. false: only warn."""
+
+    sample: SampleIntervalConfig | None = None
+    """Images generated during training; none without this section."""
+
+    validation: ValidationConfig | None = None
+    """Loss on held-out images; none without this section."""
+
+    stop_when: StopWhenConfig | None = None
+    """Ends the training early; never without this section."""
+
+    save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
+    """When the weights are written, and how."""
+
+    on_resume: ClassVar = {
+        **dict.fromkeys(("device", "logging", "resume", "memory_check", "save"), "harmless"),
+        # The images that `validation` holds out are missing in the dataset, which is compared by its content.
+        **dict.fromkeys(("sample", "validation", "stop_when"), "harmless"),
+    }
+
+    def check(self, job: JobContext) -> Findings:
+        """A file where the run's folder belongs, a training without an end."""
+        yield from super().check(job)
+        if file := file_in_the_way(self.job_folder(job)):
+            yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
+        for key, path in (("training_folder", self.training_folder), ("logging.logging_dir", self.logging.logging_dir)):
+            if os.sep == "/" and re.match(r"[A-Za-z]:[/\\]", path):
+                yield error(key, f"{path!r} is a folder of another machine. {path_hint(path)}")
+        if self.train.steps == 0 and self.train.epochs == 0:
+            yield error("train.steps", "0 optimizer steps. Set steps or epochs to a value above 0.")
+
+    def job_folder(self, job: JobContext) -> Path:
+        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        folder = Path(self.training_folder).expanduser() / job.name
+        return folder / self.name if self.name else folder
+
+    def with_seed(self, drawn: int) -> Self:
+        """The section with the seed of a run in the place of the random ones of its samples."""
+        parts = {key: getattr(self, key, None) for key in ("sample", "first_sample")}
+        samples = {key: part.with_seed(drawn) for key, part in parts.items() if isinstance(part, SampleConfig)}
+        return self.model_copy(update={key: part for key, part in samples.items() if part is not parts[key]})
+
+    def draws_first(self) -> bool:
+        """Whether samples are generated before step 1."""
+        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimizer step, of all processes."""
+        return self.train.batch_size * self.train.gradient_accumulation
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step, of all processes."""
+        return self.train.gradient_accumulation
+
+    @property
+    def images_per_micro_batch(self) -> int:
+        """At most `train.batch_size`."""
+        return self.images_per_step // self.micro_batches_per_step
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Without where the files are and where to resume from: states of moved runs are equal byte for byte."""
+        settings = super().recorded_settings()
+        return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
+
+    def optimizers_used(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        """The optimizers of the run, each with the key that has its settings."""
+        return [("train", self.train)]
+
+
+class TrainerConfig(TrainingSection):
+    """What every trainer has, whatever it trains."""
+
+    def check(self, job: JobContext) -> Findings:
+        """Metrics that are never measured."""
+        yield from super().check(job)
+        is_plateau, validation = self.train.lr_scheduler == "plateau", self.validation
+        logged = self.logged_numbers() if self.stop_when or is_plateau else ()
+        asked: list[tuple[str, str, Sequence[str]]] = []
+        if self.stop_when and self.stop_when.no_better_within is None:
+            asked.append(("stop_when.metric", self.stop_when.metric, logged))
+        elif self.stop_when and validation is None:
+            yield error("stop_when.no_better_within", "needs the section 'validation'. Add it, or use 'below'.")
+        elif self.stop_when and validation and not (validation.every or validation.every_n_epochs):
+            remedy = "Set 'validation.every', such as a twentieth of the steps."
+            yield error("stop_when.no_better_within", f"needs validations during the run. {remedy}")
+        if is_plateau:
+            losses = [name for name in logged if name == "loss" or name.startswith(LOSS)]
+            asked.append(
+                ("train.lr_scheduler_params", str(self.train.lr_scheduler_params.get("metric", "loss")), losses)
+            )
+        for key, metric, known in asked:
+            if metric in known or not known:
+                continue
+            if metric.startswith(LOSS) and validation is None:
+                yield error(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+            else:
+                yield error(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
+
+    def run_folder(self, job: JobContext) -> Path:
+        """The folder of the run's files."""
+        return self.job_folder(job)
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """The final file, or folder of a model. Only with `resume: auto`: the run looks where it begins otherwise."""
+        final = self.job_folder(job) / self.display_name(job)
+        return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The run's folder: a later process may start from its files."""
+        return frozenset({Path(os.path.realpath(self.job_folder(job)))})  # unlike `resolve`, it takes links in a circle
+
+
+class ImageTrainingSection(DatasetsSection, TrainingSection):
+    """A training on folders of images, or on a stream of shards."""
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step: with several readers of a stream as many for each of them."""
+        readers, wanted = self.streamed.webdataset.readers if self.streamed else 1, self.train.gradient_accumulation
+        return readers * -(-wanted // readers)
+
+    def unknown_steps(self) -> bool:
+        """Whether a stream of unknown length decides how many optimizer steps the run has."""
+        return bool(self.streamed and self.train.epochs and not self.streamed.webdataset.samples)
+
+    def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
+        """Those of `datasets`, and the folder of `validation`."""
+        folder = self.validation.folder_path if self.validation else None
+        return super().datasets_to_come(job) + ((folder,) if folder and job.yet_to_come(folder) else ())
+
+    def check(self, job: JobContext) -> Findings:
+        """What needs the number of images or their list, with a stream that has neither."""
+        yield from super().check(job)
+        if all(dataset.is_reg for dataset in self.datasets):
+            message = "true for every dataset: all images hold the model back, and none is learned. "
+            remedy = "Leave it out for the images that are to be learned."
+            if all(dataset.from_base for dataset in self.datasets):
+                remedy = "Add a dataset of the images that are to be learned."
+            yield warning("datasets.0.is_reg", message + remedy)
+        if (stream := self.streamed) is None:
+            return
+        readers, at = stream.webdataset.readers, "datasets.0.webdataset.readers"
+        if self.images_per_step % self.micro_batches_per_step:
+            images = f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
+            message = f"{readers}: {images} cannot be split into {self.micro_batches_per_step} equal micro-batches."
+            yield error(at, f"{message} Change one of them.")
+        if readers > 1 and self.unknown_steps():
+            message = "several readers need a stream of known length. Set 'webdataset.samples', or 'train.steps'."
+            yield error(at, message)
+        if self.train.epochs and not stream.webdataset.samples:
+            remedy = "Set 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
+            for key, optimizer in self.optimizers_used():
+                if optimizer.needs_length():
+                    message = f"{optimizer.lr_scheduler!r} needs the number of steps, which is unknown: "
+                    message += f"{self.train.epochs} epochs of a stream of unknown length. {remedy}"
+                    yield error(f"{key}.lr_scheduler", message)
+        if self.validation and self.validation.fraction is not None:
+            message = "no fraction of a stream can be held out. Set 'folder_path' to images that are not part of it."
+            yield error("validation.fraction", message)
+
+
+class DiffusionSection(ModelSection, ImageTrainingSection):
+    """The keys of a process that works on the datasets of a training job."""
+
+    has_base_model: ClassVar = True
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    save: SaveConfig = Field(default_factory=SaveConfig)
+    """When the LoRA is written, and how."""
+
+    sample: SampleConfig | None = None
+    """Images generated during training; none without this section."""
+
+    first_sample: SampleConfig | None = None
+    """Images generated before step 1 instead of those of `sample`: a section with the same keys, which inherits nothing
+    from it."""
+
+    on_resume: ClassVar = {"first_sample": "harmless"}
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """For files beside the network, too, their contents count."""
+        settings = super().recorded_settings()
+        for key, (file, _) in self.train.files_beside().items():
+            settings["train"][key]["sha256"] = sha256_of(Path(file).expanduser())
+        return settings
+
+    def files_beside(self) -> dict[str, tuple[str, float]]:
+        """Key, as messages name it -> LoRA file that is active beside the network at times, and its strength."""
+        also = {key: (entry.lora, entry.weight) for key, entry in self.deployments().items() if entry.lora}
+        return {f"train.{key}": file for key, file in self.train.files_beside().items()} | also
+
+    def deployments(self) -> dict[str, DeploymentConfig]:
+        """Key of the file or model -> the entry of `sample.also`."""
+        also = self.sample.also if self.sample else ()
+        return {entry.key(index): entry for index, entry in enumerate(also)}
+
+    def maps_kept(self) -> bool:
+        """Whether weights that wait may stay in the file of the kept model: nothing writes to them."""
+        writes = self.network.trains_model or any(way.model for way in self.deployments().values())
+        return self.model.keeps_quantized() and not writes
+
+    def other_model(self, way: DeploymentConfig) -> ModelConfig:
+        """The model of an entry of `sample.also`, loaded as that of the section is."""
+        files = {"name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision", "arch"}
+        own = self.model.model_dump(exclude_unset=True, exclude=files)
+        return ModelConfig.model_validate({**own, "name_or_path": way.model})
+
+    def decoder(self) -> Path | None:
+        """The file of `vae_path` of the samples; None: the model's own."""
+        given = [each.vae_path for each in (self.sample, self.first_sample) if each and each.vae_path]
+        return Path(given[0]).expanduser() if given else None
+
+    def all_pictures(self) -> list[SamplePicture]:
+        """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""
+        first = self.first_sample.sample_items() if self.first_sample else ()
+        return [*(self.sample.all_items() if self.sample else ()), *first]
+
+    def sample_pictures(self) -> list[SamplePicture]:
+        """The items of `sample`, then of `first_sample`."""
+        return [item for given in (self.sample, self.first_sample) if given for item in given.sample_items()]
+
+    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
+        own = super().requested_text_cache(dataset)
+        return self.train.cache_text_embeddings if own is None else own
+
+    @property
+    def saves_folders(self) -> bool:
+        """Whether a save is a model folder, not a file."""
+        return self.network.trains_model and self.save.layout == "diffusers"
+
+    def weights_dtype(self) -> str:
+        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
+        masters = self.network.trains_model and not self.train.full_bf16
+        return "float32" if masters else self.train.dtype
