@@ -41,7 +41,7 @@ from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
 from toolkit.config.sections.train import PreferenceConfig  # noqa: E402
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size  # noqa: E402
-from toolkit.data.dataloader import LatentBatch  # noqa: E402
+from toolkit.data.batches.dataloader import LatentBatch  # noqa: E402
 from toolkit.flow.sampler import euler_sample, sigmas  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep  # noqa: E402

@@ -33,7 +33,7 @@ from jobs.job import ExtensionJob
 from toolkit.config.reading.loader import load_job
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.contracts.training import StepResult
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, RunError, UserError
 from toolkit.files import log
 from toolkit.memory import flops

@@ -17,8 +17,8 @@ from peft import LoraConfig
 from benchmarks.synthetic import RANK, SEED, ModelSize, load_model, make_batch
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.training import StepResult
-from toolkit.data.dataloader import LatentBatch
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.int8_calibration import candidates
 from toolkit.networks.lora import LoraNetwork

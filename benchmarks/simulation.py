@@ -32,8 +32,8 @@ from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessModel, ModelS
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
-from toolkit.data.dataloader import LatentBatch
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.memory import block_runner, quantization
 from toolkit.memory.offload import ActivationOffload, HostBlock, InFlightCopies
 from toolkit.memory.quantization import quantizer

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY

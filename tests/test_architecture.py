@@ -223,7 +223,7 @@ def test_imports_point_one_way() -> None:
         ("toolkit/models/qwen_image/x.py", "from toolkit.train.run import Run"),
         ("toolkit/config/x.py", "from toolkit.plan.run_plan import RunPlan"),
         ("toolkit/config/x.py", "from toolkit.networks.targets import matching"),
-        ("toolkit/contracts/x.py", "from toolkit.data.images import read_image"),
+        ("toolkit/contracts/x.py", "from toolkit.data.pixels.images import read_image"),
         ("toolkit/optim/x.py", "from toolkit.config.sections.train import TrainConfig"),
         ("toolkit/x.py", "from toolkit import data"),
         ("toolkit/train/x.py", "from jobs import job"),
@@ -246,7 +246,7 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("toolkit/train/x.py", "from toolkit.data.latent_cache import CacheEntry\nfrom toolkit.system import seeding"),
+        ("toolkit/train/x.py", "from toolkit.data.batches.latent_cache import CacheEntry\nfrom toolkit.system import seeding"),
         ("toolkit/models/x.py", "from toolkit.models import tiny\nfrom toolkit.registry import Registry"),
         (
             "toolkit/flow/x.py",
@@ -317,7 +317,7 @@ def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> N
 
 
 def test_what_planning_imports_loads_no_torch() -> None:
-    modules = [*map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")), "run", "toolkit.data.items"]
+    modules = [*map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")), "run", "toolkit.data.scan.items"]
     modules = [module for module in modules if not module.endswith("trainer")]
     modules += [
         module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))

@@ -163,7 +163,7 @@ def test_extensions_of_the_working_folder_are_found(atelier: str, elsewhere: Pat
 @pytest.mark.slow
 def test_a_remedy_names_the_command_of_the_environment(atelier: str, elsewhere: Path) -> None:
     python, environment = Path(atelier).with_name("python"), Path(atelier).parents[1]
-    ask = [python, "-c", "from toolkit.data.images import install_command; print(install_command('pi-heif'))"]
+    ask = [python, "-c", "from toolkit.data.pixels.images import install_command; print(install_command('pi-heif'))"]
     assert ends(ask) == f"{python} -m pip install pi-heif\n"
     (environment / "pipx_metadata.json").touch()  # as pipx does
     try:

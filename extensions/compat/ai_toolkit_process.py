@@ -14,7 +14,7 @@ INSTEAD = {
     "toolkit.train_tools": "toolkit.number_types, toolkit.flow, toolkit.optim",
     "toolkit.data_loader": "toolkit.data, by a process that extends jobs.process.trainer.Trainer",
     "toolkit.data_transfer_object": "toolkit.data, by a process that extends jobs.process.trainer.Trainer",
-    "toolkit.prompt_utils": "toolkit.data.captions, DiffusionModel.encode_prompt",
+    "toolkit.prompt_utils": "toolkit.data.scan.captions, DiffusionModel.encode_prompt",
     "toolkit.lora_special": "toolkit.networks",
     "jobs.process": "BaseProcess, BaseExtensionProcess, BaseTrainProcess of jobs.process; jobs.process.trainer.Trainer",
 }

@@ -26,7 +26,7 @@ from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.yaml_reader import map_paths
-from toolkit.data.tables import lost_folders, read_table
+from toolkit.data.scan.tables import lost_folders, read_table
 from toolkit.errors import did_you_mean
 from toolkit.files.run_files import saved_as
 from toolkit.registry import FOREIGN_OPTIONS, load_object

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from extensions.compat.command import NOT_NEEDED, commands, parted, stray_flags
 from extensions.compat.musubi import FILE, PARTS, VERSION, VERSIONS, model_of
 from extensions.compat.names import NAMES, ROWS
-from toolkit.data.images import ImageError, image_size
+from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import UserError
 
 

@@ -40,11 +40,11 @@ from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.config.sections.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import PREDICTIONS
-from toolkit.data.directory import ScanCache
-from toolkit.data.fingerprint import digest_of, fingerprint
-from toolkit.data.image_data import ImageData
-from toolkit.data.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
-from toolkit.data.validation_split import forward_passes, split_validation
+from toolkit.data.scan.directory import ScanCache
+from toolkit.data.scan.fingerprint import digest_of, fingerprint
+from toolkit.data.batches.image_data import ImageData
+from toolkit.data.scan.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
+from toolkit.data.scan.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 
 FLOW, TEXT_ENCODER = "flow", "text_encoder"
@@ -68,7 +68,7 @@ RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
 if TYPE_CHECKING:  # mypy does not accept a computed Literal
-    from toolkit.data.stream_dataset import StreamDataset
+    from toolkit.data.streams.stream_dataset import StreamDataset
 
     AutoencoderClass = str
     ClassName = str

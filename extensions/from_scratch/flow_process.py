@@ -31,8 +31,8 @@ from extensions.from_scratch.writers import FlowWriter
 from jobs.process.image_trainer import Loader
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import StepLosses, TrainStep
-from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
+from toolkit.data.batches.stream_latents import StreamLatents
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner

@@ -44,7 +44,7 @@ from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.contracts.model import DynamicShift
 from toolkit.contracts.training import Backward
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from toolkit.contracts.data import BatchSpec, BucketedSample
-from toolkit.data.dataloader import halved
-from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
-from toolkit.data.stream_dataset import StreamDataset, StreamItem
-from toolkit.data.webdataset import Unreadable
+from toolkit.data.batches.dataloader import halved
+from toolkit.data.pixels.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
+from toolkit.data.streams.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.streams.webdataset import Unreadable
 from toolkit.errors import RunError
 from toolkit.system import seeding
 

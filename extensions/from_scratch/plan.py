@@ -18,7 +18,7 @@ from extensions.from_scratch.vae_config import VaeTrainerConfig
 from toolkit.config.sections.dataset import area_of, sides_of
 from toolkit.config.sections.train import TrainConfig
 from toolkit.contracts.data import BucketedSample, Size
-from toolkit.data.image_data import ImageData
+from toolkit.data.batches.image_data import ImageData
 from toolkit.memory.estimate import GAPS_SHARE
 from toolkit.plan.memory import (
     CUDA_CONTEXT,

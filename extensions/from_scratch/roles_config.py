@@ -12,12 +12,12 @@ from toolkit.config.reading.findings import below
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.train import OptimizerConfig, RoleOptimizerConfig
 from toolkit.config.sections.trainer import ImageTrainingSection, TrainerConfig
-from toolkit.data.image_data import ImageData, open_stream
+from toolkit.data.batches.image_data import ImageData, open_stream
 from toolkit.plan.run_plan import RunPlan
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
-    from toolkit.data.stream_dataset import StreamDataset
+    from toolkit.data.streams.stream_dataset import StreamDataset
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from extensions.from_scratch.plan import memory_advice
 from extensions.from_scratch.roles_config import AutoencoderTraining, RolesSection
 from jobs.process.image_trainer import ImageTrainer
 from toolkit.contracts.training import StepResult
-from toolkit.data.image_data import ImageData
+from toolkit.data.batches.image_data import ImageData
 from toolkit.errors import RunError, UserError
 from toolkit.networks.save import to_cpu_copies
 from toolkit.train.optimizer_step import Role

@@ -24,7 +24,7 @@ from toolkit.config.sections.model_files import single_files
 from toolkit.config.sections.output import SamplePicture
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
-from toolkit.data.captions import inject_trigger
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.files.run_files import WORKFLOWS
 from toolkit.files.writing import atomic_write, read_object
 from toolkit.models.comfyui import CLIP_TYPE, MODELS, WITHOUT, ComfyModel

@@ -31,11 +31,11 @@ from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
-from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.epoch_order import epoch_batches
-from toolkit.data.image_data import ImageData
-from toolkit.data.latent_cache import EncodedDataset
-from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
+from toolkit.data.batches.epoch_order import epoch_batches
+from toolkit.data.batches.image_data import ImageData
+from toolkit.data.batches.latent_cache import EncodedDataset
+from toolkit.data.batches.stream_latents import StreamLatents
 from toolkit.flow.settings import FlowSettings
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import Programs, check_backend

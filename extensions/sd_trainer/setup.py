@@ -15,7 +15,7 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import OutOfMemory, UserError
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling

@@ -18,16 +18,16 @@ from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import TrainStep
-from toolkit.data.cache import ForgetfulCache
-from toolkit.data.dataloader import stream_source
-from toolkit.data.epoch_order import EpochSource, epoch_batches
-from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.from_base import not_made_yet, write_base_image
-from toolkit.data.image_data import ImageData
-from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, ItemEncoder, encode_items, fill_texts
-from toolkit.data.moved import RunOrder
-from toolkit.data.stream_latents import StreamLatents
-from toolkit.data.threads import loaded_ahead
+from toolkit.files.tensor_cache import ForgetfulCache
+from toolkit.data.batches.dataloader import stream_source
+from toolkit.data.batches.epoch_order import EpochSource, epoch_batches
+from toolkit.data.scan.fingerprint import DatasetHashes
+from toolkit.data.scan.from_base import not_made_yet, write_base_image
+from toolkit.data.batches.image_data import ImageData
+from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, EncodedDataset, ItemEncoder, encode_items, fill_texts
+from toolkit.data.scan.moved import RunOrder
+from toolkit.data.batches.stream_latents import StreamLatents
+from toolkit.system.read_ahead import loaded_ahead
 from toolkit.plan.memory import machine_of
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import RunPlan

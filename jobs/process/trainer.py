@@ -21,8 +21,8 @@ import torch
 
 from jobs.process.base import BaseTrainProcess
 from toolkit.config.sections.trainer import TrainerConfig
-from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.moved import RunOrder
+from toolkit.data.scan.fingerprint import DatasetHashes
+from toolkit.data.scan.moved import RunOrder
 from toolkit.errors import EXIT_DONE, Interrupted, OutOfMemory, RunError, UserError
 from toolkit.files import run_files
 from toolkit.files.log import StatusLine, tee_output

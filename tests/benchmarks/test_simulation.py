@@ -20,7 +20,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.model import DiffusionModel
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.models.qwen_image import forward
 from toolkit.system.device import DTYPES
 

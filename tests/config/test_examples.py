@@ -24,7 +24,7 @@ from tests.conftest import ROOT, child_environment
 from tests.light_start import FORBID
 from toolkit.config import load_job
 from toolkit.config.reading import normalise
-from toolkit.data.image_data import ImageData
+from toolkit.data.batches.image_data import ImageData
 from toolkit.extension import discover
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import likely_cause, read_facts
@@ -169,9 +169,9 @@ def losses() -> tuple[float, float]:
     """
     from toolkit.config import load_job
     from toolkit.contracts.data import BatchSpec
-    from toolkit.data.dataloader import BatchLoader
-    from toolkit.data.items import scan_items
-    from toolkit.data.latent_cache import CacheStores, encode_items
+    from toolkit.data.batches.dataloader import BatchLoader
+    from toolkit.data.scan.items import scan_items
+    from toolkit.data.batches.latent_cache import CacheStores, encode_items
     from toolkit.extension import discover
     from toolkit.memory.quantization import quantizer
     from toolkit.models.loading import load_model

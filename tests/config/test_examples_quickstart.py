@@ -34,7 +34,7 @@ from tests.docs.test_walks import SHORTER_FLAGS
 from tests.faults.nursery import Nursery
 from toolkit.config.reading.tool import ToolConfig
 from toolkit.contracts.data import Size
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.extension import discover
 from toolkit.train.sampling import SamplePrompt, Sampler
 

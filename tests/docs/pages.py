@@ -15,7 +15,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.toolkit.data.shard_server import write_shard
-from toolkit.data.partners import with_affix
+from toolkit.data.scan.partners import with_affix
 
 LISTED = subprocess.run(["git", "ls-files", "docs/*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
 PAGES = ("README.md", *LISTED.stdout.split())

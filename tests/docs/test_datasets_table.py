@@ -12,8 +12,8 @@ import pytest
 from extensions.tools.lint.checks import CHECKS
 from tests.conftest import ROOT
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
-from toolkit.data.images import IMAGE_SUFFIXES
-from toolkit.data.tables import TEXT_TABLES
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.tables import TEXT_TABLES
 from toolkit.files import archives, parquet
 
 PAGE = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")

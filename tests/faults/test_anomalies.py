@@ -22,7 +22,7 @@ TOO_HIGH = {
 """The model of the quickstart makes images, which weights of any size do not."""
 
 SLOW_DISK = {"train__steps": 68}
-LOAD = "toolkit.data.dataloader:BatchLoader.load"
+LOAD = "toolkit.data.batches.dataloader:BatchLoader.load"
 SLOW_LOADS = [("slow_from", LOAD, 45, 0.5), ("set_value", "toolkit.train.anomalies:WINDOW_S", 2.0)]
 NO_GRADIENT = "the loss does not depend"
 LAYERS = {"train__steps": 26}

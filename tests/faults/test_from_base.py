@@ -1,5 +1,5 @@
 """Images that the base model makes before the training (`datasets[].from_base`): killed while they are made, changed
-prompts, another place, another model. The rules without a run are in tests/toolkit/data/test_from_base.py."""
+prompts, another place, another model. The rules without a run are in tests/toolkit/data/scan/test_from_base.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.faults.conftest import KILL, TERM, Job, run_together
 from tests.faults.nursery import Nursery
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
-from toolkit.data.cache import TensorCache
-from toolkit.data.latent_cache import CachePair, ItemEncoder
+from toolkit.files.tensor_cache import TensorCache
+from toolkit.data.batches.latent_cache import CachePair, ItemEncoder
 from toolkit.files.run_files import DATASET_PREFIX
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import seeding

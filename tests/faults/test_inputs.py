@@ -60,7 +60,7 @@ def test_a_truncated_picture_is_named_before_anything_starts(job: Job, own_pictu
 def test_a_picture_that_goes_bad_after_the_check_is_named(job: Job, own_pictures: Path) -> None:
     """It is removed while the first one is being encoded."""
     vanishing = own_pictures / "c.png"
-    child = job.start(faults=[("slow", "toolkit.data.latent_cache:CacheEntry.encode", 0.3)])
+    child = job.start(faults=[("slow", "toolkit.data.batches.latent_cache:CacheEntry.encode", 0.3)])
     child.wait_until(lambda: any(job.cwd.glob("output/_cache/latents/*/*")))
     vanishing.write_bytes(b"no picture")
     assert child.wait() == 1, child.output
@@ -111,7 +111,7 @@ def test_a_model_that_is_not_there_is_one_line_without_a_network(job: Job, monke
 
 
 def test_pictures_of_every_mode_train_together(job: Job, pictures: Path) -> None:
-    """The exact pixels of each are tested in tests/toolkit/data/test_images.py."""
+    """The exact pixels of each are tested in tests/toolkit/data/pixels/test_images.py."""
     data = job.cwd / "modes"
     data.mkdir()
     picture = Image.open(pictures / "a.png")

@@ -1,5 +1,5 @@
 """The same images under another mount, in a folder of another name, with other names, or in another order: a run goes
-on with the same bits. The comparison is in tests/toolkit/data/test_moved.py."""
+on with the same bits. The comparison is in tests/toolkit/data/scan/test_moved.py."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
 from toolkit.config.reading.tool import ToolConfig, load_tool, tool_parser
 from toolkit.config.sections.train import TrainConfig
-from toolkit.data.cache import TensorCache
-from toolkit.data.items import scan_items
-from toolkit.data.latent_cache import CachePair, encode_items
+from toolkit.files.tensor_cache import TensorCache
+from toolkit.data.scan.items import scan_items
+from toolkit.data.batches.latent_cache import CachePair, encode_items
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.extension import ExtensionTable, discover
 from toolkit.train.checkpoint_state import load_state

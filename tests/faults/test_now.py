@@ -37,7 +37,7 @@ def doing(job: Job) -> str:
     ("place", "call", "said", "changes"),
     [
         ("toolkit.train.base_model:load_model", 1, "reading", {}),
-        ("toolkit.data.latent_cache:CacheEntry.encode", 2, "encoding 1 of 3 images", {}),
+        ("toolkit.data.batches.latent_cache:CacheEntry.encode", 2, "encoding 1 of 3 images", {}),
         ("toolkit.models.loading:fill", 2, "quantizing block 2 of 2", QUANTIZED),
         ("toolkit.memory.compiling:_CompileClock._end", 1, "compiling", COMPILED),
         ("toolkit.train.sampling:Sampler.generate", 1, "sampling 1 of 1", {}),
@@ -66,7 +66,7 @@ def test_at_the_end_nothing_is_being_done(job: Job, end: str) -> None:
     """Also where the end comes before the first step."""
     faults = {
         "finished": [],
-        "stopped": [("kill_self", "toolkit.data.latent_cache:CacheEntry.encode", 2, int(signal.SIGTERM))],
+        "stopped": [("kill_self", "toolkit.data.batches.latent_cache:CacheEntry.encode", 2, int(signal.SIGTERM))],
         "failed": [("fail", "toolkit.models.loading:fill", 1, errno.EIO)],
     }[end]
     job.change(train__steps=2)

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.faults.conftest import INT, KILL, STEP, TERM, Job
 
 DRAW = "toolkit.models.qwen_image.model:QwenImageModel.predict_velocity"
-ENCODE = "toolkit.data.latent_cache:CacheEntry.encode"
+ENCODE = "toolkit.data.batches.latent_cache:CacheEntry.encode"
 PROBE = 1
 """Calls of STEP and DRAW before everything else: the largest batch is tried first."""
 

@@ -1,1 +1,1 @@
-"""From folders to batches. Scan, captions, buckets, epoch order and plan import no torch; caches and dataloader do."""
+"""From folders and shards to batches: `pixels`, `scan`, `streams` and `batches`, each on those before it."""

@@ -16,7 +16,7 @@ from toolkit.config.sections.train import OptimizationConfig, TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BaseImage, BucketedSample, Size
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.image_data import ImageData
+from toolkit.data.batches.image_data import ImageData
 from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape

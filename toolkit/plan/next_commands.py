@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from toolkit.commands import command
 from toolkit.config.sections.output import SamplePicture
 from toolkit.config.sections.trainer import DiffusionSection
-from toolkit.data.captions import inject_trigger
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files, step_in
 from toolkit.files.writing import CONFIG_ROOT
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.data.images import open_image
+from toolkit.data.pixels.images import open_image
 from toolkit.files.run_files import SAMPLES
 from toolkit.files.writing import atomic_write
 from toolkit.train.run_reader import SampleImage, list_samples

@@ -16,8 +16,8 @@ import numpy
 from PIL import Image, ImageOps
 
 from toolkit.contracts.data import Mask
-from toolkit.data.alignment import Alignment, covering, measure, same_shape
-from toolkit.data.images import open_image, open_mask, over_white
+from toolkit.data.pixels.alignment import Alignment, covering, measure, same_shape
+from toolkit.data.pixels.images import open_image, open_mask, over_white
 
 PREFIX = "drift/"
 

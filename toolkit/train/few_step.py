@@ -31,7 +31,7 @@ from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import Backward, StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.sampler import sigmas
 from toolkit.optim.ema import copy_into, swapped_in
 from toolkit.system.device import to_device

@@ -21,7 +21,7 @@ from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.training import Backward, StepLosses, TrainStep
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings, NoiseLevels, levels_of, most_levels
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata

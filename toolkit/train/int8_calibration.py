@@ -16,7 +16,7 @@ from torch import Tensor
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.loss import at_least_float32, linear_path
 from toolkit.memory.int8_calibration import (
     LayerErrors,

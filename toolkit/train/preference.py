@@ -27,7 +27,7 @@ from torch.nn.functional import logsigmoid
 from toolkit.config.sections.train import DISTANCE, LOSS_OF_IMAGES, LOSS_OF_PAIRS, MARGIN, RIGHT, PreferenceConfig
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.loss import loss_per_sample, margin
 from toolkit.system.device import to_device
 from toolkit.system.seeding import uniform

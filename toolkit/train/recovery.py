@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
-from toolkit.data.cache import key_of
+from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import sha256_of
 from toolkit.memory.quantization import LowRank, QuantizedWeight
 from toolkit.models.families import family_for

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.reading.process import ProcessConfig
 from toolkit.config.sections.train import SCHEDULES_WITHOUT_LENGTH, UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.config.sections.trainer import TrainerConfig
-from toolkit.data.epoch_order import epoch_cursor
-from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
-from toolkit.data.moved import PLACES, RunOrder, run_order
+from toolkit.data.batches.epoch_order import epoch_cursor
+from toolkit.data.scan.fingerprint import DatasetHashes, compare, digest_of
+from toolkit.data.scan.moved import PLACES, RunOrder, run_order
 from toolkit.errors import RunError, UserError
 from toolkit.files.redact import redact_json
 from toolkit.files.run_files import (

@@ -16,9 +16,9 @@ from extensions.tools.shared.html_page import embedded, page
 from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.contracts.data import Sample
-from toolkit.data.alignment import Alignment, measure, onto_image
-from toolkit.data.folder import scan_datasets
-from toolkit.data.images import ImageError, open_image, open_mask
+from toolkit.data.pixels.alignment import Alignment, measure, onto_image
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.pixels.images import ImageError, open_image, open_mask
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, os_error_as_run_error, write_text

@@ -13,7 +13,7 @@ from toolkit.config.reading.field_types import Dtype, PathStr
 from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.config.sections.trainer import Device, DiffusionSection
-from toolkit.data.partners import LAYER
+from toolkit.data.scan.partners import LAYER
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
 

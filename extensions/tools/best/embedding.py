@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.config.sections.model_files import quantization_fault
-from toolkit.data.images import over_white, to_tensor
+from toolkit.data.pixels.images import over_white, to_tensor
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import NO_CODE, reading

@@ -13,9 +13,9 @@ from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.directory import ScanCache
-from toolkit.data.fingerprint import compare, fingerprint
-from toolkit.data.validation_split import as_measured, scan_and_split
+from toolkit.data.scan.directory import ScanCache
+from toolkit.data.scan.fingerprint import compare, fingerprint
+from toolkit.data.scan.validation_split import as_measured, scan_and_split
 from toolkit.errors import UserError
 from toolkit.files.writing import read_object
 from toolkit.models.families import family_for

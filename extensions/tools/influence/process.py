@@ -21,8 +21,8 @@ from extensions.tools.shared.suspects import FILE, suspects_text
 from jobs.process import BaseExtensionProcess
 from toolkit.contracts.data import BatchSpec, BucketedSample
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.dataloader import BatchLoader
-from toolkit.data.images import ImageError, open_image, resize_cover_crop
+from toolkit.data.batches.dataloader import BatchLoader
+from toolkit.data.pixels.images import ImageError, open_image, resize_cover_crop
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, write_json, write_text

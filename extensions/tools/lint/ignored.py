@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 
 from extensions.tools.lint.checks import CHECKS
-from toolkit.data.captions import CaptionError, read_caption
+from toolkit.data.scan.captions import CaptionError, read_caption
 from toolkit.errors import Diagnostic, UserError, did_you_mean
 
 LIST = "lint_ignore.txt"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from extensions.tools.lint.checks import CHECKS
 from extensions.tools.lint.dataset import Dataset, Item
 from extensions.tools.shared.html_page import embedded, page
-from toolkit.data.images import ImageError, open_image, resize_cover_crop
+from toolkit.data.pixels.images import ImageError, open_image, resize_cover_crop
 from toolkit.errors import Diagnostic
 
 MOST_IMAGES = 300

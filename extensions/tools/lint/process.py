@@ -18,7 +18,7 @@ from extensions.tools.lint.ignored import Ignored
 from extensions.tools.lint.preview import preview_page
 from extensions.tools.shared.html_page import is_page
 from jobs.process import BaseExtensionProcess
-from toolkit.data.found import count_of
+from toolkit.data.scan.found import count_of
 from toolkit.errors import Diagnostic, RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.now import Now

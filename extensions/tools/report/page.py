@@ -22,7 +22,7 @@ from extensions.tools.shared.run_records import (
     saved_files,
 )
 from toolkit.commands import command, command_for_others
-from toolkit.data.images import ImageError, open_image
+from toolkit.data.pixels.images import ImageError, open_image
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.run_files import final_files, read_status

@@ -12,7 +12,7 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Progress
-from toolkit.data.latent_cache import CacheEntry, CacheStores, EncodedDataset, encode_items
+from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, EncodedDataset, encode_items
 from toolkit.models.families import model_bytes
 from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import load_base_model

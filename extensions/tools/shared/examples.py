@@ -19,13 +19,13 @@ from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import published_family
 from toolkit.contracts.model import ModelFacts
-from toolkit.data.directory import join, list_folder
-from toolkit.data.folder import find_images
-from toolkit.data.found import held_out_folders, named_as_regularisation
-from toolkit.data.images import ImageError, image_size
-from toolkit.data.items import SIZE_MULTIPLE, bucket_for
-from toolkit.data.partners import LAYER, LAYER_SUFFIXES
-from toolkit.data.repeats import probably_no_repeats
+from toolkit.data.scan.directory import join, list_folder
+from toolkit.data.scan.folder import find_images
+from toolkit.data.scan.found import held_out_folders, named_as_regularisation
+from toolkit.data.pixels.images import ImageError, image_size
+from toolkit.data.scan.items import SIZE_MULTIPLE, bucket_for
+from toolkit.data.scan.partners import LAYER, LAYER_SUFFIXES
+from toolkit.data.scan.repeats import probably_no_repeats
 from toolkit.errors import UserError
 from toolkit.files.writing import CONFIG_ROOT
 from toolkit.models.families import arch_of, family_for, model_bytes, title_of

@@ -22,9 +22,9 @@ from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import ModelFolder
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.data.cache import TensorCache
-from toolkit.data.captions import inject_trigger
-from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.files.tensor_cache import TensorCache
+from toolkit.data.scan.captions import inject_trigger
+from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import free_space, readable_size, sha256_of

@@ -11,11 +11,11 @@ from itertools import chain
 from typing import Any
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.directory import join, list_folder, split_suffix
-from toolkit.data.folder import FoundImage, find_images
-from toolkit.data.found import count_of, shorten
-from toolkit.data.partners import in_yaml, pair_folders, pair_names, with_affix
-from toolkit.data.tables import TEXT_TABLES
+from toolkit.data.scan.directory import join, list_folder, split_suffix
+from toolkit.data.scan.folder import FoundImage, find_images
+from toolkit.data.scan.found import count_of, shorten
+from toolkit.data.scan.partners import in_yaml, pair_folders, pair_names, with_affix
+from toolkit.data.scan.tables import TEXT_TABLES
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from toolkit.config.sections.train import CompileConfig
 from toolkit.config.sections.trainer import Device
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import ModelFacts
-from toolkit.data.images import ImageError, image_size
+from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import family_for, rounded_side, single_file_faults, unlike_distilled

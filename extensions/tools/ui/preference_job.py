@@ -11,7 +11,7 @@ from extensions.tools.shared.examples import WITHOUT_GPU, written_job
 from extensions.tools.shared.run_job import model_of
 from extensions.tools.ui.job_text import JobText
 from toolkit.config.reading.redacted_copy import as_yaml
-from toolkit.data.captions import inject_trigger
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import RunError, UserError
 from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import read_source

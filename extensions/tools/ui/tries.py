@@ -17,7 +17,7 @@ from extensions.tools.shared.blocks import BAKED, groups_of
 from extensions.tools.shared.image_files import Settings, read_settings
 from extensions.tools.shared.run_job import training_section
 from toolkit.config.sections.output import SamplePicture
-from toolkit.data.captions import inject_trigger
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import UserError
 from toolkit.files.redact import redact_text
 from toolkit.files.safetensors_io import tensor_shapes

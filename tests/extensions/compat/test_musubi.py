@@ -20,7 +20,7 @@ from tests.golden_tables import golden, table
 from tests.layer_files import write_layers
 from toolkit.config import load_job
 from toolkit.config.reading.process import JobConfig
-from toolkit.data.folder import scan_datasets
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata

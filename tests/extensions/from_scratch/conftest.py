@@ -16,7 +16,7 @@ from extensions.from_scratch.autoencoders import make_autoencoder, measure_laten
 from extensions.from_scratch.latent_flow.text import make_tokenizer
 from tests.running import MEASURE, UNMEASURED, run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
-from toolkit.data.images import to_tensor
+from toolkit.data.pixels.images import to_tensor
 from toolkit.files.log import shown
 from toolkit.system.seeding import global_generator
 

@@ -15,7 +15,7 @@ from extensions.from_scratch.flow_process import FlowStep
 from tests.extensions.from_scratch.conftest import write_measured_vae
 from toolkit.config.reading.process import JobContext
 from toolkit.contracts.training import StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 
 QWEN = "QwenImageTransformer2DModel"
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -14,10 +14,10 @@ from PIL import Image
 from extensions.from_scratch.pixels import Picture, PixelLoader, StreamPixels, load_pixels
 from tests.toolkit.data.shard_server import png
 from toolkit.contracts.data import BatchSpec, BucketedSample, Flip, ResizeCrop, Sample, Size
-from toolkit.data.dataloader import stream_source
-from toolkit.data.images import to_tensor
-from toolkit.data.stream_dataset import StreamDataset
-from toolkit.data.webdataset import StreamSample
+from toolkit.data.batches.dataloader import stream_source
+from toolkit.data.pixels.images import to_tensor
+from toolkit.data.streams.stream_dataset import StreamDataset
+from toolkit.data.streams.webdataset import StreamSample
 from toolkit.errors import RunError
 from toolkit.train.accumulation import split_spec
 

@@ -17,8 +17,8 @@ from tests.measured import at_most
 from toolkit.config.reading.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.contracts.data import BatchSpec, Size
 from toolkit.contracts.training import TrainStep
-from toolkit.data.dataloader import BatchLoader
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.dataloader import BatchLoader
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup

@@ -16,7 +16,7 @@ from tests.toolkit.data.shard_server import write_shard
 from tests.toolkit.plan.test_memory_plan import item, phase
 from toolkit.config import load_job
 from toolkit.contracts.data import Size
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 from toolkit.plan.memory_inputs import group_items, groups_of

@@ -23,7 +23,7 @@ from tests.running import lines
 from toolkit.config.reading.loader import load_job
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
-from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import shown
 from toolkit.memory import int8_matmul

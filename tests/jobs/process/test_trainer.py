@@ -50,9 +50,9 @@ CONFIG = '''
     from typing import ClassVar
 
     from toolkit.config.sections.trainer import DatasetsSection, TrainerConfig
-    from toolkit.data.items import scan_items
-    from toolkit.data.epoch_order import count_batches
-    from toolkit.data.counts import optimizer_steps
+    from toolkit.data.scan.items import scan_items
+    from toolkit.data.batches.epoch_order import count_batches
+    from toolkit.data.streams.counts import optimizer_steps
     from toolkit.plan.run_plan import RunPlan, folder_plans
 
 
@@ -91,10 +91,10 @@ PROCESS = '''
     from jobs.process.trainer import Trainer
     from toolkit.contracts.data import BatchSpec
     from toolkit.contracts.training import StepLosses, TrainStep
-    from toolkit.data.fingerprint import fingerprint
-    from toolkit.data.images import open_image, resize_cover_crop, to_tensor
-    from toolkit.data.items import scan_items
-    from toolkit.data.epoch_order import EpochSource, epoch_batches
+    from toolkit.data.scan.fingerprint import fingerprint
+    from toolkit.data.pixels.images import open_image, resize_cover_crop, to_tensor
+    from toolkit.data.scan.items import scan_items
+    from toolkit.data.batches.epoch_order import EpochSource, epoch_batches
     from toolkit.networks.save import write_safetensors_verified
     from toolkit.files.run_files import step_stem
     from toolkit.train.loop import train

@@ -20,7 +20,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.foreign import foreign_keys
-from toolkit.data.counts import optimizer_steps
+from toolkit.data.streams.counts import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
 

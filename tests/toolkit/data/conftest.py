@@ -18,7 +18,7 @@ from toolkit.config.sections.dataset import ColumnsConfig
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
-from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.errors import RunError
 from toolkit.models.qwen_image.family import FAMILY
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tests.dataset_layouts import LAYOUTS, PICTURES, colour, name_of, write
 from tests.golden_tables import golden, table
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.folder import scan_datasets
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import DataErrors
 
 IMAGES = ("after", "target_image", "edited_image", "image")

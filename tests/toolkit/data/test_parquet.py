@@ -11,11 +11,11 @@ from PIL import Image
 
 from tests.toolkit.data.shard_server import serving
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.directory import ScanCache
-from toolkit.data.folder import scan_datasets
-from toolkit.data.sample_keys import SampleKeys
-from toolkit.data.shards import expand_shards
-from toolkit.data.webdataset import ShardStream, Unreadable
+from toolkit.data.scan.directory import ScanCache
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.streams.sample_keys import SampleKeys
+from toolkit.data.streams.shards import expand_shards
+from toolkit.data.streams.webdataset import ShardStream, Unreadable
 from toolkit.errors import DataErrors, RunError
 from toolkit.files import parquet
 

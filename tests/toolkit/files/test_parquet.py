@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.folder import scan_datasets
-from toolkit.data.shards import expand_shards
-from toolkit.data.webdataset import ShardStream
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.streams.shards import expand_shards
+from toolkit.data.streams.webdataset import ShardStream
 from toolkit.errors import DataErrors, RunError
 from toolkit.files import parquet
 

@@ -20,7 +20,7 @@ from toolkit.config.sections.network import NetworkConfig
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.networks.adapter import LinearAdapterNetwork

@@ -27,7 +27,7 @@ from tests.measured import at_least, at_most
 from tests.model_folders import ARCHS
 from tests.toolkit.models.test_single_file import part_weights
 from toolkit.config.sections.model import ModelConfig
-from toolkit.data.latent_cache import encoded_by_name
+from toolkit.data.batches.latent_cache import encoded_by_name
 from toolkit.errors import RunError
 from toolkit.memory.quantization import quantizer
 from toolkit.models import layerwise

@@ -27,7 +27,7 @@ from tests.measured import at_least, at_most
 from tests.network_files import save_network
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import project
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.sampling import SamplePrompt, Sampler

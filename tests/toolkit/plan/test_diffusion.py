@@ -11,7 +11,7 @@ from PIL import Image
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.processes import several
-from tests.toolkit.data.test_colours import cicp
+from tests.toolkit.data.pixels.test_colours import cicp
 from toolkit.config import JobContext, load_job
 from toolkit.config.sections.train import TrainConfig
 from toolkit.errors import DataErrors

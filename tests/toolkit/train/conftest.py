@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from toolkit.contracts.data import Batch, BatchSpec, PromptEmbeds
 from toolkit.contracts.model import DynamicShift
 from toolkit.contracts.training import StepLosses, StepResult, TrainStep
-from toolkit.data.dataloader import LatentBatch
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.ema import Ema

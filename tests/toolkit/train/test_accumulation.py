@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from toolkit.contracts.data import BatchSpec, MicroBatch
-from toolkit.data.epoch_order import EpochSource, epoch_cursor
+from toolkit.data.batches.epoch_order import EpochSource, epoch_cursor
 from toolkit.train.accumulation import AccumulationStep, shard_micro_batches, split_spec
 from toolkit.train.accumulation import accumulation_steps as windows_of
 

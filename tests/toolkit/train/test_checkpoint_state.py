@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.contracts.training import TrainState
-from toolkit.data.epoch_order import epoch_cursor
+from toolkit.data.batches.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import reading_state, step_of

@@ -10,7 +10,7 @@ import torch
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.contracts.training import StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.errors import RunError
 from toolkit.system.distributed import ProcessGroup
 

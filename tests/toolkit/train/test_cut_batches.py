@@ -23,7 +23,7 @@ from tests.toolkit.train.test_flow_step_noise_levels import attached, batch_of
 from toolkit.config.sections.few_step import FewStepLossConfig
 from toolkit.config.sections.train import LOSS_OF_IMAGES, LOSS_OF_PAIRS, RIGHT, PreferenceConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image21.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model

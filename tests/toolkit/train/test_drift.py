@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageOps
 
-from tests.toolkit.data.test_alignment import moved, photograph, within
+from tests.toolkit.data.pixels.test_alignment import moved, photograph, within
 from toolkit.contracts.data import Mask
-from toolkit.data.alignment import Alignment
-from toolkit.data.images import ImageError
+from toolkit.data.pixels.alignment import Alignment
+from toolkit.data.pixels.images import ImageError
 from toolkit.train.drift import Drift, drift_metrics, drift_of
 
 

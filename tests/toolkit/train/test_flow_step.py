@@ -16,7 +16,7 @@ from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DynamicShift
-from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
 from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY

@@ -11,7 +11,7 @@ import torch
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.models.families import ModelLoadOptions

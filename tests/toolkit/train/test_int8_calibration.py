@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec, Size
-from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.data.epoch_order import epoch_batches, epoch_order
+from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
+from toolkit.data.batches.epoch_order import epoch_batches, epoch_order
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.int8_calibration import candidates, int8_layers

@@ -13,7 +13,7 @@ from torch import nn
 
 from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.training import StepLosses, TrainState
-from toolkit.data.epoch_order import epoch_cursor
+from toolkit.data.batches.epoch_order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.memory import compiling
 from toolkit.memory.compiling import CompileTime, Programs

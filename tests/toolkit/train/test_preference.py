@@ -14,7 +14,7 @@ from tests.toolkit.train.conftest import Model
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
 from tests.toolkit.train.test_flow_step_prior_preservation import trained
 from toolkit.config.sections.train import DISTANCE, MARGIN, RIGHT, PreferenceConfig
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.preference import PreferenceStep

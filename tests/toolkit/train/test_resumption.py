@@ -17,9 +17,9 @@ from tests.toolkit.train.states import make_run, save_state, take_steps
 from toolkit.config.sections.train import TrainConfig
 from toolkit.config.sections.trainer import ModelSection, TrainerConfig
 from toolkit.contracts.data import Sample, Size
-from toolkit.data.epoch_order import epoch_cursor
-from toolkit.data.fingerprint import fingerprint
-from toolkit.data.folder import DatasetScan, FolderInfo
+from toolkit.data.batches.epoch_order import epoch_cursor
+from toolkit.data.scan.fingerprint import fingerprint
+from toolkit.data.scan.folder import DatasetScan, FolderInfo
 from toolkit.errors import RunError, UserError
 from toolkit.train import resumption
 from toolkit.train.resumption import ResumePlan, Start, plan_start

@@ -16,7 +16,7 @@ from tests.running import lines
 from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.contracts.data import Batch
 from toolkit.contracts.training import Backward, StepLosses, TrainStep
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.errors import RunError
 from toolkit.optim.ema import Ema
 from toolkit.train.callbacks.metrics import MetricsCallback

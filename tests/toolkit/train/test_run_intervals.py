@@ -7,7 +7,7 @@ from math import ceil
 import pytest
 
 from toolkit.contracts.training import TrainState
-from toolkit.data.epoch_order import EpochSource
+from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.train.accumulation import accumulation_steps
 from toolkit.train.run import Interval, due
 

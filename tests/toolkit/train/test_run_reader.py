@@ -39,7 +39,7 @@ from toolkit.train.run_reader import (
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-ENCODE = "toolkit.data.latent_cache:CacheEntry.encode"
+ENCODE = "toolkit.data.batches.latent_cache:CacheEntry.encode"
 
 
 def steps_in(path: Path) -> list[dict]:

@@ -25,7 +25,7 @@ from tests.diffusers_reference import (
 from tests.measured import at_least, at_most
 from tests.model_folders import write_flow_model
 from toolkit.contracts.data import PromptEmbeds, Size
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.forward import pack

@@ -18,7 +18,7 @@ from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
 from toolkit.contracts.data import CaptionRules, PromptEmbeds, Size
-from toolkit.data.latent_cache import EncodedDataset
+from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.networks.lora import LoraNetwork

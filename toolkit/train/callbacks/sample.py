@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.data.images import IMAGE_SUFFIXES, ImageError, over_white
+from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, over_white
 from toolkit.files import now
 from toolkit.files.run_files import DRIFT, LAYERS, SAMPLE_FILE, SAMPLES
 from toolkit.files.writing import atomic_write, os_error_as_run_error

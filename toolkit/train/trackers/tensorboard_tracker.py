@@ -14,7 +14,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from toolkit.data.images import over_white
+from toolkit.data.pixels.images import over_white
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
 FLUSH_EVERY_S = 5.0

@@ -121,7 +121,7 @@ def reference(request: Request) -> Response:
 
 def image(ui: Ui, path: Path, side: int) -> Response:
     """An image file, or a thumbnail of it. Raises HTTPException 404 where it is gone or no image."""
-    from toolkit.data.images import ImageError
+    from toolkit.data.pixels.images import ImageError
 
     try:
         path = thumbnail(ui, path, side) if side else path

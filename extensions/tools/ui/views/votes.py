@@ -31,7 +31,7 @@ from extensions.tools.ui.views.queue import enqueue, images_folder
 from extensions.tools.ui.views.run import image, references
 from extensions.tools.ui.votes import Ballot, Pair, pairs_of
 from toolkit.config.sections.train import FEW_PAIRS
-from toolkit.data.directory import list_folder
+from toolkit.data.scan.directory import list_folder
 from toolkit.files.run_files import SAMPLES
 from toolkit.files.shared_look import SharedLook
 from toolkit.train.run_index import is_fresh, mark_of

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from extensions.tools.shared.html_page import is_page
 from tests.running import run_tool
-from tests.toolkit.data.test_alignment import moved, photograph, within
-from toolkit.data.alignment import measure
+from tests.toolkit.data.pixels.test_alignment import moved, photograph, within
+from toolkit.data.pixels.alignment import measure
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.train.drift import drift_of
 

@@ -24,7 +24,7 @@ from tests.quantized import mark
 from tests.running import run_job, run_tool, section_of
 from toolkit.config import load_job
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.data.validation_split import scan_and_split
+from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
 from toolkit.files.safetensors_io import read_metadata

@@ -20,7 +20,7 @@ from tests.conftest import readme_commands
 from tests.quantized import QUANTIZED, mark
 from tests.running import run_tool, section_of
 from toolkit.config.sections.model_files import CAPTIONER
-from toolkit.data.tables import read_table
+from toolkit.data.scan.tables import read_table
 from toolkit.errors import ConfigErrors, RunError, UserError
 
 Caption = Callable[..., CaptionConfig]

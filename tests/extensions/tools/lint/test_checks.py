@@ -20,10 +20,10 @@ from tests.conftest import ROOT
 from tests.extensions.tools.lint.conftest import picture
 from tests.running import section_of
 from tests.toolkit.data.conftest import make_dataset
-from tests.toolkit.data.test_colours import cicp
+from tests.toolkit.data.pixels.test_colours import cicp
 from toolkit.config import load_job
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.folder import scan_datasets
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import Diagnostic
 from toolkit.extension import discover
 
@@ -293,7 +293,7 @@ def test_every_check_is_tested_here() -> None:
         "suspect",
         "regularisation",
         "prompts",
-        "from_base",  # tests/toolkit/data/test_from_base.py
+        "from_base",  # tests/toolkit/data/scan/test_from_base.py
     }  # test_process.py, test_recall.py, test_text_kinds.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
 

@@ -26,7 +26,7 @@ from toolkit.config.reading.process import JobContext
 from toolkit.config.reading.tool import field_at, load_tool
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
-from toolkit.data.folder import find_images
+from toolkit.data.scan.folder import find_images
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for

@@ -20,7 +20,7 @@ from extensions.tools.ui.votes import Ballot, pairs_of
 from tests.conftest import child_environment
 from tests.running import lines
 from toolkit.config.sections.dataset import DatasetConfig
-from toolkit.data.folder import scan_datasets
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import RunError
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.sections.dataset import ColumnsConfig, Rectangle, area_of
 from toolkit.config.sections.trainer import ImageTrainingSection
-from toolkit.data.sample_keys import SampleKeys
+from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.train.config_diff import diff_configs
 
 

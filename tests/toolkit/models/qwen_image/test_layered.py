@@ -23,8 +23,8 @@ from tests.diffusers_reference import CPU, Member, encode_photos, memory_stores,
 from tests.layer_files import SIZE, write_layers
 from tests.measured import at_least, at_most
 from toolkit.contracts.data import BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
-from toolkit.data.dataloader import BatchLoader
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.dataloader import BatchLoader
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.memory.estimate import step_peak
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY as EDIT_2509

@@ -27,8 +27,8 @@ from tests.diffusers_reference import (
 )
 from tests.measured import at_least, at_most
 from toolkit.contracts.data import BatchSpec, Size
-from toolkit.data.dataloader import BatchLoader
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.dataloader import BatchLoader
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.models.qwen_image.forward import image_shapes, pack
 from toolkit.registry import FAMILIES
 from toolkit.train.flow_step import FlowMatchingStep

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.diffusers_reference import REFERENCES, Member, drawn_by_pipeline, memory_stores, open_tiny, psnr
 from toolkit.contracts.data import Size
-from toolkit.data.latent_cache import ItemEncoder
+from toolkit.data.batches.latent_cache import ItemEncoder
 from toolkit.models.qwen_image.loading import TEXT_ENCODER
 from toolkit.models.qwen_image.processor import EditProcessor, add_image_positions, use_edit_template
 from toolkit.models.qwen_image.prompts import encoder_inputs, prompt_embedding, resize_condition_image

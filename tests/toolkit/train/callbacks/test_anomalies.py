@@ -14,7 +14,7 @@ from tests.toolkit.train.test_anomalies import image_of, woven
 from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.training import StepLosses
-from toolkit.data.dataloader import LatentBatch
+from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.files.run_files import EventLog
 from toolkit.memory.compiling import Programs
 from toolkit.system.readings import Reading

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.running import lines
 from toolkit.contracts.training import TrainState
-from toolkit.data.alignment import Alignment
-from toolkit.data.images import ImageError
+from toolkit.data.pixels.alignment import Alignment
+from toolkit.data.pixels.images import ImageError
 from toolkit.train.callbacks.sample import SampleCallback, Samples
 from toolkit.train.drift import Drift
 from toolkit.train.run import Interval

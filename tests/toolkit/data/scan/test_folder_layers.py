@@ -1,0 +1,140 @@
+"""Layers of images: which files belong to an image, and what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.layer_files import write_layers
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.contracts.data import Sample
+from toolkit.data.batches.epoch_order import count_batches, epoch_batches
+from toolkit.data.scan.fingerprint import fingerprint
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.scan.items import make_items
+from toolkit.errors import DataErrors
+
+
+def scan(folder: Path, **keys: object) -> tuple[Sample, ...]:
+    return scan_datasets([DatasetConfig(folder_path=str(folder), **keys)], None).samples
+
+
+def faults(folder: Path, **keys: object) -> list[str]:
+    with pytest.raises(DataErrors) as raised:
+        scan(folder, **keys)
+    return [f"{Path(found.place).name}: {found.message}" for found in raised.value.errors]
+
+
+def names(sample: Sample) -> list[str]:
+    return [Path(path).name for path in sample.layers]
+
+
+def test_layers_lie_beside_their_images(tmp_path: Path) -> None:
+    """From back to front by their numbers, as many as there are; none is an image of its own."""
+    write_layers(tmp_path, 11)
+    write_layers(tmp_path, 2, stem="b")
+    first, second = scan(tmp_path, layers_suffix="_layer")
+    assert names(first) == [f"a_layer{index}.png" for index in range(11)]
+    assert names(second) == ["b_layer0.png", "b_layer1.png"]
+
+
+def test_layers_are_named_as_musubi_tuner_names_them(tmp_path: Path) -> None:
+    """`image1_0.png` is its example of a first layer (docs/dataset_config.md, 30c658c4)."""
+    for path in write_layers(tmp_path, 2):
+        path.rename(path.with_name(path.name.replace("layer", "")))
+    (sample,) = scan(tmp_path, layers_suffix="_")
+    assert names(sample) == ["a_0.png", "a_1.png"]
+
+
+@pytest.mark.parametrize("named", ["_layer", "_"])
+def test_layers_have_a_folder_of_their_own(tmp_path: Path, named: str) -> None:
+    """Numbers may begin with 1."""
+    picture, *layers = write_layers(tmp_path / "images", 2)
+    (tmp_path / "layers").mkdir()
+    for number, layer in enumerate(layers, start=1):
+        layer.rename(tmp_path / "layers" / f"a{named}{number}.png")
+    (sample,) = scan(tmp_path / "images", layers_path=str(tmp_path / "layers"))
+    assert sample.image == str(picture)
+    assert names(sample) == [f"a{named}1.png", f"a{named}2.png"]
+
+
+def test_layers_that_are_missing_are_errors(tmp_path: Path) -> None:
+    write_layers(tmp_path, 3)
+    (tmp_path / "a_layer1.png").unlink()
+    Image.new("RGB", (96, 64)).save(tmp_path / "b.png")
+    Image.new("RGB", (96, 64)).save(tmp_path / "c_layer0.png")
+    assert faults(tmp_path, layers_suffix="_layer") == [
+        "a.png: its layers are not numbered one after the other: a_layer0.png, a_layer2.png. Rename them",
+        f"b.png: has no layer 'b_layer0' in '{tmp_path}'. Add its layers, or remove it",
+        "c_layer0.png: is a layer, and there is no image 'c'. Add that image, or remove the layer",
+    ]
+
+
+def test_layers_of_another_size_are_errors(tmp_path: Path) -> None:
+    write_layers(tmp_path, 2)
+    Image.new("RGBA", (48, 64)).save(tmp_path / "a_layer1.png")
+    assert faults(tmp_path, layers_suffix="_layer") == [
+        "a_layer1.png: has 48x64 pixels, and its image a.png has 96x64. Export the layer with the whole canvas"
+    ]
+
+
+def test_extra_layers_are_noted(tmp_path: Path) -> None:
+    _, *layers = write_layers(tmp_path / "images", 1)
+    (tmp_path / "layers").mkdir()
+    for stem in ("a", "b"):
+        Image.open(layers[0]).save(tmp_path / "layers" / f"{stem}_layer0.png")
+    layers[0].unlink()
+    datasets = [DatasetConfig(folder_path=str(tmp_path / "images"), layers_path=str(tmp_path / "layers"))]
+    notes = scan_datasets(datasets, None).notes
+    assert (
+        f"warning: {tmp_path / 'layers'}: 1 file not used, layer without an image: b_layer0.png. "
+        "Give it the name of its image"
+    ) in notes
+
+
+def test_opaque_layers_in_front_of_others_are_noted(tmp_path: Path) -> None:
+    write_layers(tmp_path, 2)
+    Image.new("RGB", (96, 64)).save(tmp_path / "a_layer1.png")
+    notes = scan_datasets([DatasetConfig(folder_path=str(tmp_path), layers_suffix="_layer")], None).notes
+    assert (
+        f"warning: {tmp_path}: 1 layer in front of others without opacity of their own: a_layer1.png. "
+        "Such a layer hides those behind it; number layers from back to front, and save them as PNG"
+    ) in notes
+
+
+def test_images_named_like_layers_are_noted(tmp_path: Path) -> None:
+    write_layers(tmp_path, 1)
+    notes = scan_datasets([DatasetConfig(folder_path=str(tmp_path))], None).notes
+    assert (
+        f"warning: {tmp_path}: some images are each by its name a layer of another, and trained as an image: "
+        "a_layer0.png. For a model of layers give 'layers_suffix: _layer'"
+    ) in notes
+
+
+def test_a_batch_has_images_of_as_many_layers(tmp_path: Path) -> None:
+    for index in range(4):
+        write_layers(tmp_path, 1 + index % 2, stem=f"image{index}")
+    items = make_items(scan(tmp_path, layers_suffix="_layer"), lambda _: (64,), 32)
+    assert len({item.crop.bucket for item in items}) == 1
+    batches = epoch_batches(items, 4, seed=1, epoch=0)
+    assert sorted(sorted(len(items[index].sample.layers) for index in batch.items) for batch in batches) == [
+        [1, 1],
+        [2, 2],
+    ]
+    assert count_batches(items, 4) == 2
+
+
+def test_an_edited_layer_is_another_dataset(tmp_path: Path) -> None:
+    write_layers(tmp_path, 2)
+    before = fingerprint(scan(tmp_path, layers_suffix="_layer"))
+    Image.new("RGBA", (96, 64), (1, 2, 3, 4)).save(tmp_path / "a_layer1.png")
+    assert fingerprint(scan(tmp_path, layers_suffix="_layer")) != before
+
+
+def test_layers_in_the_folder_of_their_images_are_not_missing_an_image(tmp_path: Path) -> None:
+    write_layers(tmp_path, 1)
+    (found,) = faults(tmp_path, layers_path=str(tmp_path))
+    remedy = "Give 'layers_suffix: _layer' in place of 'layers_path'"
+    assert found == f"a_layer0.png: is a layer beside its image 'a', and would be trained as an image. {remedy}"

@@ -1,0 +1,98 @@
+"""What other programs read as instructions is found in captions and in prompts, by one rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.toolkit.data.conftest import make_dataset, make_image
+from toolkit.data.scan.captions import prompt_warnings
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.scan.foreign_syntax import lines_of, marks_in
+
+FOREIGN = [
+    ("a {red|blue} car in the rain", "choices", "{red|blue}"),
+    ("a {2$$red|blue|green} car", "choices", "{2$$red|blue|green}"),
+    ("a [cat|dog] in the rain", "choices", "[cat|dog]"),
+    ("hatsune miku \\(vocaloid\\), solo", "escaped brackets", "\\("),
+    ("__colour__ dress, standing", "wildcards", "__colour__"),
+    ("a dress, __clothes/summer*__", "wildcards", "__clothes/summer*__"),
+    ("(best quality:1.2), a cat", "weights", "(best quality:1.2)"),
+    ("a (1girl:.8) and (b:2)", "weights", "(1girl:.8)"),
+    ("a (blurred:-0.5) cat", "weights", "(blurred:-0.5)"),
+    ("((masterpiece)), a cat", "weights", "((masterpiece))"),
+    ("a [cat:dog:0.5] on a mat", "weights", "[cat:dog:0.5]"),
+    ("{{masterpiece}}, a cat", "weights", "{{masterpiece}}"),
+    ("a cat, [[blurry]]", "weights", "[[blurry]]"),
+    ("1.2::red hair::, a cat", "weights", "1.2::red hair::"),
+    ("a cat, embedding:EasyNegative", "embeddings", "embedding:EasyNegative"),
+    ("a cat\nNegative prompt: blurry", "parameters", "Negative prompt: "),
+    ("a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7", "parameters", "Steps: 20, Sampler: "),
+    ("a cat in rain --ar 16:9 --v 6", "flags", "--ar"),
+    ("1girl, solo ||| smiling", "separators", "|||"),
+    ("a cat <lora:detail:0.8>", "LoRAs", "<lora:detail:0.8>"),
+    ("a cat <LORA:detail>", "LoRAs", "<LORA:detail>"),
+    ("a cat <hypernet:x:1>", "LoRAs", "<hypernet:x:1>"),
+    ("a cat BREAK a dog", "BREAK", "BREAK"),
+    ("a cat,BREAK\na dog", "BREAK", "BREAK"),
+]
+
+PLAIN = [
+    "red_hair, looking_at_viewer, ^_^, o_o, :|, >_<, |_|",
+    "a clock (at 12:30), a ratio (16:9), a drawing (scale 1:4)",
+    "a man (left), a woman (right), a sign (note: 5)",
+    "[trigger], smiling, [name] at night",
+    "a sign with COFFEE BREAK and BREAK TIME, a prison break",
+    "a text <b>bold</b>, i <3 you, x < y > z",
+    "a table | with | bars, {braces}, a path C:\\photos",
+    "snake__case, _underlined_, a file __ with gaps __",
+    "a year (born:1999)",
+    "C++ code, std::vector::size, 16::9, a -- b, a dash --arrow, word embedding: a plot",
+    "steps: 20 of them, a sign that says 'negative prompt: none', a {{}} and a [[]]",
+    "|| two bars ||, a ruler 1:2:3",
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "first"), FOREIGN)
+def test_instructions_of_other_programs_are_found(text: str, kind: str, first: str) -> None:
+    (marks,) = marks_in(["a plain caption", text])
+    assert (marks.syntax.name, marks.first, marks.texts) == (kind, first, (1,))
+    (line,) = lines_of(text)
+    assert line.startswith(repr(first)) and line.endswith(marks.syntax.remedy)
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_what_looks_like_them_and_is_text_is_not(text: str) -> None:
+    assert marks_in([text]) == []
+
+
+def test_captions_and_prompts_are_told_alike(tmp_path: Path) -> None:
+    texts = [text for text, *_ in FOREIGN] + ["a plain caption"]
+    for index, text in enumerate(texts):
+        make_image(tmp_path / f"{index:02}.png")
+        (tmp_path / f"{index:02}.txt").write_text(text)
+    (note,) = [note for note in scan_datasets([make_dataset(tmp_path)], None).notes if "other programs" in note]
+    assert note.startswith(f"warning: {tmp_path}: 24 of 25 captions with '(best quality:1.2)', '<lora:detail:0.8>', ")
+    kinds = (
+        "weights (8), LoRAs (3), embeddings (1), parameters (2), flags (1), separators (1), choices (3), "
+        "wildcards (2), escaped brackets (1) and BREAK (2)"
+    )
+    assert f"{kinds} of other programs are plain text here. Remove the weight" in note
+    assert "Write a comma instead" in note
+    assert "'captions: lines'" in note and note.endswith("Remove BREAK")
+    (told,) = prompt_warnings(texts, [])
+    assert told == note.replace(f"{tmp_path}: 24 of 25 captions", "sample: prompts").replace(
+        kinds,
+        "weights, LoRAs, embeddings, parameters, flags, separators, choices, wildcards, escaped brackets and BREAK",
+    )
+
+
+def test_a_regularisation_image_is_checked_too(tmp_path: Path) -> None:
+    make_image(tmp_path / "a.png", 512, 512)
+    (tmp_path / "a.txt").write_text("a (red:1.3) cup")
+    notes = scan_datasets([make_dataset(tmp_path, is_reg=True)], None).notes
+    assert [note.partition(": ")[2] for note in notes] == [
+        f"{tmp_path}: 1 of 1 caption with '(red:1.3)': weights (1) of other programs are plain text here. "
+        "Remove the weight and its brackets"
+    ]

@@ -1,0 +1,508 @@
+"""Caches latents, loss weights of masks and text embeddings, which are encoded once before training: on disk beside the
+runs, shared by jobs, or in memory.
+
+Each image is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. Texts are encoded
+together, layer by layer, and stored at the end. When nothing is missing no encoder is called, and so none is loaded.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from hashlib import sha256
+from pathlib import Path
+from threading import RLock
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from toolkit.config.sections.trainer import DatasetsSection
+from toolkit.contracts.data import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
+from toolkit.contracts.model import DiffusionModel
+from toolkit.contracts.training import Progress
+from toolkit.files.tensor_cache import TensorCache, key_of
+from toolkit.data.scan.fingerprint import digest_as_read, image_digest, sample_digest
+from toolkit.data.scan.found import shorten
+from toolkit.data.pixels.images import (
+    ImageError,
+    flip_image,
+    image_reading,
+    image_size,
+    open_image,
+    open_mask,
+    over_white,
+    resize,
+    resize_cover_crop,
+    to_tensor,
+)
+from toolkit.data.scan.items import refuse_long_captions
+from toolkit.system.read_ahead import loaded_ahead
+from toolkit.errors import RunError
+from toolkit.files.writing import CACHE_FOLDER
+
+logger = logging.getLogger(__name__)
+
+
+def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) -> Tensor:
+    """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white is exactly 1.
+
+    latent_scale: pixels along one side of a latent pixel.
+
+    m is the mean of the mask over the pixels of a latent pixel, after the resize, crop and flip of its image. A mask
+    image of another size is stretched; colours count by their brightness, transparency as black.
+    Raises ImageError when the file cannot be used.
+    """
+    pixels = flip_image(resize_cover_crop(open_mask(mask), crop), flip)
+    share_1HW = avg_pool2d(torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None], latent_scale)
+    if mask.inverted:
+        share_1HW = 1.0 - share_1HW
+    return 1.0 - (1.0 - mask.min_value) * (1.0 - share_1HW)
+
+
+FORMAT = 1
+"""Part of every key: raised when the computation of an entry changes, so that old entries are not used."""
+
+PROMPT_FORMAT = 2
+"""FORMAT of texts seen with images, or with special tokens spelled out in them, since image tokens have their
+three-dimensional positions and special tokens of a prompt are plain text."""
+
+FIRST_LATENT_SCALE = 8
+"""Latent scale of masks that were cached before their keys contained it."""
+
+
+class CachePair(NamedTuple):
+    """The caches of one dataset."""
+
+    latents: TensorCache
+    text: TensorCache
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One cached tensor of an item: its cache, its key, and how to compute it."""
+
+    what: str
+    """Kind and source file, for messages."""
+
+    store: TensorCache
+    key: str
+    make: Callable[[], EncodedPrompt]
+    """Computes the result of `DiffusionModel.encode_prompt` for a text, else one tensor."""
+
+    weighs: bool = False
+    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and a warning says so."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The cached tensors by name; made where the cache lacks them. Raises ImageError."""
+        return self.store.get(self.key) or self.encode()
+
+    def encode(self) -> dict[str, Tensor]:
+        """Makes and caches the tensors. Raises ImageError."""
+        tensors = encoded_by_name(self.make())
+        self.store.put(self.key, tensors)
+        return tensors
+
+    def read(self) -> Tensor:
+        """The cached tensor (of a prompt its embeddings); as `read_all`."""
+        return self.read_all()[EMBEDS]
+
+    def read_all(self) -> dict[str, Tensor]:
+        """All cached tensors by name. An entry that vanished or was damaged is computed again.
+
+        Raises RunError when its encoder is no longer loaded.
+        """
+        try:
+            return self.tensors()
+        except (RunError, ImageError, OSError) as error:
+            raise RunError(f"{self.what}: its cache entry is gone and cannot be made again: {error}") from error
+
+
+class ItemEncoder:
+    """Creates the cache entries of an item; computes a tensor only on demand. All keys are content hashes."""
+
+    def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
+        self._model = model
+        self._channels = model.family.pixel_channels
+        self._sees_references = model.family.text_sees_references
+        self.dtype = dtype
+        """Dtype of the encoded tensors."""
+        self._identities = cache(model.cache_keys)
+        self._sizes: dict[str, Size] = {}
+        self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
+
+    def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
+        """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
+        sample = item.sample
+        source = sample_digest(sample, image_digest) if data is None else _digest_of(sample.image, data)
+        key = self._key("vae", "latents", sample, source, stores.latents, crop=item.crop)
+        what = f"latents of {sample.image}"
+        return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
+
+    def worse(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, H, W] of the images that are liked less, fitted to the same bucket."""
+        sample, crop = item
+        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in sample.worse)
+
+    def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, H, W] of each image that the target of an image with layers consists of."""
+        sample, crop = item
+        whole = [sample.image] if self._model.predicts_composite else []
+        images = [*whole, *sample.layers] if sample.layers else []
+        return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in images)
+
+    def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
+        """The image [P, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
+        sample, crop = item
+        image = open_image(sample.image, sample.background, data=data, channels=self._channels)
+        return to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip))
+
+    def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
+        """Loss weights [1, H, W] of an image that has a mask."""
+        mask, crop, flip = item.sample.mask, item.crop, item.sample.flip
+        if mask is None:
+            return None
+        settings = (mask.alpha, mask.min_value, mask.inverted)
+        source, scale = image_digest(mask.file), self._model.family.latent_scale
+        parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
+        key = key_of(kind="mask", source=source, settings=settings, crop=crop, flip=flip, format=FORMAT, **parts)
+        what = f"mask of {item.sample.image}"
+        return CacheEntry(what, stores.latents, key, lambda: mask_weights(mask, crop, flip, scale), weighs=True)
+
+    def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, h, w] of each control image, in slot order, each of its own size; an image with layers is its
+        own."""
+        if item.sample.layers and not item.sample.control_images:
+            return (self.latents(item, stores),)
+
+        def entry(path: str) -> CacheEntry:
+            size = self._reference_size(path, item)
+            key = self._key("vae", "reference", item.sample, image_digest(path), stores.latents, size=size)
+            what = f"latents of control image {path}"
+            return CacheEntry(
+                what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
+            )
+
+        return tuple(map(entry, item.sample.control_images))
+
+    def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
+        """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
+        sample = item.sample
+        seen = sample.control_images if self._sees_references else ()
+        digests = [image_digest(path) for path in seen]
+        changed = bool(digests) or "<|" in prompt
+        made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
+        if digests and self._model.family.text_at_reference_size:
+            made["sizes"] = [self._reference_size(path, item) for path in seen]
+        key = self._key("text_encoder", "text", sample, digests, stores.text, prompt=prompt, **made)
+        what = f"text of {sample.image}"
+        return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
+
+    def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
+        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
+        sample = item.sample
+        seen = sample.control_images if self._sees_references else ()
+        images = [open_image(path, sample.background, channels=self._channels) for path in seen]
+        if images and self._model.family.text_at_reference_size:
+            sizes = [self._reference_size(path, item) for path in seen]
+            images = [resize(image, size) for image, size in zip(images, sizes, strict=True)]
+        images = [over_white(flip_image(image, sample.flip)) for image in images]
+        with self._lock, torch.no_grad():
+            encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
+        dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
+        return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
+
+    def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
+        """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
+        return tuple(
+            self._reference_pixels(path, item, self._reference_size(path, item)) for path in item.sample.control_images
+        )
+
+    def _reference_pixels(self, path: str, item: BucketedSample, size: Size) -> Tensor:
+        image = resize(open_image(path, item.sample.background, channels=self._channels), size)
+        return to_tensor(flip_image(image, item.sample.flip))
+
+    def _reference_size(self, path: str, item: BucketedSample) -> Size:
+        if path not in self._sizes:
+            try:
+                self._sizes[path] = image_size(path)
+            except ImageError as error:
+                raise RunError(f"control image {error}") from error
+        return self._model.reference_size(self._sizes[path], item.crop.bucket)
+
+    def encode_image(self, pixels_PHW: Tensor) -> Tensor:
+        """Latents [C, H, W] of pixels [P, sH, sW] in [-1, 1], computed now and not cached."""
+        with self._lock, torch.no_grad():
+            return self._model.encode_images(pixels_PHW[None])[0].to("cpu", self.dtype)
+
+    def _key(
+        self, part: str, kind: str, sample: Sample, source: str | list[str], store: TensorCache, **parts: Any
+    ) -> str:
+        """The key of an entry; the one that an earlier version of the program gave it, where the store has only that.
+        What is in memory alone keeps the earliest one, by which the validation of a run knows its images."""
+        # text without images depends neither on the background nor on the flip
+        if source and any(sample.flip):
+            parts["flip"] = sample.flip
+        keys = [
+            key_of(
+                kind=kind,
+                source=source,
+                background=(sample.background or ("white" if self._channels == 3 else "kept")) if source else "",
+                encoder=identity,
+                dtype=str(self.dtype),
+                **{"format": FORMAT, **parts},
+            )
+            for identity in self._identities(part)
+        ]
+        if store.folder is None or len(keys) == 1:
+            return keys[-1]
+        return next((key for key in keys if store.has(key)), keys[0])
+
+
+def _digest_of(name: str, data: bytes) -> str:
+    """As `fingerprint.image_digest`, of an image that is not on disk."""
+    return digest_as_read(sha256(data).hexdigest(), image_reading(name, data))
+
+
+@dataclass(frozen=True)
+class ItemEntries:
+    """The cache entries of one item."""
+
+    latents: CacheEntry
+    references: tuple[CacheEntry, ...]
+    mask: CacheEntry | None
+    captions: Mapping[str, CacheEntry]
+    """By each caption that a use may have, the empty one where it may be dropped or there is none. Empty: texts are
+    encoded at each use."""
+
+    extra: Mapping[str, Mapping[str, CacheEntry]] = field(default_factory=dict)
+    """By each caption of the sample, further prompts by name."""
+
+    worse: tuple[CacheEntry, ...] = ()
+    """Latents of the images that are liked less."""
+
+    layers: tuple[CacheEntry, ...] = ()
+    """Latents of the images that the target consists of, where there are several."""
+
+    def target(self) -> Tensor:
+        """Latents [C, H, W] of the target, those of several images below each other."""
+        return torch.cat([entry.read() for entry in self.layers or (self.latents,)], dim=1)
+
+    def masks(self) -> tuple[CacheEntry, ...]:
+        return (self.mask,) if self.mask else ()
+
+    def images(self) -> tuple[CacheEntry, ...]:
+        return (self.latents, *self.references, *self.worse, *self.layers, *self.masks())
+
+    def texts(self) -> tuple[CacheEntry, ...]:
+        of_extra = (entry for entries in self.extra.values() for entry in entries.values())
+        return (*self.captions.values(), *of_extra)
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """Items whose tensors are all cached."""
+
+    items: tuple[BucketedSample, ...]
+    entries: tuple[ItemEntries, ...]
+    encoder: ItemEncoder
+
+    @property
+    def needs_text_encoder(self) -> bool:
+        """Whether some text is encoded during training, so that the text encoder has to stay."""
+        return any(not entries.captions for entries in self.entries)
+
+
+def encode_items(
+    items: Sequence[BucketedSample],
+    model: DiffusionModel,
+    stores_for: Callable[[Sample], CachePair],
+    dtype: torch.dtype,
+    progress: Progress = lambda what, done, total: None,
+    extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
+    latents: bool = True,
+    workers: int = 1,
+    verify: bool = True,
+    later: list[Sequence[CacheEntry]] | None = None,
+) -> EncodedDataset:
+    """Makes sure that every tensor of every item is stored, each distinct one encoded once.
+
+    All images come first, then all texts, so that only one encoder need be loaded at a time.
+    `progress` is called after each item as ("latents" or "text embeddings", done, total).
+    extra_prompts: further prompts of a sample by name, the same names for all, encoded with its control images.
+    latents: False: masks and texts alone, where the encoder of images is trained.
+    workers: threads that read images and cached entries; the encoders work in one at a time. verify: read what is
+    cached and make damaged entries again.
+    later: takes the texts, which the caller encodes by `fill_texts` with those of other calls; None: they are encoded
+    now.
+    Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
+    """
+    extra = [{text: extra_prompts(item.sample._replace(caption=text)) for text in item.sample.texts} for item in items]
+    longer = [
+        item._replace(sample=item.sample._replace(caption=text, captions=()))
+        for item, prompts in zip(items, extra, strict=True)
+        for caption, texts in prompts.items()
+        for text in texts.values()
+        if len(text) > len(caption)
+    ]
+    refuse_long_captions([*items, *longer], model.prompt_error, model.family.sure_prompt)
+    encoder = ItemEncoder(model, dtype)
+    entries = tuple(
+        _entries(item, encoder, stores_for(item.sample), texts) for item, texts in zip(items, extra, strict=True)
+    )
+    of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
+    _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
+    texts = [texts for entry in entries if (texts := entry.texts())]
+    if later is None:
+        fill_texts(texts, model, progress, workers, verify)
+    else:
+        later += texts
+    return EncodedDataset(tuple(items), entries, encoder)
+
+
+def _entries(
+    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, extra_prompts: Mapping[str, Mapping[str, str]]
+) -> ItemEntries:
+    sample = item.sample
+    captions = () if sample.rules.shuffle_tokens else sample.texts
+    if captions and sample.rules.dropout_rate > 0:
+        captions += ("",)
+    return ItemEntries(
+        encoder.latents(item, stores),
+        encoder.references(item, stores),
+        encoder.mask(item, stores),
+        {text: encoder.text(item, text, stores) for text in captions},
+        {
+            caption: {name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()}
+            for caption, prompts in extra_prompts.items()
+        },
+        encoder.worse(item, stores),
+        encoder.layers(item, stores),
+    )
+
+
+def fill_texts(
+    groups: Sequence[Sequence[CacheEntry]],
+    model: DiffusionModel,
+    progress: Progress = lambda what, done, total: None,
+    workers: int = 1,
+    verify: bool = True,
+    stays: bool = False,
+) -> None:
+    """Verifies every cached text and encodes the missing ones together, each once however often it is used.
+
+    stays: loads the whole text encoder, for texts that come later. Other arguments as of `encode_items`.
+    `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
+    images cannot be read are skipped until all others are done; then one RunError names them all.
+    """
+    what, done = "text embeddings", 0
+
+    def lacks(entry: CacheEntry) -> bool:
+        return not entry.store.has(entry.key) if not verify else entry.store.get(entry.key) is None
+
+    def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
+        return [entry for entry in group if lacks(entry)]
+
+    missing: list[list[CacheEntry]] = []
+    for entries in loaded_ahead(lacking, _each_once(groups), 0 if workers == 1 else workers):
+        if entries:
+            missing.append(entries)
+            continue
+        done += 1
+        progress(f"{what} in the cache", done, len(groups))
+    makes = [entry.make for entries in missing for entry in entries]
+    folder = next((entry.store.folder for entries in missing for entry in entries if entry.store.folder), None)
+    told = partial(progress, "text encoder layers")
+    together = iter(makes) if stays else model.encode_together(makes, told, folder)
+    unreadable: dict[str, None] = {}
+    for entries in missing:
+        for entry in entries:
+            encode = next(together)
+            try:
+                entry.store.put(entry.key, encoded_by_name(encode()))
+            except (ImageError, OSError) as error:
+                unreadable[f"{entry.what}: {error}"] = None
+        done += 1
+        progress(what, done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+
+
+def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
+    """The entries of each group that no group before it has."""
+    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
+    for group in groups:
+        entries = {(id(entry.store), entry.key): entry for entry in group}
+        own.append([entry for place, entry in entries.items() if place not in seen])
+        seen.update(entries)
+    return own
+
+
+def _fill_cache(
+    what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
+) -> None:
+    """Verifies every cached entry and computes missing ones, each once however often it is used.
+
+    Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
+    the masks that leave nothing of their images.
+    """
+
+    def fill(group: Sequence[CacheEntry]) -> tuple[bool, list[str], list[str]]:
+        """Whether anything was encoded, the errors, and the keys of masks that are 0 everywhere."""
+        encoded, errors, black = False, list[str](), list[str]()
+        for entry in group:
+            if not verify and entry.store.has(entry.key):
+                continue
+            try:
+                if (tensors := entry.store.get(entry.key)) is None:
+                    tensors, encoded = entry.encode(), True
+                if entry.weighs and not tensors[EMBEDS].any():
+                    black.append(entry.key)
+            except (ImageError, OSError) as error:
+                errors.append(f"{entry.what}: {error}")
+        return encoded, errors, black
+
+    unreadable: dict[str, None] = {}
+    weightless = set[str]()
+    filled = loaded_ahead(fill, _each_once(groups), 0 if workers == 1 else workers)
+    for done, (encoded, errors, black) in enumerate(filled, start=1):
+        unreadable |= dict.fromkeys(errors)
+        weightless.update(black)
+        progress(what if encoded else f"{what} in the cache", done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+    if nothing := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in weightless):
+        logger.warning(f"these masks are black everywhere, so nothing is learned from their images: {shorten(nothing)}")
+
+
+def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
+    """The tensors of an encoded prompt, or a single tensor, by name."""
+    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
+
+
+class CacheStores:
+    """The caches of a job. The flags of each dataset decide whether its entries are cached on disk."""
+
+    def __init__(self, training_folder: Path) -> None:
+        root = training_folder / CACHE_FOLDER
+        self._disk = CachePair(TensorCache(root / "latents"), TensorCache(root / "text"))
+        self._memory = CachePair(TensorCache(None), TensorCache(None))
+
+    def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
+        """The caches of each sample of `section.datasets`, by the flags of its dataset."""
+        by_dataset = []
+        for dataset in section.datasets:
+            latents = self._disk if dataset.cache_latents and dataset.cache_latents_to_disk else self._memory
+            text = self._disk if section.requested_text_cache(dataset) is not False else self._memory
+            by_dataset.append(CachePair(latents.latents, text.text))
+        return lambda sample: by_dataset[sample.dataset]
+
+    @property
+    def on_disk(self) -> CachePair:
+        """The caches on disk, for sample prompts and `cache` processes."""
+        return self._disk

@@ -1,0 +1,1 @@
+"""Image files become pixels, the same way everywhere: formats, colours, turned images, sizes, alignment."""

@@ -1,0 +1,594 @@
+"""Which colours an image file holds: one question, answered from its header by `colours_of`.
+
+The first of these that a file has decides, as browsers decide it:
+
+1. HDR that is given by a code of ITU-T H.273: the `cICP` chunk of a PNG, or the tag `cicp` of an ICC profile. Profiles
+   cannot describe HDR otherwise (PNG specification, third edition, 11.3.2.6; ICC.1:2022, 9.2.17).
+2. An ICC profile.
+3. A code of H.273: `nclx` of AVIF and HEIC (ISO/IEC 14496-12, 12.1.5), in an AVIF without it the sequence header;
+   `cICP` of PNG, the header of JPEG XL. The VUI of HEVC, which pi-heif does not give, is not asked.
+4. PNG's `sRGB`, then `gAMA` and `cHRM` (PNG specification, 11.3.2); endpoints and gamma of a BMP.
+5. TIFF and EXIF: the colour space, Adobe RGB as cameras mark it (65535 and interoperability index R03: DCF 2.0, JEITA
+   CP-3461), then the tags WhitePoint, PrimaryChromaticities and TransferFunction (TIFF 6.0, section 20).
+6. sRGB.
+
+Where primaries are given without a curve, the curve is that of sRGB, and for the primaries of Adobe RGB its own.
+
+Imports neither torch nor numpy: the scan asks it of every file.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import IO, Any, NamedTuple, cast
+
+from PIL import Image, ImageCms
+
+from toolkit.data.pixels.avif import Codes, codes_of_avif
+
+
+class Primaries(NamedTuple):
+    """CIE 1931 chromaticities (x, y) of the three primaries and of white."""
+
+    red: tuple[float, float]
+    green: tuple[float, float]
+    blue: tuple[float, float]
+    white: tuple[float, float]
+
+
+class Transfer(NamedTuple):
+    """The curve from the values of a file to light."""
+
+    curve: str
+    """One of `conversion.CURVES`."""
+
+    gamma: float = 0.0
+    """Exponent of the curve 'power', from values to light."""
+
+
+_D65 = (0.3127, 0.3290)
+_C = (0.310, 0.316)
+BT709 = Primaries((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65)
+ADOBE_RGB = Primaries((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), _D65)
+_SMPTE_170M = Primaries((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65)
+SRGB_CURVE = Transfer("srgb")
+
+_PRIMARIES = {
+    1: BT709,
+    4: Primaries((0.67, 0.33), (0.21, 0.71), (0.14, 0.08), _C),
+    5: Primaries((0.64, 0.33), (0.29, 0.60), (0.15, 0.06), _D65),
+    6: _SMPTE_170M,
+    7: _SMPTE_170M,
+    8: Primaries((0.681, 0.319), (0.243, 0.692), (0.145, 0.049), _C),
+    9: Primaries((0.708, 0.292), (0.170, 0.797), (0.131, 0.046), _D65),
+    10: Primaries((1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (1 / 3, 1 / 3)),
+    11: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), (0.314, 0.351)),
+    12: Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65),
+    22: Primaries((0.630, 0.340), (0.295, 0.605), (0.155, 0.077), _D65),
+}
+"""ColourPrimaries of ITU-T H.273 (07/2024), table 2. Others, such as 2, mean that they are not known."""
+
+_BT709_CURVE = Transfer("bt709")
+_TRANSFERS = {
+    1: _BT709_CURVE,
+    4: Transfer("power", 2.2),
+    5: Transfer("power", 2.8),
+    6: _BT709_CURVE,
+    7: Transfer("smpte240"),
+    8: Transfer("linear"),
+    9: Transfer("log100"),
+    10: Transfer("log316"),
+    11: _BT709_CURVE,
+    12: _BT709_CURVE,
+    13: SRGB_CURVE,
+    14: _BT709_CURVE,
+    15: _BT709_CURVE,
+    16: Transfer("pq"),
+    17: Transfer("st428"),
+    18: Transfer("hlg"),
+}
+"""TransferCharacteristics of ITU-T H.273 (07/2024), table 3, with which 11 and 12 agree between 0 and 1."""
+
+_HDR = {"pq": "HDR (PQ)", "hlg": "HDR (HLG)"}
+_NAMES = {
+    (1, "srgb"): "sRGB",
+    (1, "bt709"): "BT.709",
+    (5, "bt709"): "BT.601",
+    (6, "bt709"): "BT.601",
+    (9, "bt709"): "BT.2020",
+    (9, "srgb"): "BT.2020",
+    (11, "st428"): "DCI-P3",
+    (12, "srgb"): "Display P3",
+}
+"""Names of common pairs of primaries, as a code of H.273, and curve."""
+
+TELEVISION = ("BT.601", "BT.709")
+"""Names of colours as which sRGB is often marked by mistake: by libheif 1.17 (its issue 1417, libvips' 3731), and by
+libultrahdr before its pull request 458."""
+
+_READING = 1
+"""Raised when files of the same colours are converted otherwise, so that nothing cached of them is used."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """The colours of a file."""
+
+    name: str
+    """For messages: `Display P3`, `HDR (PQ)`."""
+
+    primaries: Primaries = BT709
+    transfer: Transfer = SRGB_CURVE
+    is_narrow: bool = False
+    """Whether black is 16 and white 235 of 255 in the file."""
+
+    profile: bytes = b""
+    """The ICC profile that decides; then the other fields are not asked."""
+
+    changes: bool = True
+    """Whether the values of the file differ from those of sRGB."""
+
+    fault: str = ""
+    """Why what the file says of its colours is not used, for a message; empty: it is, or it says nothing."""
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether the file holds light above the white of a page."""
+        return self.transfer.curve in _HDR and not self.profile
+
+    @property
+    def reading(self) -> str:
+        """Part of the identity of the pixels. Empty: they are those that the first version of the program read."""
+        if self.profile or not self.changes:
+            return ""
+        return f"colours {_READING} {list(self.primaries)} {list(self.transfer)} {self.is_narrow}"
+
+
+SRGB = Colours("sRGB", changes=False)
+
+
+def from_codes(primaries: int, transfer: int, is_narrow: bool = False) -> Colours:
+    """The colours of codes of ITU-T H.273. What is not known is taken from sRGB.
+
+    >>> from_codes(12, 13).name
+    'Display P3'
+    """
+    curve = _TRANSFERS.get(transfer, SRGB_CURVE)
+    return _named(_PRIMARIES.get(primaries, BT709), curve, f"H.273 {primaries}/{transfer}", is_narrow)
+
+
+def _named(primaries: Primaries, transfer: Transfer, otherwise: str, is_narrow: bool = False) -> Colours:
+    """The colours of primaries and a curve by the name that people know, or that is given for others."""
+    if primaries == BT709 and transfer == SRGB_CURVE and not is_narrow:
+        return SRGB
+    code = next((code for code, known in _PRIMARIES.items() if known == primaries), 0)
+    name = _HDR.get(transfer.curve) or _NAMES.get((code, transfer.curve), otherwise)
+    return Colours(f"{name}, 16 to 235" if is_narrow else name, primaries, transfer, is_narrow)
+
+
+def colours_of(image: Image.Image) -> Colours:
+    """The colours of an opened image that was not decoded. Reads a few bytes of its header; never fails: what is
+    damaged is as if it were not there."""
+    profile = cast("bytes", image.info.get("icc_profile") or b"")
+    codes = _codes(image)
+    coded = from_codes(*codes) if codes else None
+    if image.format == "PNG" and coded and coded.is_hdr:
+        return coded
+    if profile:
+        if of_profile := _codes_of_profile(profile):
+            of_tag = from_codes(*of_profile)
+            if of_tag.is_hdr:
+                return of_tag
+        return _of_profile(profile, "L" if is_grey_webp(image) else image.mode)
+    if image.format == "JXL":
+        return _of_jxl(cast("Any", image).header)
+    if coded:
+        return coded
+    if image.format == "BMP":
+        return _of_bmp(_header_of_bmp(image))
+    if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
+        return SRGB if "srgb" in image.info else _of_gamma_and_points(image.info)
+    return _of_exif(image)
+
+
+# ---------------------------------------------------------------- codes of H.273
+
+
+def _codes(image: Image.Image) -> Codes | None:
+    """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
+    if image.format == "HEIF":
+        nclx = image.info.get("nclx_profile")
+        return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False) if nclx else None
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None or image.format not in ("PNG", "AVIF"):
+        return None
+    raw: IO[bytes] = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
+    place = raw.tell()
+    try:
+        return _cicp_of_png(raw) if image.format == "PNG" else codes_of_avif(raw)
+    except (OSError, struct.error, IndexError):
+        return None
+    finally:
+        raw.seek(place)
+
+
+_MOST_CHUNKS = 1000
+
+
+def _cicp_of_png(file: IO[bytes]) -> Codes | None:
+    """The chunk `cICP`, which lies before the pixels."""
+    at = 8
+    for _ in range(_MOST_CHUNKS):
+        file.seek(at)
+        head = file.read(12)
+        length, kind = struct.unpack(">I4s", head[:8])
+        if kind in (b"IDAT", b"IEND"):
+            return None
+        if kind == b"cICP" and length == 4:
+            primaries, transfer, _, full = head[8:12]
+            return primaries, transfer, full == 0
+        at += 12 + length
+    return None
+
+
+# ---------------------------------------------------------------- ICC profiles
+
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
+"""Colour space of a profile -> mode of the pixels that it is for."""
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+_CALLED = {"L": "grey", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB", "P": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+"""Mode of pixels -> its name in messages."""
+
+_AS_SRGB = 3
+"""Levels of 255 within which a profile is sRGB by another name."""
+
+
+def read_profile(profile: bytes) -> tuple[ImageCms.ImageCmsProfile | None, str]:
+    """The profile, or None and what is wrong with it: it is damaged, or of a kind that no image mode has."""
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    except OSError:
+        return None, "its colour profile is damaged: taken as sRGB"
+    if profile_mode(found) is None:
+        return None, "its colour profile is of an unknown kind: taken as sRGB"
+    return found, ""
+
+
+def profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
+    """The mode of the pixels that a profile is for."""
+    return PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+
+
+@cache
+def srgb_profile() -> ImageCms.ImageCmsProfile:
+    """The profile of sRGB."""
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+
+
+def _tags_of(profile: bytes) -> dict[bytes, bytes]:
+    """The tags of an ICC profile (ICC.1:2022, 7.3)."""
+    tags: dict[bytes, bytes] = {}
+    count = int.from_bytes(profile[128:132], "big")
+    for index in range(min(count, 100)):
+        entry = profile[132 + 12 * index : 144 + 12 * index]
+        if len(entry) < 12:
+            break
+        name, offset, length = struct.unpack(">4sII", entry)
+        tags[name] = profile[offset : offset + length]
+    return tags
+
+
+@lru_cache(maxsize=64)
+def _codes_of_profile(profile: bytes) -> Codes | None:
+    """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
+    content = _tags_of(profile).get(b"cicp", b"")
+    return (content[8], content[9], content[11] == 0) if len(content) >= 12 else None
+
+
+class ProfileCurve(NamedTuple):
+    """The curve of a channel: a table of light, evenly spaced, or a function."""
+
+    table: tuple[float, ...]
+    """Empty: the function counts."""
+
+    numbers: tuple[float, ...] = ()
+    """g, a, b, c, d, e, f of ICC.1:2022, table 68: (a x + b)^g + e from d on, c x + f below."""
+
+
+class MatrixProfile(NamedTuple):
+    """An ICC profile of three curves and a matrix, which can be computed with any number of bits."""
+
+    columns: tuple[tuple[float, float, float], ...]
+    """XYZ of red, green and blue, for a white of D50; none of a profile of grey."""
+
+    curves: tuple[ProfileCurve, ...]
+
+
+@lru_cache(maxsize=16)
+def matrix_profile(profile: bytes) -> MatrixProfile | None:
+    """The curves and the matrix of a profile of RGB or grey; None of one with tables, or that is damaged."""
+    tags = _tags_of(profile)
+    names = {b"RGB XYZ ": (b"r", b"g", b"b"), b"GRAYXYZ ": (b"k",) * 3}.get(profile[16:24])
+    if names is None or b"A2B0" in tags:
+        return None
+    try:
+        columns = tuple(_fixed(tags[name + b"XYZ"][8:20]) for name in names if name != b"k")
+        curves = tuple(_curve_of(tags[name + b"TRC"]) for name in names)
+    except (KeyError, struct.error):
+        return None
+    if any(curve is None for curve in curves) or any(len(column) != 3 for column in columns):
+        return None
+    return MatrixProfile(cast("Any", columns), cast("Any", curves))
+
+
+_FLAT = 0.3
+"""Light in the middle of a curve, from which on lcms 2.19 is more than a level off: it is 0.22 with an exponent of 2.2,
+0.29 with 1.8, and of linear light, where it is 10 levels off in the dark, 0.5."""
+
+
+def is_flat_grey(profile: bytes) -> bool:
+    """Whether a profile is of grey, with a curve so flat that lcms makes too few steps of its dark values."""
+    found = matrix_profile(profile)
+    if found is None or found.columns:
+        return False
+    curve = found.curves[0]
+    if curve.table:
+        return curve.table[len(curve.table) // 2] > _FLAT
+    g, a, b, _, _, e, _ = curve.numbers
+    light: float = (a * 0.5 + b) ** g + e
+    return light > _FLAT
+
+
+def _fixed(data: bytes) -> tuple[float, ...]:
+    """Numbers of 16 bits before and 16 behind the point."""
+    return tuple(value / 65536 for value in struct.unpack(f">{len(data) // 4}i", data))
+
+
+_PARAMETERS = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+"""Type of a parametric curve -> how many numbers it has."""
+
+
+def _curve_of(tag: bytes) -> ProfileCurve | None:
+    """A curve by its tag, `curv` or `para` (ICC.1:2022, 10.6 and 10.18)."""
+    if tag[:4] == b"curv":
+        (count,) = struct.unpack_from(">I", tag, 8)
+        values = struct.unpack_from(f">{min(count, 65536)}H", tag, 12)
+        if count > 1:
+            return ProfileCurve(tuple(value / 65535 for value in values))
+        return ProfileCurve((), (values[0] / 256 if values else 1.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    kind = int.from_bytes(tag[8:10], "big")
+    if tag[:4] != b"para" or kind not in _PARAMETERS:
+        return None
+    g, *given = _fixed(tag[12 : 12 + 4 * _PARAMETERS[kind]])
+    a, b, c, d, e, f = (*given, *[0.0] * (6 - len(given)))
+    if kind == 0:
+        return ProfileCurve((), (g, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0))
+    if kind < 3:  # from -b/a on, and below it the constant c
+        begin = -b / a if a else 0.0
+        return ProfileCurve((), (g, a, b, 0.0, begin, c, c))
+    return ProfileCurve((), (g, a, b, c, d, e, f))
+
+
+def is_grey_webp(image: Image.Image) -> bool:
+    """Whether a WebP, which has no grey pixels, has a profile of grey, as a grey picture keeps it."""
+    profile: bytes = image.info.get("icc_profile") or b""
+    return image.format == "WEBP" and profile[16:20] == b"GRAY"
+
+
+@lru_cache(maxsize=64)
+def _of_profile(profile: bytes, mode: str) -> Colours:
+    """The colours of an ICC profile: most images of a dataset have the same. mode: of the file's pixels."""
+    found, fault = read_profile(profile)
+    if found is None:
+        return Colours("sRGB", profile=profile, changes=False, fault=fault)
+    wanted = profile_mode(found)
+    is_of_mode = wanted == mode or (wanted == "RGB" and mode not in ("CMYK", "LAB"))
+    if not is_of_mode and not (wanted == "L" and mode in _GREY_MODES):
+        fault = (
+            f"its colour profile is for {_CALLED[str(wanted)]}, its pixels are {_CALLED.get(mode, mode)}: taken as sRGB"
+        )
+        return Colours("sRGB", profile=profile, changes=False, fault=fault)
+    description = str(found.profile.profile_description or "").strip() or "an ICC profile"
+    return Colours(description[:60], profile=profile, changes=_differs(found))
+
+
+def _differs(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether a profile gives colours that sRGB does not give."""
+    mode = profile_mode(profile)
+    if mode not in ("L", "RGB"):
+        return True
+    levels = (0, 64, 128, 192, 255)
+    pixels = [(r, g, b) for r in levels for g in levels for b in levels]
+    image = Image.new("RGB", (len(pixels), 1))
+    image.putdata(pixels)
+    if mode == "L":
+        image = image.convert("L")
+    try:
+        converted = cast("Image.Image", ImageCms.profileToProfile(image, profile, srgb_profile(), outputMode="RGB"))
+    except ImageCms.PyCMSError:
+        return False
+    pairs = zip(image.convert("RGB").tobytes(), converted.tobytes(), strict=True)
+    return max(abs(a - b) for a, b in pairs) > _AS_SRGB
+
+
+# ---------------------------------------------------------------- numbers: gAMA, cHRM, BMP, TIFF, EXIF
+
+_ADOBE_CURVE = Transfer("power", 563 / 256)
+"""Source: Adobe RGB (1998) color image encoding, 4.3.4.2: an exponent of 2 + 51/256."""
+
+_ADOBE_RGB = Colours("Adobe RGB", ADOBE_RGB, _ADOBE_CURVE)
+
+_SRGB_GAMMA = 0.45455
+_SAME_GAMMA = 0.05
+"""Relative difference below which libpng 1.6 takes two gammas for one (PNG_GAMMA_THRESHOLD)."""
+
+_SAME_POINT = 0.002
+
+
+def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colours:
+    """The colours of primaries and of an exponent from light to values, with the field of the file for messages.
+
+    An exponent of about 1/2.2 with the primaries of sRGB is sRGB: the values that the PNG specification (11.3.2.5) asks
+    writers of sRGB to add for readers that know nothing else.
+    """
+    is_meant = gamma is not None and 0.1 <= gamma <= 10
+    if not is_meant:
+        transfer = _ADOBE_CURVE if primaries == ADOBE_RGB else SRGB_CURVE
+    elif gamma == 1:
+        transfer = Transfer("linear")
+    else:
+        transfer = Transfer("power", 1 / cast("float", gamma))
+    is_usual = not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
+    if primaries == BT709:
+        return SRGB if is_usual else Colours(f"gamma {gamma:.3g}", primaries, transfer)
+    if primaries == ADOBE_RGB and is_usual:
+        return Colours("Adobe RGB", primaries, transfer)
+    return _named(primaries, transfer, f"the primaries of {source}")
+
+
+def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
+    """The colours of PNG's gAMA and cHRM."""
+    gamma, points = info.get("gamma"), info.get("chromaticity")
+    return _of_numbers(_of_points(points or ()), None if gamma is None else float(gamma), "cHRM")
+
+
+def _of_jxl(header: Any) -> Colours:
+    """The colours of the header of a JPEG XL: codes, or numbers."""
+    primaries, transfer, _ = header.codes
+    space = _of_points(header.points) if header.points else _PRIMARIES[primaries]
+    if header.gamma:
+        return _of_numbers(space, header.gamma, "its header")
+    name = "the primaries of its header" if header.points else f"H.273 {primaries}/{transfer}"
+    return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
+
+
+def _of_points(points: Sequence[float]) -> Primaries:
+    """The primaries of four chromaticities: white, red, green, blue. Those that are nearly a known set are that set, as
+    rounded values mean it; those that are missing or span no triangle are sRGB's."""
+    if len(points) != 8 or not all(math.isfinite(value) for value in points):
+        return BT709
+    white, red, green, blue = (cast("tuple[float, float]", tuple(points[at : at + 2])) for at in (0, 2, 4, 6))
+    area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
+    if abs(area) < 0.01 or not all(0 < each[1] <= 1 for each in (white, red, green, blue)):
+        return BT709
+    found = Primaries(red, green, blue, white)
+    for known in (BT709, ADOBE_RGB, *_PRIMARIES.values()):
+        pairs = zip(known, found, strict=True)
+        if all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= _SAME_POINT for a, b in pairs):
+            return known
+    return found
+
+
+# ---------------------------------------------------------------- BMP
+
+_BMP_HEADER = 14
+"""Where its information header begins; its fields are those of Microsoft's BITMAPV4HEADER and BITMAPV5HEADER."""
+
+_CALIBRATED, _EMBEDDED, _LINKED = b"\0\0\0\0", b"DEBM", b"KNIL"
+
+
+def _header_of_bmp(image: Image.Image) -> bytes:
+    """The information header of a BMP, of version 4 or 5; empty for older ones, which say no colours."""
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if file is None or image.format != "BMP":
+        return b""
+    place = file.tell()
+    file.seek(_BMP_HEADER)
+    header = file.read(124)
+    file.seek(place)
+    length = int.from_bytes(header[:4], "little")
+    return header[:length] if length >= 108 and len(header) >= 108 else b""
+
+
+def profile_of_bmp(image: Image.Image) -> bytes:
+    """The ICC profile inside an opened BMP of version 5, which Pillow 13 leaves out; empty where there is none."""
+    header = _header_of_bmp(image)
+    if len(header) < 124 or header[56:60] != _EMBEDDED:
+        return b""
+    at, length = struct.unpack_from("<II", header, 112)
+    file: IO[bytes] = cast("Any", image).fp
+    place = file.tell()
+    file.seek(_BMP_HEADER + at)
+    profile = file.read(min(length, _MOST_OF_PROFILE))
+    file.seek(place)
+    return profile
+
+
+_MOST_OF_PROFILE = 1 << 24
+
+
+def _of_bmp(header: bytes) -> Colours:
+    """The colours of a BMP without a profile in it. The endpoints are XYZ; their white is not said and is taken as D65.
+    A gamma below 1 is the exponent of the other direction."""
+    if header[56:60] == _LINKED:
+        return replace(SRGB, fault="its colour profile is in another file: taken as sRGB")
+    if not header or header[56:60] != _CALIBRATED:
+        return SRGB
+    values = [value / (1 << 30) for value in struct.unpack_from("<9i", header, 60)]
+    ends = [values[at : at + 3] for at in (0, 3, 6)]
+    if any(sum(end) <= 0 for end in ends):
+        return SRGB  # zeros, as most programs write them
+    points = [value / sum(end) for end in ends for value in end[:2]]
+    gamma = struct.unpack_from("<3I", header, 96)[1] / 65536
+    exponent = gamma if gamma < 1 else 1 / gamma
+    return _of_numbers(_of_points((*_D65, *points)), exponent or None, "its header")
+
+
+# ---------------------------------------------------------------- TIFF and EXIF
+
+_EXIF_IFD, _INTEROPERABILITY_IFD = 0x8769, 0xA005
+_COLOUR_SPACE, _GAMMA, _INDEX = 0xA001, 0xA500, 1
+_TRANSFER_FUNCTION, _WHITE_POINT, _CHROMATICITIES = 301, 318, 319
+_EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
+"""Colour spaces of EXIF. The second is not in the standard; some cameras write it (ExifTool's table of EXIF tags)."""
+
+
+def _of_exif(image: Image.Image) -> Colours:
+    """The colours that the tags of TIFF or EXIF say."""
+    has_tags = "exif" in image.info or image.format in ("JPEG", "MPO", "TIFF")
+    if not has_tags or image.mode in ("CMYK", "LAB"):  # the tags that a camera wrote stay when it is made CMYK
+        return SRGB
+    try:
+        exif = Image.Image.getexif(image)  # that of a PNG would decode the image first
+        camera = exif.get_ifd(_EXIF_IFD)
+        index = exif.get_ifd(_INTEROPERABILITY_IFD).get(_INDEX)
+        points = [float(value) for tag in (_WHITE_POINT, _CHROMATICITIES) for value in exif.get(tag, ())]
+        curve = [float(value) for value in exif.get(_TRANSFER_FUNCTION, ())]
+        gamma = float(camera.get(_GAMMA, 0))
+    except (SyntaxError, struct.error, LookupError, ValueError, TypeError, OSError, ArithmeticError):
+        return SRGB  # the metadata is damaged, the image need not be
+    space = camera.get(_COLOUR_SPACE)
+    mark = (index.decode("latin-1") if isinstance(index, bytes) else str(index)).strip("\0 ")
+    if space == _EXIF_ADOBE or (space == _EXIF_OTHER and mark == "R03"):
+        return _ADOBE_RGB
+    if space == _EXIF_SRGB:
+        return SRGB
+    if len(points) == 6:  # the white is left out
+        points = [*_D65, *points]
+    exponent = _exponent_of(curve) or (gamma and 1 / gamma)
+    if space == _EXIF_OTHER and not (points or exponent or mark == "R98"):
+        return replace(SRGB, fault="its EXIF says that its colours are not sRGB, but not which they are: taken as sRGB")
+    return _of_numbers(_of_points(points), exponent or None, "its tags")
+
+
+def _exponent_of(curve: Sequence[float]) -> float:
+    """The exponent from light to values of a table of TIFF, of which there may be three, one after the other; 0 where
+    there is none, and where it is that of sRGB or no exponent."""
+    count = len(curve) // 3 if len(curve) % 3 == 0 else len(curve)
+    if count < 16:
+        return 0.0
+    places = [round(share * (count - 1)) for share in (0.2, 0.4, 0.6, 0.8)]
+    values = [(place / (count - 1), curve[place] / 65535) for place in places]
+    if any(not 0 < light < 1 for _, light in values):
+        return 0.0
+    exponents = [math.log(light) / math.log(value) for value, light in values]
+    if max(exponents) - min(exponents) > 0.05 * min(exponents):
+        return 0.0
+    mean = sum(exponents) / len(exponents)
+    return 1.0 if abs(mean - 1) < 0.01 else 1 / mean

@@ -1,0 +1,310 @@
+"""Captions: read from the files beside images or from one table; prefix and trigger word added once at the scan;
+one of several, dropout and shuffling at each use."""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from toolkit.config.sections.dataset import ColumnsConfig, DatasetConfig
+from toolkit.contracts.data import PLACEHOLDERS, CaptionRules, Sample
+from toolkit.data.scan.columns import columns_of, first_of
+from toolkit.data.scan.directory import DirectoryListing, split_suffix
+from toolkit.data.scan.foreign_syntax import in_words, marks_in
+from toolkit.data.scan.partners import root_of
+from toolkit.system.read_ahead import thread_map
+from toolkit.errors import Diagnostic
+from toolkit.files.unreadable import GIT_LFS, denied, pointer
+from toolkit.files.writing import read_chunks
+from toolkit.system import seeding
+
+
+class CaptionError(ValueError):
+    """A caption file that cannot be used: which file, and why."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+LIST = "\0"
+"""Between the captions of a list in JSON. No caption file has it."""
+
+
+def captions_of(text: str) -> list[str]:
+    """The captions of a text, with `captions: lines`: its lines that are not empty, and the entries of a list."""
+    return [line for part in re.split(f"[{LIST}\n]", text) if (line := part.strip())]
+
+
+def listed(value: Any) -> Any:
+    """A list of texts as one text with LIST, without empty ones; any other value as it is."""
+    is_texts = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
+    return LIST.join(filter(None, map(str.strip, value))) if is_texts else value
+
+
+def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
+    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none. Of
+    `a.jpg` that is `a.txt`, else `a.jpg.txt`; of `a_end.jpg` with the image suffix `_end` also `a.txt`."""
+    files, images = listing.files, listing.images
+    return [
+        [
+            files.get(stem + suffix)
+            or files.get(names[0] + suffix)
+            or files.get((root_of(stem, image_suffix) or stem) + suffix, "")
+            for stem, names in images.items()
+        ]
+        for suffix in map(str.lower, suffixes)
+    ]
+
+
+def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[Diagnostic]) -> list[str]:
+    """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
+
+    files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
+    """
+    texts, no_files = listing.texts, listing.no_files
+    found = [""] * len(listing.images)
+    for names in files:
+        wanted = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
+        mistakes += [Diagnostic((listing.path(name),), no_files[name]) for name in wanted if name in no_files]
+        unread = [name for name in wanted if name not in no_files]
+        paths = [listing.path(name) for name in unread]
+        for name, text in zip(unread, thread_map(_caption_or_error, paths), strict=True):
+            if isinstance(text, CaptionError):
+                mistakes.append(Diagnostic((str(text.path),), text.reason))
+            else:
+                texts[name] = text
+        found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
+    return found
+
+
+def _caption_or_error(path: str) -> str | CaptionError:
+    try:
+        return _caption_in(path)
+    except CaptionError as error:
+        return error
+
+
+def caption_of_name(stem: str) -> str:
+    """The caption that the name of an image is: spaces for `_`, without the number that file managers put behind equal
+    names.
+
+    Example: `a_red_cat (2)` is `a red cat`.
+    """
+    return re.sub(r"\s*\([0-9]+\)$", "", stem.replace("_", " ")).strip()
+
+
+def read_caption(path: Path | str) -> str:
+    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n; of a `.json` file the
+    caption in it, of a list there a line for each.
+
+    Raises CaptionError for any other file.
+    """
+    return _caption_in(path).replace(LIST, "\n")
+
+
+def _caption_in(path: Path | str) -> str:
+    """`read_caption`, a list as LIST has it."""
+    text = read_text(path)
+    if split_suffix(str(path))[1] != ".json":
+        return text.strip()
+    try:
+        row = json.loads(text)
+        caption = row[_key_in(row)] if isinstance(row, dict) else row
+        found: str = listed(caption)
+        return found.strip()
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        reason = "holds no 'caption' of text. Write one, or take .json out of caption_ext"
+        raise CaptionError(path, reason) from error
+
+
+def _key_in(row: Mapping[str, Any]) -> str | None:
+    """The key of the caption in the object of a `.json` file."""
+    return first_of(row, columns_of([row], ColumnsConfig()).prompt)
+
+
+def with_caption(path: Path | str, caption: str) -> str:
+    """The text of a caption file with another caption in it; what else a `.json` file says stays, and a list one.
+
+    Raises CaptionError for a `.json` file that holds none.
+    """
+    if split_suffix(str(path))[1] != ".json":
+        return caption + "\n" if caption else ""
+    read_caption(path)
+    row = json.loads(read_text(path))
+    key = _key_in(row) if isinstance(row, dict) else None
+    new = captions_of(caption) if isinstance(row[key] if key else row, list) else caption
+    row = row | {key: new} if key else new
+    return json.dumps(row, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_text(path: Path | str, utf16: bool = False) -> str:
+    """The text of a UTF-8 file, lines ended by \\n; with `utf16` also of one that begins with the mark of UTF-16.
+
+    Raises CaptionError for any other file.
+    """
+    try:
+        raw = b"".join(read_chunks(path))
+    except PermissionError as error:
+        cause = denied(Path(path))
+        raise CaptionError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
+    except OSError as error:
+        raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
+    if (found := pointer(raw)) is not None:
+        raise CaptionError(path, f"is {GIT_LFS}. {found.remedy}")
+    if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # "Unicode text" of a spreadsheet
+        return _utf16(path, raw)
+    text_bytes = raw.removeprefix(BOM_UTF8)
+    try:
+        text = text_bytes.decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + len(raw) - len(text_bytes)
+        reason = f"is not UTF-8 text: byte 0x{raw[offset]:02x} at offset {offset}. Save it as UTF-8"
+        raise CaptionError(path, _other_kind(raw) or reason) from error
+    if "\0" in text:
+        offset = raw.index(0)
+        reason = f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8"
+        raise CaptionError(path, _other_kind(raw) or reason)
+    return _with_line_ends(text)
+
+
+def _with_line_ends(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _utf16(path: Path | str, raw: bytes) -> str:
+    try:
+        return _with_line_ends(raw.decode("utf-16"))
+    except UnicodeDecodeError as error:
+        reason = f"is not UTF-16 text, as its first bytes say: {error.reason} at offset {error.start}. Save it as UTF-8"
+        raise CaptionError(path, reason) from error
+
+
+def _other_kind(raw: bytes) -> str:
+    """What is said of a file that holds something else than text, where its first bytes tell what."""
+    if raw.startswith(b"PK\3\4"):
+        return "is a spreadsheet or another zip file, not text. Export the table as CSV, in UTF-8"
+    return ""
+
+
+def add_prefix(caption: str, prefix: str) -> str:
+    """`<prefix>. <caption>`; one of them alone where the other is empty."""
+    return f"{prefix}. {caption}" if prefix and caption else prefix or caption
+
+
+def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
+    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a caption without it.
+
+    Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
+    """
+    trigger = trigger or ""
+    for placeholder in PLACEHOLDERS:
+        caption = caption.replace(placeholder, trigger)
+    if add and trigger and trigger not in caption:
+        return f"{trigger} {caption}"
+    return caption
+
+
+def caption_rules(dataset: DatasetConfig, trigger_word: str | None) -> CaptionRules:
+    """What happens to the captions of an entry of `datasets`. trigger_word: of the job."""
+    trigger = dataset.trigger_word or trigger_word or ""
+    prefix = inject_trigger(dataset.caption_prefix, trigger, add=False).strip()
+    return CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger, prefix)
+
+
+def trained_caption(caption: str, dataset: DatasetConfig, rules: CaptionRules, add_trigger: bool = True) -> str:
+    """A caption of the dataset as it is trained: the default for an empty one, with prefix and trigger word."""
+    whole = add_prefix(caption or dataset.default_caption or "", rules.prefix)
+    return inject_trigger(whole, rules.trigger, add_trigger).strip()
+
+
+_NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\]}>)]", re.IGNORECASE)
+
+
+def nearly_placeholders(text: str) -> list[str]:
+    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
+    has_any = any(opening in text for opening in "[{<(")  # of 100,000 captions much faster than the pattern
+    found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text) if has_any else ())
+    return [each for each in found if each not in PLACEHOLDERS]
+
+
+def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
+    """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
+    together = "\n".join(prompts)
+    literal = [each for each in PLACEHOLDERS if each in together and not triggers]
+    for placeholder in (*literal, *nearly_placeholders(together)):
+        remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
+        count = sum(placeholder in prompt for prompt in prompts)
+        what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
+        yield f"warning: sample: {what}. {remedy}"
+    if found := marks_in(prompts):
+        yield f"warning: sample: prompts with {in_words(found)}"
+    without = [prompt for prompt in prompts if not any(each in prompt for each in (*triggers, *PLACEHOLDERS))]
+    if triggers and without:
+        shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
+        what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
+        yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
+
+
+_COMMON_WORDS = (
+    "a an the this that these there two three some one in on at with of his her its he she it no 1girl 1boy "
+    "photo photograph picture image portrait close close-up closeup shot view selfie screenshot painting drawing "
+    "illustration sketch cartoon anime man woman girl boy person people child cat dog full upper side front back wide "
+    "medium low high black white young old small large smiling standing sitting walking looking"
+)
+"""Lower-case words with which captions begin that are not trigger words."""
+
+
+def usual_word(captions: Sequence[str]) -> tuple[str, int]:
+    """The word with which at least four of five captions begin, and how many: a trigger word that was written by hand.
+    Empty without one, and of less than five captions."""
+    if len(captions) < 5:
+        return "", 0
+    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000])
+    word = begins.most_common(1)[0][0]
+    count = sum(text.startswith(word) for text in captions)
+    is_one = count >= 0.8 * len(captions) and word and word.lower() not in _COMMON_WORDS.split()
+    return (word, count) if is_one else ("", 0)
+
+
+def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
+    """The caption of one use out of those of the sample: any with equal probability, keyed as `caption_for_use`."""
+    if not sample.captions:
+        return sample.caption
+    return sample.captions[int(seeding.uniform(seed, "caption", epoch, position) * len(sample.captions))]
+
+
+def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:
+    """The caption of one use: empty (the trigger too) when dropped, else its comma-separated tags shuffled as the rules
+    say; kept tags, the trigger and the prefix stay in place.
+
+    All random numbers are keyed by (seed, epoch, position), so no other setting changes them.
+    """
+    if seeding.uniform(seed, "caption_dropout", epoch, position) < rules.dropout_rate:
+        return ""
+    if not rules.shuffle_tokens:
+        return caption
+    # Not shuffled: the prefix, which may begin with the trigger word, and the trigger word in front of it or the tags.
+    trigger = f"{rules.trigger} " if rules.trigger else ""
+    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
+    begin = next((text for text in begins if caption.startswith(text)), "")
+    if rules.prefix and caption.startswith(begin + ". "):
+        begin += ". "
+    parts = [part for part in map(str.strip, caption.removeprefix(begin).split(",")) if part]
+    free = [
+        index
+        for index, part in enumerate(parts)
+        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
+    ]
+    drawn = sorted(free, key=lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part))
+    shuffled = list(parts)
+    for place, source in zip(free, drawn, strict=True):
+        shuffled[place] = parts[source]
+    return begin + ", ".join(shuffled)

@@ -1,0 +1,273 @@
+"""What the columns of a table are: by the names that libraries and public datasets give them, or as the job says.
+
+`KNOWN` is the list of names, each with its source. A name with `paths_only` has other meanings too: such a column
+counts only if all its values are names of image files, so that `source: flickr` is not a control image. `datasets`
+writes `X_file_name`, or `X_file_names` for lists, where an image X is a file of its own: such a column is X.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from toolkit.config.sections.dataset import ColumnsConfig
+from toolkit.data.scan.directory import split_suffix
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
+
+
+class KnownName(NamedTuple):
+    """A name of a column."""
+
+    role: str
+    """`image`, `prompt`, `tags`, `control` or `worse`: as the keys of `datasets[].columns`, and kohya's tags."""
+
+    name: str
+    """In lower case, without `_file_name`; of `control` with any number behind it."""
+
+    source: str
+    """Who names it so."""
+
+    paths_only: bool = True
+    """Whether it counts only where all values are names of image files."""
+
+
+_HERE = "this program and its exporters"
+_IMAGE_FOLDER = "datasets 5.2.0, ImageFolder"
+_MUSUBI = "musubi-tuner, docs/dataset_config.md"
+_PIX2PIX = "diffusers, train_instruct_pix2pix.py (defaults); fusing/instructpix2pix-1000-samples"
+_ULTRA_EDIT = "BleachNick/UltraEdit_500k; diffusers, train_instruct_pix2pix_sd3.py"
+_MAGIC_BRUSH = "osunlp/MagicBrush"
+_OMNI_EDIT = "TIGER-Lab/OmniEdit-Filtered-1.2M"
+_HUMAN_EDIT = "BryanW/HumanEdit"
+_FILL = "lllyasviel/ControlNet, docs/train.md (fill50k)"
+_DIFFSYNTH = "DiffSynth-Studio, metadata of examples"
+_KOHYA = "sd-scripts, metadata of finetune/"
+_ONE_TRAINER = "OneTrainer, pull request 1403"
+_LONG = "the same with 'image' in full"
+
+KNOWN = (
+    KnownName("image", "file_name", _IMAGE_FOLDER, False),
+    KnownName("image", "filename", _HERE, False),
+    KnownName("image", "image_path", _MUSUBI, False),
+    KnownName("image", "image", _DIFFSYNTH, False),
+    KnownName("image", "file", _HERE, False),
+    KnownName("image", "path", _HERE, False),
+    KnownName("image", "name", _HERE, False),
+    KnownName("image", "edited_image", _PIX2PIX, False),
+    KnownName("image", "better", _HERE, False),
+    KnownName("image", "edited_img", _OMNI_EDIT),
+    KnownName("image", "target_image", _LONG),
+    KnownName("image", "target_img", _MAGIC_BRUSH),
+    KnownName("image", "target", _FILL),
+    KnownName("image", "output_image", _LONG),
+    KnownName("image", "output_img", _HUMAN_EDIT),
+    KnownName("image", "after", _IMAGE_FOLDER + " (after_file_name)"),
+    KnownName("image", "chosen", _ONE_TRAINER),
+    KnownName("image", "win", "preference tables with win and lose"),
+    KnownName("prompt", "caption", _HERE, False),
+    KnownName("prompt", "text", _IMAGE_FOLDER, False),
+    KnownName("prompt", "prompt", _DIFFSYNTH, False),
+    KnownName("prompt", "edit_prompt", _PIX2PIX, False),
+    KnownName("prompt", "description", _HERE, False),
+    KnownName("prompt", "tags", _KOHYA, False),
+    KnownName("prompt", "instruction", _MAGIC_BRUSH, False),
+    KnownName("prompt", "edit_instruction", "hub datasets with original_image and edited_image", False),
+    KnownName("prompt", "editing_instruction", _HUMAN_EDIT, False),
+    KnownName("prompt", "edited_prompt_list", _OMNI_EDIT, False),
+    KnownName("tags", "tags", _KOHYA, False),
+    KnownName("control", "control", _HERE, False),
+    KnownName("control", "control_path", _MUSUBI, False),
+    KnownName("control", "control_image", _HERE, False),
+    KnownName("control", "control_images", _HERE, False),
+    KnownName("control", "reference", _HERE, False),
+    KnownName("control", "references", _HERE, False),
+    KnownName("control", "reference_image", _HERE, False),
+    KnownName("control", "reference_images", _HERE, False),
+    KnownName("control", "edit_image", _DIFFSYNTH, False),
+    KnownName("control", "edit_images", _DIFFSYNTH, False),
+    KnownName("control", "original_image", "diffusers, train_instruct_pix2pix.py (--original_image_column)", False),
+    KnownName("control", "original_images", _HERE, False),
+    KnownName("control", "source_image", _ULTRA_EDIT, False),
+    KnownName("control", "source_images", _HERE, False),
+    KnownName("control", "conditioning_image", "diffusers, train_controlnet.py (default)", False),
+    KnownName("control", "conditioning_images", _HERE, False),
+    KnownName("control", "input_image", _PIX2PIX),
+    KnownName("control", "input_img", _HUMAN_EDIT),
+    KnownName("control", "source_img", _MAGIC_BRUSH),
+    KnownName("control", "src_img", _OMNI_EDIT),
+    KnownName("control", "source", _FILL),
+    KnownName("control", "before", _IMAGE_FOLDER + " (before_file_name)"),
+    KnownName("control", "kontext_images", "DiffSynth-Studio, FLUX.1-Kontext"),
+    KnownName("worse", "worse", _HERE, False),
+    KnownName("worse", "rejected", _ONE_TRAINER, False),
+    KnownName("worse", "lose", "preference tables with win and lose"),
+)
+"""Every name that is known without `columns`, first those that go before others of their role."""
+
+LABELLED = ("jpg_0", "jpg_1", "label_0")
+"""Columns of two images, and whether the first is the better one: 1, 0, or 0.5 for neither. Their source:
+yuvalkirstain/pickapic_v2; diffusers, train_diffusion_dpo.py."""
+
+_WITH_LABELS = (*LABELLED, "label_1")
+
+UNDECIDED = "vote"
+"""A line of JSON with this key, and without an image, is skipped: neither of two images is better, it says why."""
+
+
+def names_of(role: str) -> tuple[str, ...]:
+    """The known names of a role, in the order in which they are looked for."""
+    return tuple(known.name for known in KNOWN if known.role == role)
+
+
+class Unfit(ValueError):
+    """A row, or a whole table, that cannot be used: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are what, as they are written in it. Of `image`, `prompt` and `worse` the first is used
+    that a row has."""
+
+    image: tuple[str, ...] = ()
+    prompt: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    control: tuple[str, ...] = ()
+    """In slot order."""
+
+    worse: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+    weight: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    labelled: tuple[str, ...] = ()
+    """Those of `LABELLED`, where the table has them."""
+
+    is_of_pairs: bool = False
+    """Whether control images and masks are of this table's pairs alone, and not trained where they have no row. Not of
+    the names that were known before `columns`: runs with those go on as they began."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether they are those of a table of images: an image, and what is said of it."""
+        return bool(self.labelled or (self.image and (self.prompt or self.control or self.worse)))
+
+
+def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
+    """The columns of a table. given: `datasets[].columns`, which goes before the known names of a role.
+
+    Raises Unfit for a given column that no row has.
+
+    Example: the rows of `{"input_image": "a.png", "edited_image": "b.png"}` have image `edited_image` and control
+    `input_image`.
+    """
+    written = dict.fromkeys(key for row in rows for key in row if isinstance(key, str))
+    by_name = {key.strip().lower(): key for key in written}
+    of_role = {role: _given(getattr(given, role), by_name, role) for role in ColumnsConfig.model_fields}
+    taken = {key for keys in of_role.values() for key in keys}
+    labelled = tuple(by_name[name] for name in _WITH_LABELS if name in by_name)
+    is_labelled = not of_role["image"] and all(name in by_name for name in LABELLED)
+    for role in ("image", "prompt", "tags", "control", "worse"):
+        if of_role.get(role):
+            continue
+        own = [key for key in written if key not in taken]
+        of_role[role] = _numbered(own, rows) if role == "control" else _known(role, own, rows)
+    early = {known.name for known in KNOWN if known.role == "control" and not known.paths_only}
+    controls = {re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]}
+    is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
+    return Columns(**of_role, labelled=labelled if is_labelled else (), is_of_pairs=is_of_pairs)
+
+
+def _given(names: Iterable[str], by_name: Mapping[str, str], role: str) -> tuple[str, ...]:
+    if missing := [name for name in names if name.strip().lower() not in by_name]:
+        what = f"has no column {missing[0]!r}, which 'columns' gives as {role!r}"
+        raise Unfit(f"{what}. Its columns are {', '.join(by_name.values())}")
+    return tuple(by_name[name.strip().lower()] for name in names)
+
+
+def _known(role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tuple[str, ...]:
+    named: dict[str, list[str]] = {}
+    for key in written:
+        named.setdefault(_base(key), []).append(key)
+    found = [(known, key) for known in KNOWN if known.role == role for key in reversed(named.get(known.name, []))]
+    return tuple(key for known, key in found if not known.paths_only or are_images(key, rows))
+
+
+def _numbered(written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tuple[str, ...]:
+    """The columns of control images, in the order of the numbers behind their names."""
+    known = {each.name: each for each in KNOWN if each.role == "control"}
+    found = []
+    for key in written:
+        name, number = _base(key), -1
+        if name not in known and (match := re.fullmatch(r"(.+)_([0-9]+)", name)):
+            name, number = match[1], int(match[2])
+        if name in known and (not known[name].paths_only or are_images(key, rows)):
+            found.append((number, key))
+    return tuple(key for _, key in sorted(found))
+
+
+def _base(column: str) -> str:
+    """The name of a column without what `datasets` puts behind that of an image."""
+    name = column.strip().lower()
+    return name.removesuffix("_file_name").removesuffix("_file_names") or name
+
+
+def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
+    """Whether all values of a column are names of image files, and there is one."""
+    values = [value for row in rows for value in texts_in(row.get(column))]
+    return bool(values) and all(split_suffix(value)[1] in IMAGE_SUFFIXES for value in values)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts of a value, one or a list, without empty ones. Anything else in it is the empty suffix's: no file."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str):
+            if each.strip():
+                yield each.strip()
+        elif each is not None:
+            yield "."
+
+
+def first_of(row: Mapping[Any, Any], columns: Iterable[str]) -> str | None:
+    """The first of the columns that a row has."""
+    return next((column for column in columns if column in row), None)
+
+
+def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None:
+    """The better and the worse image of a row with `LABELLED` columns; None: neither is better.
+
+    Raises Unfit for another label.
+    """
+    first, second, label = (row.get(column) for column in columns.labelled[:3])
+    try:
+        better = float(label)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        better = -1.0
+    if better not in (0.0, 0.5, 1.0) or not isinstance(first, str) or not isinstance(second, str):
+        raise Unfit(f"has no pair: {LABELLED[2]!r} is {label!r}. Write 1, 0 or 0.5, and two names of images")
+    if better == 0.5:
+        return None
+    return (first, second) if better else (second, first)
+
+
+def in_yaml(column: str) -> str:
+    """The name of a column as YAML reads it as text."""
+    return column if re.fullmatch(r"[A-Za-z_]\w+", column) else json.dumps(column, ensure_ascii=False)
+
+
+def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """What to say of a table of which no column is known as the image, with the key of the job that says it."""
+    written = [*dict.fromkeys(key for row in rows for key in row if isinstance(key, str) and key.strip())]
+    images = [key for key in written if are_images(key, rows)]
+    lists = [key for key in images if any(isinstance(row.get(key), list) for row in rows)]
+    if lists and lists == images:
+        return f"its column {lists[0]!r} names several images in a row. Write a row for each image"
+    texts = [key for key in written if key not in images and any(isinstance(row.get(key), str) for row in rows)]
+    known = [key for key in texts if _base(key) in names_of("prompt")]
+    words = max(known or texts, key=lambda key: sum(len(str(row.get(key) or "")) for row in rows), default="")
+    image, prompt = (in_yaml(key) if key else "..." for key in (images[0] if images else "", words))
+    says = f"columns: {{image: {image}, prompt: {prompt}}}"
+    named = f", of which {', '.join(images)} name images" if len(images) > 1 else ""
+    what = f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}"
+    return f"{what}. Say what they are: '{says}' (for pairs also control, or worse)"

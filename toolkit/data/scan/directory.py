@@ -1,0 +1,294 @@
+"""Listing of one folder, sorted by name: images by stem, other files, subfolders; with what earlier starts learned.
+
+Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or control image written on another
+system (macOS decomposes accents) still matches its image.
+
+The scan cache is one JSON file per folder, beside the runs: size, transparency, notes and hash of each image. An entry
+is valid for one version of its file. A cache file that is missing, damaged or of another format is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFSOCK, S_ISREG
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from unicodedata import normalize
+
+from toolkit.contracts.data import Size
+from toolkit.data.scan.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
+from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageInfo
+from toolkit.files.archives import archive_in, unpacked
+from toolkit.files.redact import contains_secret
+from toolkit.files.writing import CACHE_FOLDER, atomic_write
+
+NUMBERED = re.compile(r"(.+)_([0-9]+)")
+"""A stem that ends with a number, as those of several control images of one image."""
+
+_OF_SYSTEMS = frozenset({"__MACOSX"})
+"""Folders that are hidden whatever they are called: what macOS packs beside the files of a zip."""
+
+_KINDS = {S_IFIFO: "a pipe", S_IFSOCK: "a socket", S_IFCHR: "a device", S_IFBLK: "a device"}
+
+# A GIF counts as an image so that it is refused by name instead of being overlooked.
+_CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
+
+
+@dataclass(eq=False)
+class DirectoryListing:
+    """The visible entries of one folder, by name: creating path objects for 100,000 files would take too long."""
+
+    folder: str
+    """As the user wrote it."""
+
+    prefix: str
+    """Common prefix of the paths of its files; `~` is expanded."""
+
+    looked_at: int
+    """When the listing started, nanoseconds since 1970."""
+
+    versions: dict[str, Version | None] = field(default_factory=dict)
+    """The version of every file by its name; None for a broken link, and for what is not a file."""
+
+    subfolders: tuple[str, ...] = ()
+    no_files: dict[str, str] = field(default_factory=dict)
+    """Name of a pipe, socket or device -> the error message. Opening one could wait forever."""
+
+    images: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stem -> the image files of that stem; more than one is an error."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    """Name with its suffix in lower case -> every other file."""
+
+    facts: dict[str, ImageInfo] = field(default_factory=dict)
+    """Known facts of the image files."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    """Known captions, by the name of their file."""
+
+    _behind: dict[str, dict[str, list[tuple[int, str]]]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def numbered(self) -> dict[str, list[str]]:
+        """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the order of their numbers."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for stem in self.images:
+            if match := NUMBERED.fullmatch(stem):
+                found.setdefault(match[1], []).append((int(match[2]), stem))
+        return {stem: [each for _, each in sorted(stems)] for stem, stems in found.items()}
+
+    def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
+        """What stands before `<affix><number>` in the stems of image files -> the numbers, in order, with the stems."""
+        if affix not in self._behind:
+            pattern, found = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})"), dict[str, list[tuple[int, str]]]()
+            for match in filter(None, map(pattern.fullmatch, self.images)):
+                found.setdefault(match[1], []).append((int(match[2]), match[0]))
+            self._behind[affix] = {root: sorted(stems) for root, stems in found.items()}
+        return self._behind[affix]
+
+    def path(self, name: str) -> str:
+        """The file of this name."""
+        return self.prefix + name
+
+    def take_texts(self, before: DirectoryListing) -> None:
+        """Takes the captions of files that have not changed since an earlier listing of the folder was read."""
+        latest = before.looked_at - MIN_FILE_AGE_NS
+        for name, text in before.texts.items():
+            version = self.versions.get(name)
+            if version and version == before.versions.get(name) and max(version[1:]) < latest:
+                self.texts[name] = text
+
+    def describe(self) -> str:
+        """The other entries in a few words, for a message about a folder without images."""
+        suffixes = [split_suffix(name)[1] or "without suffix" for name in self.files.values()]
+        counts = [f"{suffixes.count(suffix)} {suffix}" for suffix in sorted(set(suffixes))]
+        if self.subfolders:
+            counts.append(f"{len(self.subfolders)} subfolder(s)")
+        return ", ".join(counts) or "nothing"
+
+
+class ImageFile(NamedTuple):
+    """An image file, and the listing that holds its facts."""
+
+    listing: DirectoryListing
+    name: str
+
+    @property
+    def path(self) -> str:
+        return self.listing.path(self.name)
+
+    @property
+    def facts(self) -> ImageInfo | None:
+        return self.listing.facts.get(self.name)
+
+
+def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> DirectoryListing:
+    """Reads one folder, not its subfolders; `~` is the home folder. files_in: where its files are, if elsewhere.
+    names_only: takes half of the time, as no file is looked at: without versions.
+
+    Raises OSError when it cannot.
+    """
+    place = os.path.expanduser(files_in or folder)
+    listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
+    with os.scandir(place) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS]
+    entries.sort(key=lambda entry: entry.name, reverse=True)
+    while entries:
+        entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
+        name, version, stat = entry.name, None, None
+        with suppress(OSError):  # a broken link, or a loop of links
+            if entry.is_dir():
+                listing.subfolders += (name,)
+                continue
+            stat = None if names_only else entry.stat()
+        if stat and S_ISREG(stat.st_mode):
+            version = version_of(stat)
+        elif stat:
+            kind = _KINDS.get(S_IFMT(stat.st_mode), "something else")
+            listing.no_files[name] = f"is {kind}, not a file. Take it out of the folder"
+        listing.versions[name] = version
+        stem, suffix = split_suffix(name)
+        stem = normalize("NFC", stem)
+        if suffix in _CANDIDATE_SUFFIXES:
+            listing.images[stem] = (*listing.images.get(stem, ()), name)
+        else:
+            listing.files[stem + suffix] = name
+    return listing
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Stem, and suffix in lower case with its dot, as pathlib splits a name."""
+    stem, _, suffix = name.rpartition(".")
+    return (stem, "." + suffix.lower()) if stem and suffix else (name, "")
+
+
+def real_path(folder: str) -> str:
+    """The canonical path of a folder: links followed, `~` expanded."""
+    return os.path.realpath(os.path.expanduser(folder))
+
+
+def join(folder: str, name: str) -> str:
+    """`folder` as the user wrote it, with `name` appended after one slash."""
+    return folder + name if folder.endswith(("/", os.sep)) else f"{folder}/{name}"
+
+
+# ---------------------------------------------------------------- what earlier starts learned
+
+FORMAT = 6
+"""Raised when the cached facts change, so that older cache files are ignored."""
+
+MIN_FILE_AGE_NS = 2 * 10**9
+"""A file that changed later than this before it was listed could change again without another time: file systems
+keep times in steps of up to 2 s. What was learned of it is valid for this start only."""
+
+
+class ScanCache:
+    """Lists folders with the cached facts of their images, and saves new ones.
+
+    folder: where the cache files are; None caches nothing.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._named: dict[str, DirectoryListing] = {}
+        """Folder as the user wrote it -> what was in it; each is read once."""
+        self._listings: dict[str, DirectoryListing] = {}
+        """The same by its real path."""
+
+    @staticmethod
+    def beside(training_folder: str) -> ScanCache:
+        """The scan cache of all jobs of this training folder."""
+        return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
+
+    def listing(self, folder: str) -> DirectoryListing:
+        """The folder with cached facts of images that did not change. Raises OSError when it cannot be read."""
+        if folder not in self._named:
+            files_in = folder
+            if found := archive_in(folder):  # a zip file or a folder in one: beside the cache files
+                home = self._folder.parent / "zips" if self._folder else Path(self._unpacked.name)
+                files_in = os.path.join(unpacked(found[0], home), found[1])
+            self.take(list_folder(folder, files_in))
+        return self._named[folder]
+
+    def take(self, listing: DirectoryListing) -> None:
+        """Takes a folder as somebody has read it, which is not read again."""
+        place = real_path(listing.prefix)
+        first = self._listings.setdefault(place, listing)
+        if first is not listing:  # the same folder by another name
+            listing.facts, listing.texts = first.facts, first.texts
+        elif self._folder:
+            _recall(listing, self._file(self._folder, place))
+        self._named[listing.folder] = listing
+
+    def save(self) -> None:
+        """Saves new facts.
+
+        A folder that cannot be written to is not an error: the next start reads the dataset again. Where two jobs save
+        at the same time the last one wins; both are valid.
+        """
+        if self._folder is None:
+            return
+        for place, listing in self._listings.items():
+            file, document = self._file(self._folder, place), _document(listing)
+            if listing.facts and _contents(file) != document:
+                with suppress(OSError), atomic_write(file, durable=False) as temporary:
+                    temporary.write_bytes(_digest(document) + b"\n" + document)
+
+    @cached_property
+    def _unpacked(self) -> TemporaryDirectory[str]:
+        return TemporaryDirectory()
+
+    @staticmethod
+    def _file(folder: Path, place: str) -> Path:
+        return folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+
+
+def _recall(listing: DirectoryListing, file: Path) -> None:
+    """Adds what the cache file knows of images that did not change."""
+    # The hash of the contents fits, so only another version of the program could have written something else.
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        known = json.loads(_contents(file))
+        if known["format"] != FORMAT:
+            return
+        for name, (version, width, height, alpha, notes, verified, colours, digest) in known["images"].items():
+            if listing.versions.get(name) == tuple(version):
+                listing.facts[name] = ImageInfo(Size(width, height), alpha, tuple(notes), verified, *colours)
+                remember_reading(listing.path(name), tuple(version), listing.facts[name].reading)
+                if digest:
+                    remember_digest(listing.path(name), tuple(version), digest)
+
+
+def _document(listing: DirectoryListing) -> bytes:
+    """What is known of the images that will have another version after their next change.
+
+    A name that holds a secret is left out: that image is read each time.
+    """
+    latest, images = listing.looked_at - MIN_FILE_AGE_NS, {}
+    for name, facts in sorted(listing.facts.items()):
+        version = listing.versions[name]
+        if version and max(version[1:]) < latest and not contains_secret(name):
+            digest = known_digest(listing.path(name), version)
+            colours = [facts.colours, facts.is_hdr, facts.reading]
+            images[name] = [version, *facts.size, facts.alpha, facts.notes, facts.verified, colours, digest]
+    return json.dumps({"format": FORMAT, "images": images}).encode()
+
+
+def _contents(file: Path) -> bytes:
+    """The document in a cache file; empty where there is none that is whole."""
+    try:
+        digest, _, document = file.read_bytes().partition(b"\n")
+    except OSError:
+        return b""
+    return document if digest == _digest(document) else b""
+
+
+def _digest(document: bytes) -> bytes:
+    return hashlib.sha256(document).hexdigest().encode()

@@ -1,0 +1,203 @@
+"""SHA-256 hashes of files, each computed once until the file changes, and one hash per image of a dataset, so that a
+later run can tell what was added, removed and edited."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.contracts.data import BaseImage, Sample
+from toolkit.files.tensor_cache import key_of
+from toolkit.data.pixels.images import image_reading
+from toolkit.errors import RunError
+from toolkit.files.writing import sha256_of
+
+Version = tuple[int, int, int]
+"""Bytes of a file, and the times (ns since 1970) at which its contents and its entry last changed. Where it differs the
+file may have changed. No copy or edit that sets the time of the contents back can set that of the entry (ctime) back
+too; on Windows that one is the time of creation."""
+
+_known: dict[str, tuple[Version, str]] = {}
+"""Path -> the version that was hashed, and its hash (hex)."""
+
+
+def version_of(stat: os.stat_result) -> Version:
+    """The version of a file."""
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def remember_digest(path: str, version: Version, digest: str) -> None:
+    """Takes the hash of a file's version from an earlier start."""
+    _known[path] = version, digest
+
+
+def known_digest(path: str, version: Version) -> str:
+    """The hash of this version of a file; empty where it has not been computed."""
+    known, digest = _known.get(path, (None, ""))
+    return digest if known == version else ""
+
+
+def file_digest(path: Path | str) -> str:
+    """SHA-256 (hex) of a file's bytes; recomputed only when its version differs.
+
+    Raises RunError when it cannot be read.
+    """
+    path = os.fspath(path)
+    try:
+        version = version_of(os.stat(path))
+        digest = known_digest(path, version) or sha256_of(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
+    _known[path] = version, digest
+    return digest
+
+
+_readings: dict[str, tuple[Version, str]] = {}
+"""Path -> the version whose header was read, and `ImageInfo.reading`."""
+
+
+def remember_reading(path: str, version: Version, reading: str) -> None:
+    """Takes `ImageInfo.reading` of a file's version from a scan."""
+    _readings[path] = version, reading
+
+
+def image_digest(path: Path | str) -> str:
+    """The identity of an image's pixels: the hash of its file, and another one where the program reads the file
+    otherwise than its first version did. So what was made of the old pixels is not used for the new ones.
+
+    Raises RunError when it cannot be read.
+    """
+    path = os.fspath(path)
+    digest = file_digest(path)
+    version, _ = _known[path]
+    known, reading = _readings.get(path, (None, ""))
+    if known != version:
+        reading = image_reading(path)
+        _readings[path] = version, reading
+    return digest_as_read(digest, reading)
+
+
+def digest_as_read(digest: str, reading: str) -> str:
+    """The identity of pixels by the hash of their file and `ImageInfo.reading`."""
+    return key_of(file=digest, reading=reading) if reading else digest
+
+
+def made_digest(made: BaseImage) -> str:
+    """The identity of an image that the base model makes, whether it is there or not; it names its file."""
+    return key_of(kind="from_base", **made._asdict())
+
+
+def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
+    """The identity of a sample's image: how it is made, or what is in its file. of_file: `image_digest`, or as it."""
+    return made_digest(sample.made) if sample.made else of_file(sample.image)
+
+
+DatasetHashes = dict[str, str]
+"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""
+
+
+def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
+    """The hashes of a scanned dataset. Reads every file once; the file hashes are reused for encoding."""
+    found: DatasetHashes = {}
+    for sample in samples:
+        name, digest = name_of(sample), _digest(sample)
+        # Two entries of `datasets` may use one folder, each with other captions.
+        found[name] = key_of(uses=[found[name], digest]) if name in found else digest
+    return found
+
+
+def name_of(sample: Sample) -> str:
+    """The name of an image in `DatasetHashes`."""
+    return f"{sample.folder}/{sample.name}"
+
+
+_before: dict[str, str] = {}
+"""Hash of an image -> the one that it had when the program read some of its files otherwise."""
+
+
+def _digest(sample: Sample) -> str:
+    found, before = _digest_by(sample, image_digest), _digest_by(sample, file_digest)
+    if found != before:
+        _before[found] = before
+    return found
+
+
+def _digest_by(sample: Sample, image_digest: Callable[[str], str]) -> str:
+    # Only where there are any: images with neither keep the hash that older checkpoints recorded.
+    more: dict[str, Any] = {"mask": image_digest(sample.mask.file)} if sample.mask else {}
+    if sample.worse:
+        more["worse"] = [image_digest(path) for path in sample.worse]
+    if sample.layers:
+        more["layers"] = [image_digest(path) for path in sample.layers]
+    if any(sample.flip):
+        more["flip"] = sample.flip
+    if sample.captions:
+        more["captions"] = sample.captions
+    if sample.own_weight != 1.0:
+        more["weight"] = sample.own_weight
+    return key_of(
+        image=sample_digest(sample, image_digest),
+        controls=[image_digest(path) for path in sample.control_images],
+        caption=sample.caption,
+        repeats=sample.repeats,
+        background=sample.background or "white",
+        **more,
+    )
+
+
+def digest_of(found: DatasetHashes) -> str:
+    """One hash of the whole dataset."""
+    return key_of(**{"files": found})
+
+
+@dataclass(frozen=True)
+class DatasetChange:
+    """The images that differ between two datasets, by name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    edited: tuple[str, ...]
+    converted: tuple[str, ...] = ()
+    """Files that did not change, and that an earlier version of the program read in other colours."""
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in (
+                ("added", self.added),
+                ("removed", self.removed),
+                ("edited", self.edited),
+                ("whose colours an earlier version of the program read wrongly", self.converted),
+            )
+            if names
+        ]
+        return "; ".join(parts)
+
+
+def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
+    """What changed from `old` to `new`. An image that has another name, or lies elsewhere, has not changed."""
+    removed, added = _unmatched(old, new), _unmatched(new, old)
+    edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
+    converted = [name for name in edited if _before.get(new[name]) == old[name]]
+    return DatasetChange(
+        added=added,
+        removed=removed,
+        edited=tuple(name for name in edited if name not in converted),
+        converted=tuple(converted),
+    )
+
+
+def _unmatched(hashes: Mapping[str, str], others: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that the others lack, sorted, less those of as many images with their content under a new name."""
+    left = Counter(others[name] for name in others.keys() - hashes.keys())
+    names = []
+    for name in sorted(hashes.keys() - others.keys()):
+        if left[hashes[name]]:
+            left[hashes[name]] -= 1
+        else:
+            names.append(name)
+    return tuple(names)

@@ -1,0 +1,163 @@
+"""`datasets[].from_base`: which images the base model makes as regularisation images, and where they lie. No torch.
+
+An image is known by how it is made (`BaseImage`): model, prompt, seed, size, steps, guidance. So each is made once for
+all jobs of a training folder, and one that is there is never made again. `jobs.process.image_trainer` makes them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from toolkit.config.sections.dataset import DatasetConfig, FromBaseConfig, area_of, sides_of
+from toolkit.config.sections.model_files import single_files
+from toolkit.config.sections.prompts import KEYS
+from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection
+from toolkit.contracts.data import PLACEHOLDERS, BaseImage, BucketedSample, Sample, Size
+from toolkit.contracts.model import ModelFacts
+from toolkit.files.tensor_cache import key_of
+from toolkit.data.scan.captions import CaptionError, caption_rules, read_text
+from toolkit.data.scan.fingerprint import made_digest
+from toolkit.data.scan.folder import FolderInfo
+from toolkit.data.scan.foreign_syntax import in_words, marks_in
+from toolkit.data.scan.found import count_of, shorten
+from toolkit.errors import DataErrors, Diagnostic
+from toolkit.files.writing import CACHE_FOLDER, atomic_write, os_error_as_run_error, write_text
+from toolkit.system import seeding
+
+FOLDER = "from_base"
+"""In the cache: a folder for each base model, whose files are named by how they are made."""
+
+_PNG_END = bytes(4) + b"IEND\xaeB`\x82"
+
+_FLAG = re.compile(rf" --(?:{'|'.join(KEYS)}) ")
+
+Faults = tuple[tuple[str, str], ...]
+"""Files of prompts, each with something that is rarely meant."""
+
+
+def made_folders(
+    section: ImageTrainingSection, family: ModelFacts, forgiven: list[Diagnostic] | None = None
+) -> tuple[list[FolderInfo], Faults]:
+    """What the base model makes for each entry of `datasets` with `from_base`, and faults of the prompts.
+
+    Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes them instead.
+    """
+    folders, faults, mistakes = list[FolderInfo](), list[tuple[str, str]](), list[Diagnostic]()
+    base = _base_hash(section, family) if any(dataset.from_base for dataset in section.datasets) else ""
+    for index, dataset in enumerate(section.datasets):
+        if not (made := dataset.from_base):
+            continue
+        try:
+            prompts = read_prompts(made.prompts)
+        except CaptionError as error:
+            mistakes.append(Diagnostic((made.prompts,), error.reason))
+            continue
+        faults += [(made.prompts, fault) for fault in _faults(prompts, section.trigger_words())]
+        weight = dataset.loss_multiplier * section.train.reg_weight
+        rules = caption_rules(dataset, section.trigger_word)
+        repeats = dataset.num_repeats or 1
+        samples = []
+        for image in base_images(made, prompts, _size(dataset, family), base, family):
+            place = str(place_of(section.training_folder, image))
+            sample = Sample(place, image.prompt, repeats, image.size, made.prompts, dataset=index, made=image)
+            samples.append(sample._replace(rules=rules, loss_weight=weight))
+        folders.append(FolderInfo(index, made.prompts, repeats, tuple(samples), 0, is_reg=True))
+    if mistakes and forgiven is None:
+        raise DataErrors(mistakes)
+    if forgiven is not None:
+        forgiven += mistakes
+    return folders, tuple(faults)
+
+
+def read_prompts(file: str) -> list[str]:
+    """The prompts of a text file: its lines but for empty ones and those that begin with `#`. Raises CaptionError."""
+    # Not `splitlines`, which ends a line at characters that no editor shows as an end.
+    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", read_text(Path(file).expanduser()))]
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise CaptionError(file, "holds no prompt. Write one per line; '#' begins a line that is left out")
+    return prompts
+
+
+def base_images(
+    made: FromBaseConfig, prompts: Sequence[str], size: Size, base: str, family: ModelFacts
+) -> Iterator[BaseImage]:
+    """The images in the order of the prompts, again from the first one where there are more images.
+
+    A seed depends on the prompt and on how often it was used before, not on its place in the file: a prompt that is
+    added or removed leaves the images of the others as they are.
+    """
+    steps = made.sample_steps or family.sample_steps
+    guidance = family.guidance if made.guidance_scale is None else made.guidance_scale
+    uses = Counter[str]()
+    for index in range(made.count or len(prompts)):
+        prompt = prompts[index % len(prompts)]
+        seed = seeding.key(made.seed, FOLDER, prompt, uses[prompt]) % 2**32
+        uses[prompt] += 1
+        yield BaseImage(base, prompt, made.neg, size, seed, steps, guidance)
+
+
+def place_of(training_folder: str, image: BaseImage) -> Path:
+    """The file of an image; its caption is beside it, with the suffix `.txt`."""
+    folder = Path(training_folder).expanduser() / CACHE_FOLDER / FOLDER / (image.base or "unknown")[:16]
+    return folder / f"{made_digest(image)[:32]}.png"
+
+
+def not_made_yet(items: Sequence[BucketedSample]) -> dict[str, Sample]:
+    """The images that the base model has still to make: path -> the first sample of each."""
+    waiting = {item.sample.image: item.sample for item in reversed(items) if item.sample.made}
+    return {path: sample for path, sample in reversed(waiting.items()) if not _is_whole(Path(path))}
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether an image is there to its last byte: one that a full disk or a broken copy cut off is made again."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(-len(_PNG_END), os.SEEK_END)
+            return opened.read() == _PNG_END
+    except OSError:  # not there, or shorter
+        return False
+
+
+def write_base_image(file: Path, image: Image.Image, caption: str) -> None:
+    """Writes an image and its caption. An image that is there is whole, and its caption is there."""
+    with os_error_as_run_error(file):
+        write_text(file.with_suffix(".txt"), f"{caption}\n")
+        with atomic_write(file) as temporary:
+            image.save(temporary, format="PNG")
+
+
+def _base_hash(section: ImageTrainingSection, family: ModelFacts) -> str:
+    """What the images are made with; empty where the model is not here yet."""
+    assert isinstance(section, DiffusionSection)  # others have no base model: `DatasetsSection.check`
+    files = family.files_hash(section.model.files_folder(), single_files(section.model))
+    return files and key_of(files=files, settings=section.base_settings(), dtype=section.train.dtype)
+
+
+def _size(dataset: DatasetConfig, family: ModelFacts) -> Size:
+    """The largest of the training sizes."""
+    sides = sides_of(max(dataset.resolution, key=area_of))
+    return Size(*(side // family.size_multiple * family.size_multiple for side in sides))
+
+
+def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
+    """What is rarely meant in prompts for the base model, for the plan and `lint`."""
+    for word in (*triggers, *PLACEHOLDERS):
+        whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        if held := [prompt for prompt in prompts if whole.search(prompt)]:
+            what = f"{count_of(len(held), 'prompt')} with {word!r}, whose meaning the base model does not know"
+            yield f"{what}: {_quoted(held)}. Write what it is an example of instead"
+    if held := [prompt for prompt in prompts if _FLAG.search(prompt)]:
+        what = f"{count_of(len(held), 'prompt')} with flags, which are part of the text here: {_quoted(held)}"
+        yield f"{what}. Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'"
+    if found := marks_in(prompts):
+        yield f"{count_of(len(prompts), 'prompt')} with {in_words(found)}"
+
+
+def _quoted(prompts: Sequence[str]) -> str:
+    return shorten([repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}...") for prompt in prompts[:3]])

@@ -1,0 +1,301 @@
+"""Control images and masks: which files belong to an image by their names, and which belong to none.
+
+Files that nobody uses are listed with the folder they are in: they were put there to be used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
+from toolkit.errors import Diagnostic
+
+CAPTION_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
+"""Suffixes of files that hold the caption of the image beside them."""
+
+
+class PairWords(NamedTuple):
+    """Two words, in the names of an image and of its control image."""
+
+    image: str
+    control: str
+    source: str
+    """Who names files, folders or columns so."""
+
+    is_letter: bool = False
+    """Whether they are letters, which name much else: they count behind a number, where all images are pairs."""
+
+
+PAIRS = (
+    PairWords("end", "start", "fal and Pruna, trainers of edits (ROOT_start, ROOT_end)"),
+    PairWords("after", "before", "Scenario, Building Edit LoRA Training Sets; datasets 5.2.0 (before_file_name)"),
+    PairWords("target", "control", "ai-toolkit and musubi-tuner, keys for control images"),
+    PairWords("target", "source", "lllyasviel/ControlNet, docs/train.md (fill50k)"),
+    PairWords("target", "input", "Restormer, data sets of its tasks"),
+    PairWords("output", "input", "osunlp/MagicBrush; BryanW/HumanEdit"),
+    PairWords("edited", "original", "diffusers, train_instruct_pix2pix.py"),
+    PairWords("tgt", "src", "TIGER-Lab/OmniEdit-Filtered-1.2M (src_img)"),
+    PairWords("b", "a", "pix2pix, docs/datasets.md (A to B)", is_letter=True),
+)
+"""How the names of a pair in one folder differ, whatever stands around the words: `a_end` and `a_start`, `after_1` and
+`before_1`. Control images may be numbered: `a_start2` is a second one."""
+
+_WORDS = tuple(words for words in PAIRS if not words.is_letter)
+IMAGES = frozenset({*(words.image for words in _WORDS), "image"})
+CONTROLS = frozenset({*(words.control for words in _WORDS), "reference", "conditioning"})
+"""Names of the folders of a pair, some with an `s`."""
+
+_BEHIND = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word}))"
+_BEHIND_NUMBERED = r"(?P<root>.+)(?P<affix>(?:[-_ .]|(?<=[0-9]))(?i:{word})(?P<number>[0-9]+))"
+_BEFORE = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?:[-_ .]|(?=[0-9])))(?P<root>.+)"
+_BEFORE_NUMBERED = r"(?P<affix>(?P<head>.*[-_ .])?(?i:{word})(?P<number>[0-9]+)[-_ .])(?P<root>.+)"
+"""A word behind or before what the names of a pair have in common. Without a separator it stands beside a number."""
+
+
+class PairNames(NamedTuple):
+    """The affixes by which pairs in one folder are recognised, as `root_of` takes them."""
+
+    image: str
+    controls: tuple[str, ...]
+    """In slot order."""
+
+    optional: bool
+    """Whether some images lack one of them."""
+
+    alone: tuple[str, ...]
+    """Stems that are of no pair."""
+
+
+def root_of(stem: str, affix: str) -> str | None:
+    """What is left of a stem without its affix; None where it has another. affix: a suffix, or with `*` for what is
+    left.
+
+    Example: `a` of `a_end` with `_end`; `1` of `after_1` with `after_*`.
+    """
+    begin, end = _ends(affix)
+    if len(stem) >= len(begin) + len(end) and stem.startswith(begin) and stem.endswith(end):
+        return stem[len(begin) : len(stem) - len(end)]
+    return None
+
+
+def with_affix(root: str, affix: str) -> str:
+    """The stem of which `root_of` is this root."""
+    begin, end = _ends(affix)
+    return begin + root + end
+
+
+def _ends(affix: str) -> tuple[str, str]:
+    begin, star, end = affix.partition("*")
+    return (begin, end) if star else ("", affix)
+
+
+def pair_names(stems: Collection[str]) -> PairNames | None:
+    """The affixes of a folder of which at least half of the images are pairs by their names (of letters all, and two
+    pairs); else None."""
+    text = "\n".join(stems).lower()
+    for words in PAIRS:
+        if words.image not in text or words.control not in text:
+            continue
+        found = _named_pairs(stems, words, _BEHIND, _BEHIND_NUMBERED)
+        if found is None and not words.is_letter:
+            found = _named_pairs(stems, words, _BEFORE, _BEFORE_NUMBERED)
+        if found is not None:
+            return found
+    return None
+
+
+def _named_pairs(stems: Collection[str], words: PairWords, plain: str, numbered: str) -> PairNames | None:
+    """`pair_names` of two words at one place. plain, numbered: patterns of a stem."""
+    patterns = [re.compile(plain.format(word=words.control))]
+    if not words.is_letter:
+        patterns.append(re.compile(numbered.format(word=words.control)))
+    images = [*filter(None, map(re.compile(plain.format(word=words.image)).fullmatch, stems))]
+    if words.is_letter:
+        images = [match for match in images if match["root"][-1].isdigit()]
+    if not images:
+        return None
+    affixes = Counter(match["affix"] for match in images)
+    image_affix = max(affixes, key=affixes.__getitem__)  # as most of them write it
+    of_root = {match["root"]: match for match in images if match["affix"] == image_affix}
+    roots = {root: match[0] for root, match in of_root.items()}
+    controls = []
+    for stem in stems:
+        matches = [*filter(None, (pattern.fullmatch(stem) for pattern in patterns))]
+        controls += [match for match in matches if _head(match) == _head(of_root.get(match["root"]))][:1]
+    paired = {match[0] for match in controls} | {roots[match["root"]] for match in controls}
+    enough = len(stems) if words.is_letter else len(stems) / 2
+    if not controls or len(paired) < enough or (words.is_letter and len(roots) < 2):
+        return None
+    counts = Counter(match["affix"] for match in controls)
+    numbers = {match["affix"]: int(match.groupdict().get("number") or -1) for match in controls}
+    star = "*" if plain == _BEFORE else ""
+    return PairNames(
+        image_affix + star,
+        tuple(affix + star for affix in sorted(counts, key=numbers.__getitem__)),
+        min(counts.values()) < len(roots),
+        tuple(stem for stem in stems if stem not in paired),
+    )
+
+
+def _head(match: re.Match[str] | None) -> str | None:
+    """What stands before the word of `_BEFORE`; None for no match."""
+    return None if match is None else match.groupdict().get("head") or ""
+
+
+def in_yaml(affix: str) -> str:
+    """An affix as YAML reads it as text."""
+    is_plain = re.fullmatch(r"[A-Za-z_.]([\w.* -]*[\w.*-])?", affix)
+    return affix if is_plain else json.dumps(affix, ensure_ascii=False)
+
+
+def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
+    """The folders of images and control images among several, by their names and those of at least half of the images;
+    else None. folders: each with the stems of its images."""
+
+    def named(names: Collection[str]) -> list[str]:
+        words = {folder: re.sub(r"^[0-9]+_", "", folder.lower()) for folder in folders}
+        return [folder for folder, word in words.items() if word in names or word.removesuffix("s") in names]
+
+    for image in named(IMAGES):
+        for control in named(CONTROLS):
+            both = len({*folders[image]} & {*folders[control]})
+            if both and 2 * both >= len(folders[image]):
+                return image, control
+    return None
+
+
+class Slot(NamedTuple):
+    """Where the images of one folder have one of their control images, or their mask."""
+
+    key: str
+    """`control`, `mask` or `layers`: prefix of the keys in the config."""
+
+    affix: str
+    """Affix of the names, as `root_of` takes it."""
+
+    listings: Sequence[DirectoryListing]
+    """Looked through in this order."""
+
+    optional: bool
+    """Whether an image may have none."""
+
+    image_affix: str = ""
+    """Affix of the image's stem, instead of which `affix` stands."""
+
+    def wanted(self, stem: str) -> str:
+        """The stem that is looked for, of an image's."""
+        root = root_of(stem, self.image_affix)
+        return with_affix(stem if root is None else root, self.affix)
+
+    @property
+    def what(self) -> str:
+        """As messages name such a file."""
+        return {"control": "control image", "layers": "layer"}.get(self.key, self.key)
+
+
+LookedFor = Mapping[str, Collection[str]]
+"""Folder, as the prefix of its listing -> the stems that are looked for in it."""
+
+
+def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
+    """What is looked for where. slots: each with the stems of its images."""
+    found: dict[str, set[str]] = {}
+    for slot, stems in slots:
+        names = set(map(slot.wanted, stems))
+        for listing in slot.listings:
+            found.setdefault(listing.prefix, set()).update(names)
+    return found
+
+
+def partners_of(
+    stem: str, image: ImageFile, slot: Slot, wanted: LookedFor, mistakes: list[Diagnostic]
+) -> list[ImageFile]:
+    """The mask, or the control images of an image: the file of its stem, then `<stem>_0`, `<stem>_1` and so on that are
+    not of another image's name. From the first folder that has any."""
+    if slot.key == "layers":
+        return _layers(stem, image, slot, mistakes)
+    stem = slot.wanted(stem)
+    for listing in slot.listings:
+        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
+        stems = [stem] if stem in listing.images else []
+        stems += [each for each in numbered if each not in wanted[listing.prefix]]
+        for each in stems:
+            if len(names := listing.images[each]) > 1:
+                reason = f"{slot.what}s share the stem {each!r}: {', '.join(names)}. Rename one"
+                mistakes.append(Diagnostic((listing.path(names[0]),), reason))
+                return []
+        if stems:
+            return [ImageFile(listing, listing.images[each][0]) for each in stems]
+    if slot.listings and not slot.optional:
+        searched = " or ".join(repr(listing.folder) for listing in slot.listings)
+        reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
+        mistakes.append(Diagnostic((image.path,), reason))
+    return []
+
+
+LAYER = "_layer"
+"""Suffix of the names of layers, in front of their number."""
+
+LAYER_SUFFIXES = (LAYER, "_")
+"""Those by which layers are found where none is given."""
+
+
+def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
+    """Stem of an image -> the stems of its layers in the same folder, in order."""
+    found = listing.numbered_behind(suffix) if suffix else {}
+    return {stem: [each for _, each in numbered] for stem, numbered in found.items() if stem in listing.images}
+
+
+def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]) -> list[ImageFile]:
+    """The layers of an image from back to front, numbered from 0 or 1, of the first folder that has any. In a folder of
+    their own they may be named `<stem>_0` too."""
+    suffixes = (slot.affix,) if slot.affix else LAYER_SUFFIXES
+    for listing in slot.listings:
+        for suffix in suffixes:
+            numbered = listing.numbered_behind(suffix).get(stem, ())
+            if not numbered:
+                continue
+            numbers = [number for number, _ in numbered]
+            first = min(numbers[0], 1)
+            names = [name for _, each in numbered for name in listing.images[each]]
+            if numbers != [*range(first, first + len(numbers))] or len(names) > len(numbers):
+                reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
+                mistakes.append(Diagnostic((image.path,), reason))
+                return []
+            return [ImageFile(listing, name) for name in names]
+    if slot.listings:
+        reason = (
+            f"has no layer {stem + suffixes[0] + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
+        )
+        if match := re.fullmatch(rf"(.+){re.escape(suffixes[0])}[0-9]+", stem):
+            reason = f"is a layer, and there is no image {match[1]!r}. Add that image, or remove the layer"
+            if any(match[1] in listing.images for listing in (image.listing, *slot.listings)):
+                remedy = f"Give 'layers_suffix: {suffixes[0]}' in place of 'layers_path'"
+                reason = f"is a layer beside its image {match[1]!r}, and would be trained as an image. {remedy}"
+        mistakes.append(Diagnostic((image.path,), reason))
+    return []
+
+
+def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
+    """Names of the images of a folder that are not among those that are used."""
+    return [name for name in chain.from_iterable(listing.images.values()) if name not in used]
+
+
+def captions_beside(listing: DirectoryListing) -> list[str]:
+    """Names of the files of a folder that are captions of its images."""
+    stems = {*listing.images, *chain.from_iterable(listing.images.values())}
+    parts = ((name, *split_suffix(written)) for written, name in listing.files.items())
+    return [name for name, stem, suffix in parts if suffix in CAPTION_SUFFIXES and stem in stems]
+
+
+def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Control image or mask -> its images, of those that have several. uses: pairs of an image and such a file."""
+    found: dict[str, dict[str, None]] = {}
+    for image, partner in uses:
+        found.setdefault(partner, {})[image] = None
+    return {partner: [*images] for partner, images in found.items() if len(images) > 1}

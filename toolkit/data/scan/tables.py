@@ -1,0 +1,529 @@
+"""Tables of captions: the rows of a file that names many images, with what it says of each.
+
+Whether a table is given or found beside the images, `read_table` reads it: the file's form becomes rows of named
+values, `columns` says what they are, and what cannot be used is a mistake with its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain
+from posixpath import normpath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+from toolkit.config.reading.findings import is_absolute
+from toolkit.config.reading.yaml_reader import moved_path
+from toolkit.config.sections.dataset import ColumnsConfig
+from toolkit.data.scan.captions import LIST, CaptionError, listed, read_text
+from toolkit.data.scan.columns import (
+    UNDECIDED,
+    Columns,
+    Unfit,
+    columns_of,
+    first_of,
+    in_yaml,
+    labelled,
+    names_of,
+    texts_in,
+    unknown,
+)
+from toolkit.data.scan.directory import real_path, split_suffix
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.errors import Diagnostic
+from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
+
+TEXT_TABLES = (".tsv", ".csv", ".jsonl", ".json")
+TABLES = (*TEXT_TABLES, SUFFIX)
+"""Endings of files with the captions of many images."""
+
+NOTHING_MOVED: Mapping[str, str] = MappingProxyType({})
+"""No folder of a table lies elsewhere."""
+
+NO_COLUMNS = ColumnsConfig()
+"""A job that does not give any column."""
+
+_SHOWN = 40
+"""So many characters of a line are shown."""
+
+_DELIMITERS = ",;\t|"
+"""Between the values of a `.csv` file; the second is what spreadsheets write where the comma is that of numbers."""
+
+
+class TableRow(NamedTuple):
+    """What a table of captions says of one image."""
+
+    caption: str
+    """'' for none."""
+
+    references: tuple[str, ...] = ()
+    """Paths of its control images as they are written, relative to the folder of the images or of the table."""
+
+    worse: tuple[str, ...] = ()
+    """Paths of the images that are liked less, written likewise."""
+
+    mask: str = ""
+    """Path of its mask, written likewise; '' for none."""
+
+    weight: float = 1.0
+    """Factor on its loss."""
+
+
+@dataclass
+class Table:
+    """A table of captions that was read."""
+
+    path: str
+    called: str = ""
+    """As messages name it."""
+
+    rows: dict[str, TableRow] = field(default_factory=dict)
+    """By `image_name`."""
+
+    lines: list[tuple[int, str, TableRow]] = field(default_factory=list)
+    """The number of each line, the name of its image as it is written, and what is said of it."""
+
+    mistakes: list[Diagnostic] = field(default_factory=list)
+    """A file that cannot be used, and lines that cannot."""
+
+    is_of_pairs: bool = False
+    """As `Columns.is_of_pairs`."""
+
+    undecided: int = 0
+    """Lines that are skipped, because neither of two images is better."""
+
+    unused: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """Columns that are not used -> their values: each the name of the image as it is written, and a text."""
+
+    def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
+        """The columns that are not used and whose values are all files that are there. One that repeats the name of the
+        image does not count."""
+        found = []
+        for column, values in self.unused.items():
+            others = [value for name, value in values if image_name(value) != image_name(name)]
+            if others and all(map(is_file, others)):
+                found.append(column)
+        return found
+
+
+class _Line(NamedTuple):
+    """One row of the file."""
+
+    number: int
+    """The number of its line; in `.json`, of its entry."""
+
+    row: Mapping[Any, Any]
+    fault: str = ""
+    """Why it is none."""
+
+
+def read_table(
+    path: str,
+    moved: Mapping[str, str] = NOTHING_MOVED,
+    given: ColumnsConfig = NO_COLUMNS,
+    called: str = "",
+    several: bool = False,
+) -> Table:
+    """The rows of a table, by name. moved: `DatasetConfig.path_map`. given: `DatasetConfig.columns`. called: the file
+    that messages name, where the table is a part of it. several: whether lines that differ in the caption alone are the
+    captions of one image, as in a list.
+
+    `.csv` has a header, `.parquet` columns, `.jsonl` an object per line, `.json` is a list of such objects, or maps
+    names to them or to captions. Any other file has lines `<file name><tab><caption>`, where later tabs are of the
+    caption, or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines are
+    skipped. Mistakes are named as file:line, of `.json` as file:entry.
+    """
+    table = Table(path, called or path)
+    rows: dict[str, TableRow] = {}
+    first: dict[str, int] = {}
+    is_there = lru_cache(os.path.isdir)  # one folder has many images
+    for number, written, row in _rows(path, moved, given, table):
+        table.lines.append((number, written, row))
+        if os.path.isabs(written) and is_there(os.path.dirname(written)):
+            written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
+        name = image_name(written)
+        if name not in first:
+            first[name], rows[name] = number, row
+            continue
+        known = rows[name]
+        is_other_caption = row._replace(caption=known.caption) == known and row.caption != known.caption
+        if known.worse and row.worse and known[:2] == row[:2]:
+            rows[name] = known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
+        elif is_other_caption and several:
+            rows[name] = known._replace(caption=LIST.join(filter(None, (known.caption, row.caption))))
+        else:
+            or_draw = ", or give 'captions: lines', which draws one at each use" if is_other_caption else ""
+            reason = f"{name!r} has a caption in line {first[name]}. Remove one of them{or_draw}"
+            table.mistakes.append(Diagnostic((f"{table.called}:{number}",), reason))
+    table.rows = rows
+    return table
+
+
+def _rows(
+    path: str, moved: Mapping[str, str], given: ColumnsConfig, table: Table
+) -> Iterator[tuple[int, str, TableRow]]:
+    """Line, name of the image as it is written, and what is said of it. What cannot be used goes to the table's
+    mistakes."""
+
+    def mistake(reason: str, number: int = 0) -> None:
+        table.mistakes.append(Diagnostic((f"{table.called}:{number}" if number else table.called,), reason))
+
+    try:
+        lines = [*_lines(path, given)]
+        usable = [line.row for line in lines if not line.fault]
+        columns = columns_of(usable, given)
+        if usable and not (columns.image or columns.labelled) and not all(map(_is_undecided, usable)):
+            raise Unfit(unknown(usable))
+    except CaptionError as error:
+        mistake(error.reason)
+        return
+    except Unfit as error:
+        mistake(str(error))
+        return
+    table.is_of_pairs = columns.is_of_pairs
+    first = (columns.image, columns.prompt, columns.worse)
+    several = [keys for keys in first if len(keys) > 1]  # of which a row uses one
+    used, found = _used(columns), set[str | None]()
+    others = [key for key in dict.fromkeys(chain.from_iterable(usable)) if isinstance(key, str) and key not in used]
+    table.unused = {key: [] for key in others}
+    for number, row, fault in lines:
+        if fault:
+            mistake(fault, number)
+            continue
+        try:
+            if (name := _name(row, columns)) is None:
+                table.undecided += 1
+                continue
+            said = _said(row, columns)
+        except Unfit as error:
+            mistake(str(error), number)
+            continue
+        found.update(first_of(row, keys) for keys in several)
+        for key in others:
+            table.unused[key] += [(name, moved_path(value, moved)) for value in texts_in(row.get(key))]
+        references, worse = (tuple(moved_path(each, moved) for each in paths) for paths in said[1:3])
+        mask = moved_path(said.mask, moved) if said.mask else ""
+        yield number, moved_path(name, moved), said._replace(references=references, worse=worse, mask=mask)
+    table.unused = {key: values for key, values in table.unused.items() if key not in found}
+
+
+def _used(columns: Columns) -> set[str]:
+    """The columns that are read wherever a row has them; of others the first of a role is."""
+    all_of = (columns.tags, columns.control, columns.mask, columns.weight, columns.ignore, columns.labelled)
+    only = [keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) == 1]
+    return {*chain.from_iterable((*all_of, *only)), UNDECIDED}
+
+
+def _name(row: Mapping[Any, Any], columns: Columns) -> str | None:
+    """The name of the image of a row; None where neither of two is better. Raises Unfit without one."""
+    if columns.labelled:
+        pair = labelled(row, columns)
+        return pair[0].strip() if pair else None
+    key = first_of(row, columns.image)
+    if key is None and UNDECIDED in row:
+        return None
+    name = row.get(key)
+    if isinstance(name, str) and name.strip():
+        return name.strip()
+    if isinstance(name, list):
+        raise Unfit(f"names {len(name)} images in {key!r}. Write a row for each image")
+    raise Unfit(_NO_NAME)
+
+
+NO_JSON = "is not valid JSON"
+"""How the message of a file or line begins that is none."""
+
+_NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
+
+
+def _is_undecided(row: Mapping[Any, Any]) -> bool:
+    return UNDECIDED in row
+
+
+def _said(row: Mapping[Any, Any], columns: Columns) -> TableRow:
+    """What a row says of its image. Raises Unfit where it is not text."""
+    pair = labelled(row, columns) if columns.labelled else None
+    worse_key = first_of(row, columns.worse)
+    worse = (pair[1].strip(),) if pair else _paths((worse_key,) if worse_key else (), row)
+    mask = next(iter(_paths(columns.mask, row)), "")
+    weight = _weight(row.get(columns.weight[0])) if columns.weight else 1.0
+    return TableRow(_caption(row, columns), _paths(columns.control, row), worse, mask, weight)
+
+
+def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
+    """The caption of a row; kohya's tags follow another caption after a comma."""
+    key, tags_key = first_of(row, columns.prompt), first_of(row, columns.tags)
+    caption, tags = row.get(key), row.get(tags_key)
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        tags = ", ".join(tags)
+    if key is not None and key == tags_key:
+        caption = tags
+    elif isinstance(caption := listed(caption), str | None) and key and isinstance(tags, str):
+        each_of = (caption or "").split(LIST)
+        caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in each_of)
+    if not isinstance(caption, str | None):
+        raise Unfit(_NO_NAME)
+    return (caption or "").strip()
+
+
+def _weight(value: Any) -> float:
+    """A factor on the loss; 1 for none."""
+    if value is None or value == "":
+        return 1.0
+    try:
+        weight = float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = -1.0
+    if not (math.isfinite(weight) and 0 <= weight <= 1e6):
+        raise Unfit(f"has the weight {value!r}. Write a number from 0 to 1000000")
+    return weight
+
+
+def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The paths in these columns of a row, each with one or a list."""
+    if not keys:
+        return ()
+    values = chain.from_iterable(value if isinstance(value := row.get(key), list) else [value] for key in keys)
+    return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
+
+
+# ---------------------------------------------------------------- forms of files
+
+
+def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
+    """The rows of a file, by its ending. Raises CaptionError for one that cannot be read, Unfit for one whose form or
+    header is not known."""
+    file, suffix = os.path.expanduser(path), split_suffix(path)[1]
+    if suffix == SUFFIX or is_parquet(file):
+        return _parquet_lines(file)
+    text = read_text(file, utf16=True)
+    if suffix == ".jsonl":
+        return _json_lines(text)
+    if suffix == ".json":
+        return _json_entries(text)
+    if suffix == ".csv" or _delimiter(text, "\t", given):
+        return _with_header(text, _DELIMITERS if suffix == ".csv" else "\t", given)
+    return _tab_lines(text)
+
+
+def _tab_lines(text: str) -> Iterator[_Line]:
+    name, caption = names_of("image")[0], names_of("prompt")[0]
+    for number, line in enumerate(text.split("\n"), 1):
+        written, tab, said = line.partition("\t")
+        if tab and written.strip():
+            yield _Line(number, {name: written.strip(), caption: said.strip()})
+        elif line.strip():
+            what = "no name before the tab" if tab else "no tab"
+            reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
+            yield _Line(number, {}, reason)
+
+
+def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_Line]:
+    """The rows of a file with a header. Spreadsheets may write a first line `sep=;`."""
+    before, _, rest = text.partition("\n")
+    is_said = before.strip().lower().startswith("sep=") and len(before.strip()) == 5
+    if is_said:
+        text, delimiters = rest, before.strip()[4]
+    delimiter = _delimiter(text, delimiters, given)
+    if not delimiter:
+        if text.strip():
+            yield _Line(1 + is_said, {}, _no_header(text, delimiters, given))
+        return
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    try:
+        for row in reader:
+            number, more = reader.line_num + is_said, [each for each in row.pop(None, ()) if each.strip()]
+            if more:
+                what = f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}"
+                yield _Line(number, {}, f"{what}. Put a caption that has {delimiter!r} in it into quotation marks")
+            elif any(isinstance(value, str) and value.strip() for value in row.values()):
+                yield _Line(number, row)
+    except csv.Error as error:
+        yield _Line(reader.line_num + is_said, {}, f"cannot be read as CSV: {error}. Fix the line")
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    """The values of the first line that is not blank."""
+    try:
+        return next((row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row), [])
+    except csv.Error:
+        return []
+
+
+def _delimiter(text: str, delimiters: str, given: ColumnsConfig) -> str:
+    """The delimiter by which the first line is a header of known or given columns; empty for none."""
+    for delimiter in delimiters:
+        header = _header(text, delimiter)
+        # Names with other meanings count by their values, which a look at some rows has.
+        rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
+        try:
+            columns = columns_of(rows or [dict.fromkeys(header)], given)
+        except Unfit:
+            continue
+        if columns.is_table:
+            return delimiter
+    return ""
+
+
+def _some_rows(text: str, delimiter: str) -> list[list[str]]:
+    try:
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+        return [row for row, _ in zip((row for row in reader if row), range(20), strict=False)][1:]
+    except csv.Error:
+        return []
+
+
+def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
+    """Why the first line is not a header, and what to do."""
+    name, caption = names_of("image")[0], names_of("prompt")[0]
+    delimiter = max(delimiters, key=lambda each: len(_header(text, each)))
+    header = _header(text, delimiter)
+    shown = repr(delimiter.join(header)[:_SHOWN])
+    is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
+    if any(is_image):
+        titles = [name if image else caption if is_image.count(False) == 1 else "..." for image in is_image]
+        return f"its first line, {shown}, names an image: there is no header. Put {delimiter.join(titles)!r} above it"
+    rows = [dict(zip(header, row, strict=False)) for row in _some_rows(text, delimiter)]
+    what = f"{shown} is not a header with {name!r} and {caption!r}"
+    try:
+        columns = columns_of(rows or [dict.fromkeys(header)], given)
+    except Unfit as error:
+        return str(error)
+    if len(header) < 2 or not rows:
+        return f"{what}. Add one with these names, and commas between them"
+    if columns.image:
+        texts = ", ".join(in_yaml(key) for key in header if key not in columns.image)
+        return f"{what}: no column is known as the caption. Say which it is: 'columns: {{prompt: ...}}', of {texts}"
+    return f"{what}: it {unknown(rows)}"
+
+
+def _parquet_lines(path: str) -> Iterator[_Line]:
+    """Each row is a line by its number."""
+    try:
+        yield from (_Line(number, row) for number, row in enumerate(table_rows(path), 1))
+    except ParquetError as error:
+        raise Unfit(str(error)) from error
+
+
+def _json_lines(text: str) -> Iterator[_Line]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield _Line(number, {}, f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line")
+                continue
+            yield _Line(number, row) if isinstance(row, dict) else _Line(number, {}, _NO_NAME)
+
+
+def _json_entries(text: str) -> Iterator[_Line]:
+    name, caption = names_of("image")[0], names_of("prompt")[0]
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
+        yield _Line(getattr(error, "lineno", 1), {}, reason)
+        return
+    rows = whole if isinstance(whole, list) else [whole]
+    if isinstance(whole, dict):
+        said = ((key, row if isinstance(row, dict) else {caption: row}) for key, row in whole.items())
+        rows = [{name: key, **row} for key, row in said]
+    for number, row in enumerate(rows, 1):
+        yield _Line(number, row) if isinstance(row, dict) else _Line(number, {}, _NO_NAME)
+
+
+# ---------------------------------------------------------------- which images are meant
+
+
+def placed(
+    table: Mapping[str, TableRow], path: str, folder: str, names: Collection[str]
+) -> tuple[dict[str, TableRow], str]:
+    """The rows by the names of the images, where there is no doubt which is meant; others as they are written. And the
+    folder that was taken off names that lead nowhere else.
+
+    Names may also be paths from the folder of the table or from the working directory, have `\\` between folders, or
+    all begin with one folder that is not there. path: of the table. folder: of the images. names: what they are called.
+    """
+    known = {*names, *(split_suffix(name)[0] for name in names)}
+    rows = {name: row for name, row in table.items() if name in known}
+    found: dict[str, list[str]] = {}
+    begins: dict[str, list[tuple[str, str]]] = {}
+    whereabouts = _Whereabouts(folder, (os.path.dirname(path) or ".", "."))
+    for name in (name for name in table if name not in rows):
+        slashes = image_name(name.replace("\\", "/"))
+        places = {each for each in (slashes, *whereabouts.inside(slashes)) if each in known}
+        for place in places:
+            found.setdefault(place, []).append(name)
+        if not places and not whereabouts.is_file(slashes):
+            parts = slashes.split("/")
+            ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+            if end := next((each for each in ends if each in known), ""):
+                begins.setdefault(slashes.removesuffix(end), []).append((end, name))
+    begin, guessed = next(iter(begins.items())) if len(begins) == 1 else ("", [])
+    for end, name in guessed:
+        found.setdefault(end, []).append(name)
+    taken = {split_suffix(name)[0] for name in rows}
+    sure = {place: written for place, written in found.items() if split_suffix(place)[0] not in taken}
+    of_name = {written[0]: place for place, written in sure.items() if len(written) == 1}
+    return {of_name.get(name, name): row for name, row in table.items()}, begin
+
+
+def with_slashes(name: str, folder: str) -> str:
+    """The path of an image from a folder; one that is written as on Windows, and leads nowhere, with `/`."""
+    return (
+        name if "\\" not in name or os.path.lexists(os.path.join(folder, name)) else image_name(name.replace("\\", "/"))
+    )
+
+
+class _Whereabouts:
+    """Where the paths of a table lead. folder: of the images. bases: the folders that they may begin at."""
+
+    def __init__(self, folder: str, bases: Sequence[str]) -> None:
+        self._folder = real_path(folder) + os.sep
+        self._bases = [os.path.expanduser(base) for base in bases]
+        self._real: dict[str, str] = {}
+        """Folder -> its canonical path: one for many files."""
+
+    def inside(self, path: str) -> Iterator[str]:
+        """The path from the folder of the images, where it lies in it."""
+        folder, name = os.path.split(path)
+        for base in self._bases:
+            whole = os.path.join(base, folder)
+            if whole not in self._real:
+                self._real[whole] = real_path(whole)
+            real = self._real[whole]
+            if (real + os.sep).startswith(self._folder):
+                yield os.path.join(real + os.sep, name).removeprefix(self._folder)
+
+    def is_file(self, path: str) -> bool:
+        return any(os.path.isfile(os.path.join(base, path)) for base in self._bases)
+
+
+def image_name(path: str) -> str:
+    """The name of an image in a table of captions: its path from the folder of the images, in Unicode NFC."""
+    return normalize("NFC", normpath(path))
+
+
+def lost_folders(table: Table, images: bool = True) -> list[str]:
+    """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
+    read. images: those of the images too, not of what belongs to them alone."""
+    lines = table.lines
+    named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in lines)
+    folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
+    return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
+
+
+def line_naming(table: Table, named: str) -> str:
+    """The table with the first line in which a file is named so, as file:line."""
+    for number, name, row in table.lines:
+        if named in (name, image_name(name), row.mask, *row.references, *row.worse):
+            return f"{table.path}:{number}"
+    return table.path

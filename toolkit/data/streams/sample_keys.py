@@ -1,0 +1,97 @@
+"""Which of the files of a sample in a shard is its image and which its caption. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.files.unreadable import pointer
+
+TEXTS = ("txt", "text", "transcript", "caption", "cap")
+"""Extensions of files that are the text itself."""
+
+JSON = ("json", "jsn")
+
+CAPTIONS = ("caption", "text", "prompt", "description", "tags")
+"""Keys under which other programs have captions in JSON."""
+
+
+@dataclass(frozen=True)
+class SampleKeys:
+    """Which files of a sample are its image and its caption."""
+
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Extensions; the first that is there is used."""
+
+    label: str = "json"
+    """Extension of the file with the caption: the text itself, or JSON where it ends with `json` or has an object."""
+
+    caption: str = "prompt"
+    """Key of the caption in the JSON."""
+
+    def image_of(self, fields: dict[str, bytes]) -> bytes:
+        """Raises LookupError with the keys that are missing."""
+        if not (found := [fields[key] for key in self.image if key in fields]):
+            raise LookupError(" or ".join(self.image))
+        return found[0]
+
+    def caption_of(self, fields: dict[str, bytes]) -> str:
+        """Raises LookupError with the keys that are missing, ValueError or RecursionError for a label that is not JSON,
+        or not text."""
+        if self.label not in fields:
+            raise LookupError(self.label)
+        cause = pointer(fields[self.label])
+        if cause:
+            raise ValueError(f"{cause.what}. {cause.remedy}")
+        text = fields[self.label].decode("utf-8-sig").strip()
+        kind = last_part(self.label)
+        if kind in TEXTS or not (kind in JSON or text.startswith("{")):
+            return text
+        label = json.loads(text)
+        if not isinstance(label, dict):
+            raise ValueError("no object with keys")
+        if self.caption not in label:
+            raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
+        if not isinstance(label[self.caption], str):
+            raise ValueError(f"{self.caption} is not text")
+        label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
+        caption: str = label[self.caption].strip()
+        return caption
+
+    def remedy(self, key: str, fields: Mapping[str, bytes]) -> str:
+        """What the keys would have to be for a sample with these files, as far as they tell it. key: the sample's."""
+        has_image = any(each in fields for each in self.image)
+        if not has_image:
+            found = [field for field in fields if "." + last_part(field) in IMAGE_SUFFIXES]
+            kind = "image_key"
+        elif self.label not in fields or last_part(self.label) in JSON:
+            found = [field for field in fields if field != self.label and last_part(field) in (*TEXTS, *JSON)]
+            kind = "label_key"
+        else:
+            return ""
+        if not found:
+            key = self._caption_key(fields) if kind == "label_key" else ""
+            return f"set caption_key: {key}" if key else ""
+        first = min(found)
+        if "." not in first or has_image:  # whose name ends where that of the sample does
+            others = f" (or {', '.join(sorted(found)[1:])})" if found[1:] else ""
+            return f"set {kind}: {first}{others}"
+        names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
+        ways = f"Set {kind}: {first}, or take" if len(found) == 1 else "Take"
+        return f"{names}. {ways} the dots out of the names"
+
+    def _caption_key(self, fields: Mapping[str, bytes]) -> str:
+        """The key of the label whose text is most likely the caption; empty where there is none."""
+        try:
+            label = json.loads(fields.get(self.label, b""))
+        except (ValueError, RecursionError):
+            return ""
+        texts = [key for key, value in label.items() if isinstance(value, str)] if isinstance(label, dict) else []
+        return next((key for key in CAPTIONS if key in texts), texts[0] if len(texts) == 1 else "")
+
+
+def last_part(extension: str) -> str:
+    """What is behind the last dot of an extension, which may have several."""
+    return extension.rpartition(".")[2]

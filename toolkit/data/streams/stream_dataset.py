@@ -1,0 +1,196 @@
+"""A stream of shards as the dataset of a job: its captions and sizes by the job's keys, and what is known of it before
+training. Imports no torch.
+
+Nothing is scanned: only the first samples are read, to see that the keys are right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import NamedTuple
+
+from toolkit.config.sections.dataset import DatasetConfig, Rectangle
+from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
+from toolkit.config.sections.trainer import ImageTrainingSection
+from toolkit.contracts.data import CaptionRules, Cursor, ResizeCrop, Sample, Size
+from toolkit.data.scan.captions import caption_rules, trained_caption
+from toolkit.data.streams.counts import StreamPlan, optimizer_steps
+from toolkit.data.scan.fingerprint import DatasetHashes
+from toolkit.data.scan.items import bucket_for, cover, largest_bucket
+from toolkit.data.streams.sample_keys import SampleKeys
+from toolkit.data.streams.shards import Shard, expand_shards
+from toolkit.data.streams.webdataset import ShardStream, StreamSample, Unreadable
+from toolkit.errors import RunError, UserError
+
+LOOKED_AT = 8
+"""Samples that every start reads."""
+
+_PAUSES_S = (0.5, 1.0, 2.0)
+"""Seconds before each new attempt at a connection while a job is planned."""
+
+
+class StreamItem(NamedTuple):
+    """A sample of a stream, and how it is fitted to the size of its batch."""
+
+    sample: StreamSample
+    crop: ResizeCrop
+
+
+@dataclass(frozen=True)
+class StreamDataset:
+    """The stream of a job's `datasets`."""
+
+    settings: DatasetConfig
+    shards: tuple[Shard, ...]
+    rules: CaptionRules
+    multiple: int
+    """Sides of a bucket are multiples of this many pixels."""
+
+    unreadable: Unreadable = field(default_factory=Unreadable, compare=False)
+    """Counts what cannot be used in this run."""
+
+    epochs: int | None = None
+    """How often it is read through where its length is not known; None: without end."""
+
+    least_side: int = 0
+    """Pixels that both sides of a batch have at least; smaller images are enlarged."""
+
+    looked_at: tuple[StreamSample, ...] = ()
+    """The first samples, with their captions as they are trained."""
+
+    @classmethod
+    def of(cls, section: ImageTrainingSection, multiple: int) -> StreamDataset | None:
+        """The stream of a section, or None where its datasets are folders. Reads the first samples.
+
+        multiple: sides of a bucket are multiples of this many pixels. Raises UserError for shards that are not there or
+        may not be read, and where the first samples cannot be used.
+        """
+        if (settings := section.streamed) is None:
+            return None
+        try:
+            shards = expand_shards(settings.url, settings.webdataset.token)
+            epochs = section.train.epochs if section.unknown_steps() else None
+            unreadable = Unreadable(settings.webdataset.max_unreadable)
+            rules = caption_rules(settings, section.trigger_word)
+            found = cls(settings, shards, rules, multiple, unreadable, epochs)
+            found.shard_stream(0, 1).share(0, found.readers)  # enough shards
+            return replace(found, looked_at=found.first(LOOKED_AT))
+        except (UserError, RunError) as error:
+            raise UserError(f"datasets[0].url: {error}") from error
+
+    # ------------------------------------------------------------ what is known of it
+
+    @property
+    def resolution(self) -> int | Rectangle:
+        return self.settings.resolution[0]
+
+    @property
+    def samples(self) -> int:
+        """Samples of an epoch, as the job gives them; 0: not known."""
+        return self.settings.webdataset.samples
+
+    @property
+    def readers(self) -> int:
+        """Readers that share the shards."""
+        return self.settings.webdataset.readers
+
+    @property
+    def largest(self) -> Size:
+        """The largest size that a batch can have."""
+        return largest_bucket(self.resolution, self.multiple)
+
+    @property
+    def weight(self) -> float:
+        """Factor on the loss of each image."""
+        return self.settings.loss_multiplier
+
+    def micro_batches(self, batch_size: int) -> int:
+        """Micro-batches of an epoch; 0: not known."""
+        return -(-self.samples // batch_size)
+
+    def optimizer_steps(self, train: OptimizationConfig) -> int:
+        """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
+        if self.epochs is not None:
+            return train.step_limit or UNTIL_THE_DATA_ENDS
+        of_epoch = self.micro_batches(train.batch_size)
+        return optimizer_steps(train.steps, train.epochs, of_epoch, train.gradient_accumulation, train.step_limit)
+
+    def hashes(self) -> DatasetHashes:
+        """The file names of the shards, by which a resume tells whether they are the same."""
+        return {f"{number}: {shard.name.rpartition('/')[2]}": "shard" for number, shard in enumerate(self.shards, 1)}
+
+    def plan(self) -> StreamPlan:
+        """What a plan says of it."""
+        first = self.looked_at[0]
+        return StreamPlan(
+            shards=len(self.shards),
+            first_shard=self.shards[0].name,
+            last_shard=self.shards[-1].name,
+            samples=self.samples,
+            first_sample=first.name,
+            first_size=first.size,
+            first_caption=first.caption,
+            largest=self.largest,
+            epochs=self.epochs,
+        )
+
+    # ------------------------------------------------------------ samples
+
+    def first(self, count: int) -> tuple[StreamSample, ...]:
+        """The first usable samples, in the order of `url`: always the same ones, fewer where there are fewer. Raises
+        RunError as `ShardStream.read`."""
+        stream = ShardStream(self.shards, 0, self._keys, pauses=_PAUSES_S)
+        return tuple(map(self._captioned, stream.first(count)))
+
+    def shard_stream(self, seed: int, batch_size: int) -> ShardStream:
+        """All shards, epoch after epoch."""
+        window = self.settings.webdataset.window
+        return ShardStream(self.shards, seed, self._keys, window, batch_size, self.epochs, self.unreadable)
+
+    def reader(
+        self, seed: int, batch_size: int, stopping: Callable[[], bool] = lambda: False, index: int = 0
+    ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
+        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as they are trained. stopping: its
+        field."""
+        stream = self.shard_stream(seed, batch_size).share(index, self.readers)
+        return partial(self._read, replace(stream, stopping=stopping))
+
+    def _read(self, stream: ShardStream, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
+        for sample, behind in stream.read(cursor):
+            yield self._captioned(sample), behind
+
+    def of_one_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
+        """The samples of a micro-batch at the size that most of them have by `bucket_for`; what the others have too
+        much is cut off."""
+        buckets = Counter(bucket_for(sample.size, self.resolution, self.multiple).bucket for sample in samples)
+        least = -(-self.least_side // self.multiple) * self.multiple
+        bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
+        return tuple(StreamItem(sample, cover(sample.size, bucket)) for sample in samples)
+
+    def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:
+        """Each sample at the size that it has alone."""
+        return tuple(item for sample in samples for item in self.of_one_size([sample]))
+
+    def sample(self, streamed: StreamSample) -> Sample:
+        """A sample of the stream as one of a folder, without a file."""
+        return Sample(
+            image=streamed.name,
+            caption=streamed.caption,
+            repeats=1,
+            size=streamed.size,
+            folder=streamed.name.rpartition("/")[0],
+            rules=self.rules,
+            loss_weight=self.weight,
+            background=self.settings.canvas,
+        )
+
+    @property
+    def _keys(self) -> SampleKeys:
+        settings = self.settings.webdataset
+        return SampleKeys(settings.image_key, settings.label_key, settings.caption_key)
+
+    def _captioned(self, sample: StreamSample) -> StreamSample:
+        return sample._replace(caption=trained_caption(sample.caption, self.settings, self.rules))
