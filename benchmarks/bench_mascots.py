@@ -36,8 +36,8 @@ from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of,
 from toolkit.config.sections.model import ModelConfig  # noqa: E402
 from toolkit.contracts.data import Size  # noqa: E402
 from toolkit.contracts.model import DiffusionModel  # noqa: E402
-from toolkit.files.tensor_cache import TensorCache  # noqa: E402
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder  # noqa: E402
+from toolkit.files.tensor_cache import TensorCache  # noqa: E402
 from toolkit.models.families import family_for  # noqa: E402
 from toolkit.models.loading import model_folder  # noqa: E402
 from toolkit.networks.applied import AppliedAdapters  # noqa: E402

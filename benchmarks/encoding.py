@@ -21,8 +21,8 @@ from benchmarks.device_timer import forget_peaks, peaks
 from benchmarks.random_weights import DEVIATION
 from benchmarks.synthetic import SEED
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.files.tensor_cache import TensorCache
 from toolkit.data.batches.latent_cache import CachePair, encode_items
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel

@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-TURNED_HEIC = ROOT / "tests/toolkit/data/turned.heic"
+TURNED_HEIC = ROOT / "tests/toolkit/data/pixels/turned.heic"
 """As an iPhone held upright writes it: 96 x 64 red, its left upper quarter green and its right half blue, and that it
 is to be turned clockwise, in the format's own way and in EXIF, which does not count."""
 

@@ -25,8 +25,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from toolkit.config.sections.model_files import ModelFolder, family_of
 from toolkit.contracts.data import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
-from toolkit.files.tensor_cache import TensorCache
 from toolkit.data.batches.latent_cache import CachePair, EncodedDataset, encode_items
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.qwen_image.model import QwenImageModel

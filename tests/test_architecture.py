@@ -59,6 +59,9 @@ ROOMS_MAY_IMPORT = {
 """Inside the toolkit, by folder, from the ground up; "" is the modules that lie in toolkit/ itself. A room may import
 itself."""
 
+FLOORS = {"config": ("reading", "sections"), "data": ("pixels", "scan", "streams", "batches")}
+"""Folders inside a room, from the ground up: each may import itself and those before it."""
+
 FLOW_LIBRARIES = {"torch", "numpy"}
 """All that the mathematics may import besides the standard library."""
 
@@ -110,6 +113,13 @@ def room_of(module: str) -> str:
     return part if (ROOT / "toolkit" / part).is_dir() else ""
 
 
+def points_up(here: str, target: str) -> bool:
+    """Whether an import inside a room goes from one of its folders to one above it."""
+    floors = FLOORS.get(room_of(here), ())
+    own, to = (next((part for part in module.split(".")[2:3] if part in floors), None) for module in (here, target))
+    return own is not None and to is not None and floors.index(to) > floors.index(own)
+
+
 def extension_of(module: str) -> list[str]:
     """extensions.sd_trainer, extensions.tools.grid: what imports nothing of another."""
     parts = module.split(".")
@@ -133,6 +143,7 @@ def wrong_arrows(name: str, text: str) -> list[str]:
             allowed |= here.startswith("extensions.tools.") and target.startswith("extensions.tools.shared")
         elif top == to == "toolkit":
             allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {room_of(here)}
+            allowed &= room_of(target) != room_of(here) or not points_up(here, target)
         else:
             allowed = to in MAY_IMPORT[top]
         if not allowed:
@@ -223,6 +234,9 @@ def test_imports_point_one_way() -> None:
         ("toolkit/models/qwen_image/x.py", "from toolkit.train.run import Run"),
         ("toolkit/config/x.py", "from toolkit.plan.run_plan import RunPlan"),
         ("toolkit/config/x.py", "from toolkit.networks.targets import matching"),
+        ("toolkit/config/reading/x.py", "from toolkit.config.sections.train import TrainConfig"),
+        ("toolkit/data/pixels/x.py", "from toolkit.data.scan import folder"),
+        ("toolkit/data/streams/x.py", "from toolkit.data.batches.dataloader import Batches"),
         ("toolkit/contracts/x.py", "from toolkit.data.pixels.images import read_image"),
         ("toolkit/optim/x.py", "from toolkit.config.sections.train import TrainConfig"),
         ("toolkit/x.py", "from toolkit import data"),
@@ -246,7 +260,11 @@ def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("toolkit/train/x.py", "from toolkit.data.batches.latent_cache import CacheEntry\nfrom toolkit.system import seeding"),
+        (
+            "toolkit/train/x.py",
+            "from toolkit.data.batches.latent_cache import CacheEntry\nfrom toolkit.system import seeding",
+        ),
+        ("toolkit/data/batches/x.py", "from toolkit.data.scan.items import Item\nfrom toolkit.config import load_job"),
         ("toolkit/models/x.py", "from toolkit.models import tiny\nfrom toolkit.registry import Registry"),
         (
             "toolkit/flow/x.py",
@@ -317,7 +335,11 @@ def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> N
 
 
 def test_what_planning_imports_loads_no_torch() -> None:
-    modules = [*map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")), "run", "toolkit.data.scan.items"]
+    modules = [
+        *map(module_of, tracked("toolkit/contracts", "toolkit/config", "jobs")),
+        "run",
+        "toolkit.data.scan.items",
+    ]
     modules = [module for module in modules if not module.endswith("trainer")]
     modules += [
         module_of(name) for name in tracked("extensions") if name.endswith(("config.py", "plan.py", "__init__.py"))

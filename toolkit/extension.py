@@ -66,8 +66,8 @@ class Extension:
     """What `--list-extensions` shows."""
 
     purpose: str = ""
-    """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
-    of `run.py --help`. Empty: the process is not a command."""
+    """For a tool, whose section is a `toolkit.config.reading.tool.ToolConfig`: what somebody uses `run.py <uid>` for,
+    as a line of `run.py --help`. Empty: the process is not a command."""
 
     stage: str = ""
     """For a tool: when it is used, one of `STAGES`, under which `run.py --help` lists it. Empty: the last."""

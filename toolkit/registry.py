@@ -76,7 +76,7 @@ FOREIGN_FILES = {
     "musubi": "extensions.compat.musubi:JOBS",
     "fluxflow": "extensions.compat.fluxflow:GUIDE",
 }
-"""What makes a job of a file that was written for another program: a `toolkit.config.reading.foreign.ForeignFile` each."""
+"""What makes a job of a file written for another program, each a `toolkit.config.reading.foreign.ForeignFile`."""
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""

@@ -1,5 +1,5 @@
-"""The table of other programs' names as the core asks for it (`toolkit.config.reading.foreign.ForeignKeys`), and the pass that
-rewrites a job with some of them in our keys."""
+"""The table of other programs' names as the core asks for it (`toolkit.config.reading.foreign.ForeignKeys`), and the
+pass that rewrites a job with some of them in our keys."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.config.sections.train import PRESERVATIONS, RoleOptimizerConfig, TrainConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import PREDICTIONS
+from toolkit.data.batches.image_data import ImageData
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import digest_of, fingerprint
-from toolkit.data.batches.image_data import ImageData
 from toolkit.data.scan.items import refuse_large, refuse_references, sample_inputs, scan_items, too_large
 from toolkit.data.scan.validation_split import forward_passes, split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError

@@ -23,8 +23,8 @@ from toolkit.contracts.data import BatchSpec, PromptEmbeds
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Backward, StepLosses, TrainStep
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch, halved
-from toolkit.data.pixels.images import ImageError
 from toolkit.data.batches.stream_latents import StreamLatents
+from toolkit.data.pixels.images import ImageError
 from toolkit.errors import RunError
 from toolkit.train.flow_step import FlowMatchingStep
 

@@ -25,8 +25,8 @@ from toolkit.config.reading.process import Diagnostic, JobContext
 from toolkit.config.sections.dataset import ValidationConfig
 from toolkit.config.sections.output import SampleIntervalConfig
 from toolkit.config.sections.train import RoleOptimizerConfig
-from toolkit.data.scan.directory import ScanCache
 from toolkit.data.batches.image_data import ImageData
+from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.items import scan_items
 from toolkit.data.scan.validation_split import split_validation
 

@@ -24,11 +24,11 @@ from extensions.from_scratch.writers import AutoencoderWriter
 from jobs.process.image_trainer import Loader
 from toolkit.config.sections.dataset import LOSS
 from toolkit.contracts.data import BucketedSample, Sample
-from toolkit.files.tensor_cache import key_of
-from toolkit.data.scan.fingerprint import file_digest, image_digest
 from toolkit.data.pixels.images import ImageError, inspect_image
+from toolkit.data.scan.fingerprint import file_digest, image_digest
 from toolkit.data.scan.items import bucket_for
 from toolkit.errors import UserError
+from toolkit.files.tensor_cache import key_of
 from toolkit.models.from_config import refuse_arguments
 from toolkit.system.device import DTYPES
 from toolkit.train.callbacks.sample import Samples

@@ -18,20 +18,27 @@ from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import TrainStep
-from toolkit.files.tensor_cache import ForgetfulCache
 from toolkit.data.batches.dataloader import stream_source
 from toolkit.data.batches.epoch_order import EpochSource, epoch_batches
+from toolkit.data.batches.image_data import ImageData
+from toolkit.data.batches.latent_cache import (
+    CacheEntry,
+    CacheStores,
+    EncodedDataset,
+    ItemEncoder,
+    encode_items,
+    fill_texts,
+)
+from toolkit.data.batches.stream_latents import StreamLatents
 from toolkit.data.scan.fingerprint import DatasetHashes
 from toolkit.data.scan.from_base import not_made_yet, write_base_image
-from toolkit.data.batches.image_data import ImageData
-from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, EncodedDataset, ItemEncoder, encode_items, fill_texts
 from toolkit.data.scan.moved import RunOrder
-from toolkit.data.batches.stream_latents import StreamLatents
-from toolkit.system.read_ahead import loaded_ahead
+from toolkit.files.tensor_cache import ForgetfulCache
 from toolkit.plan.memory import machine_of
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import RunPlan
 from toolkit.system.device import DTYPES
+from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.drift import PREFIX, Drift, drift_metrics
 from toolkit.train.loop import train

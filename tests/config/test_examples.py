@@ -170,8 +170,8 @@ def losses() -> tuple[float, float]:
     from toolkit.config import load_job
     from toolkit.contracts.data import BatchSpec
     from toolkit.data.batches.dataloader import BatchLoader
-    from toolkit.data.scan.items import scan_items
     from toolkit.data.batches.latent_cache import CacheStores, encode_items
+    from toolkit.data.scan.items import scan_items
     from toolkit.extension import discover
     from toolkit.memory.quantization import quantizer
     from toolkit.models.loading import load_model

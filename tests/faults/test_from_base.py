@@ -16,9 +16,9 @@ from tests.faults.conftest import KILL, TERM, Job, run_together
 from tests.faults.nursery import Nursery
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
-from toolkit.files.tensor_cache import TensorCache
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder
 from toolkit.files.run_files import DATASET_PREFIX
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.system import seeding
 from toolkit.train.base_model import load_base_model

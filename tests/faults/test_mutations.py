@@ -28,11 +28,11 @@ from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
 from toolkit.config.reading.tool import ToolConfig, load_tool, tool_parser
 from toolkit.config.sections.train import TrainConfig
-from toolkit.files.tensor_cache import TensorCache
-from toolkit.data.scan.items import scan_items
 from toolkit.data.batches.latent_cache import CachePair, encode_items
+from toolkit.data.scan.items import scan_items
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.extension import ExtensionTable, discover
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir
 from toolkit.train.resumption import find_checkpoint

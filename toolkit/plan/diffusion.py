@@ -13,10 +13,10 @@ from toolkit.config.sections.train import FEW_PAIRS, PreferenceConfig, TrainConf
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
 from toolkit.contracts.network_kinds import KINDS
+from toolkit.data.batches.image_data import ImageData, open_stream
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import digest_of, fingerprint
 from toolkit.data.scan.from_base import not_made_yet
-from toolkit.data.batches.image_data import ImageData, open_stream
 from toolkit.data.scan.items import sample_inputs, too_large
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError

@@ -27,10 +27,10 @@ from toolkit.config.sections.train import (
 )
 from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection, TrainerConfig
 from toolkit.contracts.data import BucketedSample
-from toolkit.data.scan.captions import prompt_warnings
-from toolkit.data.streams.counts import optimizer_steps
-from toolkit.data.scan.fingerprint import DatasetHashes
 from toolkit.data.batches.image_data import ImageData
+from toolkit.data.scan.captions import prompt_warnings
+from toolkit.data.scan.fingerprint import DatasetHashes
+from toolkit.data.streams.counts import optimizer_steps
 from toolkit.errors import RunError, UserError
 from toolkit.files.writing import free_space
 from toolkit.memory.kept_times import compile_seconds, run_times

@@ -13,9 +13,9 @@ from typing import Any
 
 from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Size
-from toolkit.data.streams.counts import StreamPlan
 from toolkit.data.batches.epoch_order import shape_of
 from toolkit.data.scan.folder import FolderInfo
+from toolkit.data.streams.counts import StreamPlan
 from toolkit.errors import UserError
 from toolkit.files.writing import free_space, readable_size
 from toolkit.plan.memory import MemoryEstimate

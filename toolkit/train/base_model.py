@@ -14,8 +14,8 @@ import torch
 
 from toolkit.config.sections.model import AUTO_RANK, ModelConfig
 from toolkit.contracts.model import DiffusionModel
-from toolkit.files.tensor_cache import key_of
 from toolkit.errors import UserError
+from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import CACHE_FOLDER, sha256_of
 from toolkit.memory.offload import swapped_blocks
 from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer

@@ -22,9 +22,9 @@ from toolkit.config.sections.output import SampleConfig, SamplePicture
 from toolkit.contracts.data import BaseImage, BucketedSample, Mask, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.contracts.model import DiffusionModel, DynamicShift, ModelFacts
 from toolkit.contracts.training import Progress
-from toolkit.data.scan.captions import inject_trigger
-from toolkit.data.pixels.images import image_size
 from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.pixels.images import image_size
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import UserError
 from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.flow.loss import INTERPOLANTS

@@ -19,10 +19,10 @@ from toolkit.config.sections.dataset import LOSS, TEXTURE, loss_at, noise_levels
 from toolkit.config.sections.train import HELD_OUT_MARGIN, HELD_OUT_RIGHT
 from toolkit.contracts.data import BatchSpec
 from toolkit.contracts.model import DiffusionModel
-from toolkit.files.tensor_cache import key_of
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
-from toolkit.data.scan.fingerprint import file_digest
 from toolkit.data.batches.latent_cache import EncodedDataset
+from toolkit.data.scan.fingerprint import file_digest
+from toolkit.files.tensor_cache import key_of
 from toolkit.flow.loss import INTERPOLANTS, loss_per_sample, margin
 from toolkit.system.seeding import generator
 from toolkit.train.anomalies import HIGH

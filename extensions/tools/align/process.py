@@ -17,8 +17,8 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.contracts.data import Sample
 from toolkit.data.pixels.alignment import Alignment, measure, onto_image
-from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.pixels.images import ImageError, open_image, open_mask
+from toolkit.data.scan.folder import scan_datasets
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import atomic_write_dir, os_error_as_run_error, write_text

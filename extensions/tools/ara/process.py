@@ -17,12 +17,12 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
 from toolkit.contracts.model import DiffusionModel
-from toolkit.files.tensor_cache import TensorCache
 from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, encode_items, fill_texts
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.files.writing import why_not_replaced
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank

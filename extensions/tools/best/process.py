@@ -26,13 +26,13 @@ from toolkit.config.sections.dataset import LOSS, ValidationConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import BucketedSample, Size
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.files.tensor_cache import TensorCache
-from toolkit.data.scan.directory import ScanCache
-from toolkit.data.pixels.images import open_image
 from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.pixels.images import open_image
+from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.validation_split import ValidationSplit, as_measured, scan_and_split
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.files.writing import link, write_json
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from toolkit.config.reading.process import JobContext
 from toolkit.config.sections.trainer import DiffusionSection
-from toolkit.data.scan.directory import ScanCache
 from toolkit.data.batches.epoch_order import count_batches
+from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.models.families import family_for, unknown_family, yet_to_come
 from toolkit.plan.outlook import ModelOutlook, Outlook

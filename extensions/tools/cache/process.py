@@ -9,9 +9,9 @@ from pathlib import Path
 
 from extensions.tools.cache.config import CacheCommand, CacheConfig
 from jobs.process import BaseExtensionProcess
+from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.from_base import not_made_yet
-from toolkit.data.batches.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items, fill_texts
 from toolkit.data.scan.validation_split import scan_and_split
 from toolkit.files.log import StatusLine
 from toolkit.files.writing import CACHE_FOLDER, readable_size, remove

@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 from extensions.tools.caption.config import CaptionConfig
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
+from toolkit.data.pixels.images import ImageError
 from toolkit.data.scan.captions import CaptionError, read_caption
 from toolkit.data.scan.directory import list_folder
-from toolkit.data.pixels.images import ImageError
 from toolkit.data.scan.tables import image_name
 from toolkit.errors import UserError
 from toolkit.files.writing import (

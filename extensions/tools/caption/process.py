@@ -11,8 +11,8 @@ from extensions.tools.caption.captioner import Captioner, CaptionSettings, capti
 from extensions.tools.caption.config import CaptionConfig
 from extensions.tools.caption.files import CaptionedImage, Captions, Table, find_images, open_captions
 from jobs.process import BaseExtensionProcess
-from toolkit.data.scan.captions import add_prefix, inject_trigger
 from toolkit.data.pixels.images import ImageError, open_image
+from toolkit.data.scan.captions import add_prefix, inject_trigger
 from toolkit.errors import RunError
 from toolkit.files.log import StatusLine
 from toolkit.memory.quantization import quantizer

@@ -18,8 +18,8 @@ from extensions.tools.lint.text_kinds import unlike, without_names
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
 from toolkit.data.pixels.alignment import SAME_SHAPE
-from toolkit.data.scan.captions import nearly_placeholders, usual_word
 from toolkit.data.pixels.colours import TELEVISION
+from toolkit.data.scan.captions import nearly_placeholders, usual_word
 from toolkit.data.scan.foreign_syntax import lines_of
 from toolkit.data.scan.found import REGULARISATION, named_as_regularisation, shorten
 from toolkit.data.scan.items import bucket_for

@@ -23,18 +23,18 @@ from toolkit.config.sections.dataset import DatasetConfig, Rectangle, area_of
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample
 from toolkit.data.pixels.alignment import LARGEST, Alignment, measure, same_shape
+from toolkit.data.pixels.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import ConvertedImage, DatasetScan, find_images, scan_datasets
-from toolkit.data.pixels.images import ImageError, image_size, load_alpha, open_image, pixel_mode, resize_cover_crop
 from toolkit.data.scan.items import SIZE_MULTIPLE, make_items, scan_items
-from toolkit.system.read_ahead import thread_map
 from toolkit.data.scan.validation_split import split_validation
 from toolkit.errors import DataErrors, Diagnostic, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files.archives import archive_in
 from toolkit.files.writing import find_config
 from toolkit.models.families import ModelFamily, family_for
+from toolkit.system.read_ahead import thread_map
 
 if TYPE_CHECKING:
     from extensions.tools.lint.config import LintConfig

@@ -19,10 +19,10 @@ from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import published_family
 from toolkit.contracts.model import ModelFacts
+from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.directory import join, list_folder
 from toolkit.data.scan.folder import find_images
 from toolkit.data.scan.found import held_out_folders, named_as_regularisation
-from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.scan.partners import LAYER, LAYER_SUFFIXES
 from toolkit.data.scan.repeats import probably_no_repeats

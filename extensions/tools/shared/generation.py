@@ -22,11 +22,11 @@ from toolkit.config.sections.model import ModelConfig
 from toolkit.config.sections.model_files import ModelFolder
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.model import DiffusionModel, ModelFacts
-from toolkit.files.tensor_cache import TensorCache
-from toolkit.data.scan.captions import inject_trigger
 from toolkit.data.batches.latent_cache import CacheEntry, CachePair, ItemEncoder, fill_texts
+from toolkit.data.scan.captions import inject_trigger
 from toolkit.errors import RunError, UserError
 from toolkit.files.log import StatusLine
+from toolkit.files.tensor_cache import TensorCache
 from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.flow.sampler import resampled
 from toolkit.memory.block_runner import BlockRunner

@@ -31,11 +31,11 @@ from extensions.tools.ui.commands import LATE, run_py
 from extensions.tools.ui.state import Ui, inside
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES, DatasetConfig
 from toolkit.contracts.data import ResizeCrop, Size
+from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.captions import CaptionError, read_caption, with_caption
 from toolkit.data.scan.directory import DirectoryListing, list_folder
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage, find_images
-from toolkit.data.pixels.images import ImageError, image_size
 from toolkit.data.scan.items import SIZE_MULTIPLE, bucket_for
 from toolkit.data.scan.partners import PairNames, pair_folders, pair_names
 from toolkit.errors import RunError

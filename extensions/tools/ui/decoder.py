@@ -19,8 +19,8 @@ from threading import Lock, Timer
 from typing import Any
 
 from extensions.tools.ui.state import Ui
-from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.pixels.images import ImageError, open_image
+from toolkit.data.scan.fingerprint import version_of
 from toolkit.files.writing import atomic_write, python_path
 
 SIDES = (160, 400, 960)

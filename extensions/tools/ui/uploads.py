@@ -19,10 +19,10 @@ from unicodedata import category, normalize
 
 from extensions.tools.ui.decoder import Decoder
 from toolkit.config.sections.dataset import CAPTION_SUFFIXES
+from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
 from toolkit.data.scan.captions import CaptionError, read_caption
 from toolkit.data.scan.directory import list_folder, split_suffix
 from toolkit.data.scan.found import repeats_of
-from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError
 from toolkit.data.scan.tables import TEXT_TABLES
 from toolkit.errors import RunError
 from toolkit.files.archives import SUFFIX, Limits, opened

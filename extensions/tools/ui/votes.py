@@ -18,8 +18,8 @@ from zlib import crc32
 
 from extensions.tools.shared.candidates import VOTES, Group
 from extensions.tools.ui.state import inside
-from toolkit.data.scan.columns import UNDECIDED
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageError, image_size
+from toolkit.data.scan.columns import UNDECIDED
 from toolkit.files.redact import redact_json
 from toolkit.files.writing import folder_lock, fsync, os_error_as_run_error, read_regular, write_text
 

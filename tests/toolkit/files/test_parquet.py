@@ -1,4 +1,4 @@
-"""Parquet files where pyarrow is not installed; with it: tests/toolkit/data/test_parquet.py."""
+"""Parquet files where pyarrow is not installed; with it: tests/toolkit/data/streams/test_parquet_shards.py."""
 
 from pathlib import Path
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from toolkit.files.tensor_cache import TensorCache, _hashed, key_of
 from toolkit.errors import RunError
+from toolkit.files.tensor_cache import TensorCache, _hashed, key_of
 
 KEY = key_of(name="entry")
 TENSORS = {"a": torch.arange(300.0).reshape(3, 100), "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}

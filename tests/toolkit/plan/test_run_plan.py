@@ -6,11 +6,11 @@ from PIL import Image
 
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.contracts.data import BucketedSample, Mask, Sample, Size
-from toolkit.data.streams.counts import optimizer_steps
 from toolkit.data.batches.epoch_order import count_batches
 from toolkit.data.scan.folder import ConvertedImage, FolderInfo, scan_datasets
 from toolkit.data.scan.items import cover, make_items
 from toolkit.data.scan.masks import MaskLook
+from toolkit.data.streams.counts import optimizer_steps
 from toolkit.plan.run_plan import RunPlan, batch_note, folder_plans
 
 

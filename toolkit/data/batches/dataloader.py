@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds
-from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.batches.latent_cache import EncodedDataset
+from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.system.read_ahead import loaded_ahead
 from toolkit.system.seeding import uniform

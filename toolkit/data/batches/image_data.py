@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from toolkit.config.sections.train import OptimizationConfig
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import BucketedSample, Sample, Size
-from toolkit.data.streams.counts import optimizer_steps
 from toolkit.data.batches.epoch_order import count_batches
 from toolkit.data.scan.fingerprint import DatasetHashes, fingerprint, name_of
 from toolkit.data.scan.folder import DatasetScan
 from toolkit.data.scan.moved import RunOrder
 from toolkit.data.scan.validation_split import ValidationSplit
+from toolkit.data.streams.counts import optimizer_steps
 
 if TYPE_CHECKING:
     from toolkit.data.streams.stream_dataset import StreamDataset

@@ -26,9 +26,6 @@ from toolkit.config.sections.trainer import DatasetsSection
 from toolkit.contracts.data import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.training import Progress
-from toolkit.files.tensor_cache import TensorCache, key_of
-from toolkit.data.scan.fingerprint import digest_as_read, image_digest, sample_digest
-from toolkit.data.scan.found import shorten
 from toolkit.data.pixels.images import (
     ImageError,
     flip_image,
@@ -41,10 +38,13 @@ from toolkit.data.pixels.images import (
     resize_cover_crop,
     to_tensor,
 )
+from toolkit.data.scan.fingerprint import digest_as_read, image_digest, sample_digest
+from toolkit.data.scan.found import shorten
 from toolkit.data.scan.items import refuse_long_captions
-from toolkit.system.read_ahead import loaded_ahead
 from toolkit.errors import RunError
+from toolkit.files.tensor_cache import TensorCache, key_of
 from toolkit.files.writing import CACHE_FOLDER
+from toolkit.system.read_ahead import loaded_ahead
 
 logger = logging.getLogger(__name__)
 

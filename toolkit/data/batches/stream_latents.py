@@ -16,10 +16,10 @@ from torch import Tensor
 
 from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.contracts.model import DiffusionModel
-from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.data.pixels.images import ImageError
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder
+from toolkit.data.pixels.images import ImageError
+from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.streams.stream_dataset import StreamDataset, StreamItem
 from toolkit.data.streams.webdataset import StreamSample
 from toolkit.system import seeding

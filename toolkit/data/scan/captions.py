@@ -18,11 +18,11 @@ from toolkit.data.scan.columns import columns_of, first_of
 from toolkit.data.scan.directory import DirectoryListing, split_suffix
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.partners import root_of
-from toolkit.system.read_ahead import thread_map
 from toolkit.errors import Diagnostic
 from toolkit.files.unreadable import GIT_LFS, denied, pointer
 from toolkit.files.writing import read_chunks
 from toolkit.system import seeding
+from toolkit.system.read_ahead import thread_map
 
 
 class CaptionError(ValueError):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import ColumnsConfig
-from toolkit.data.scan.directory import split_suffix
 from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.directory import split_suffix
 
 
 class KnownName(NamedTuple):

@@ -24,8 +24,8 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from toolkit.contracts.data import Size
-from toolkit.data.scan.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
 from toolkit.data.pixels.images import IMAGE_SUFFIXES, ImageInfo
+from toolkit.data.scan.fingerprint import Version, known_digest, remember_digest, remember_reading, version_of
 from toolkit.files.archives import archive_in, unpacked
 from toolkit.files.redact import contains_secret
 from toolkit.files.writing import CACHE_FOLDER, atomic_write

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.contracts.data import BaseImage, Sample
-from toolkit.files.tensor_cache import key_of
 from toolkit.data.pixels.images import image_reading
 from toolkit.errors import RunError
+from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import sha256_of
 
 Version = tuple[int, int, int]

@@ -21,6 +21,9 @@ from typing import Any, NamedTuple
 
 from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import NO_FLIP, Flip, Sample
+from toolkit.data.pixels.images import (
+    IMAGE_SUFFIXES,
+)
 from toolkit.data.scan.captions import (
     LIST,
     caption_of_name,
@@ -54,9 +57,6 @@ from toolkit.data.scan.found import (
     shorten,
     split_of,
     texts_of,
-)
-from toolkit.data.pixels.images import (
-    IMAGE_SUFFIXES,
 )
 from toolkit.data.scan.masks import MaskLook
 from toolkit.data.scan.partners import (

@@ -10,6 +10,7 @@ from itertools import chain
 
 from toolkit.config.sections.dataset import area_of
 from toolkit.contracts.data import PLACEHOLDERS
+from toolkit.data.pixels.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
 from toolkit.data.scan.captions import add_prefix, nearly_placeholders, usual_word
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, split_suffix
 from toolkit.data.scan.fingerprint import remember_reading
@@ -24,12 +25,11 @@ from toolkit.data.scan.found import (
     shorten,
     texts_of,
 )
-from toolkit.data.pixels.images import CLEAR, ImageError, ImageInfo, inspect_header, inspect_image, reference_error
 from toolkit.data.scan.masks import faults_of, look_at_masks
 from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
 from toolkit.data.scan.repeats import ask_about, probably_no_repeats
-from toolkit.system.read_ahead import thread_map
 from toolkit.errors import DataErrors, Diagnostic
+from toolkit.system.read_ahead import thread_map
 
 READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is

@@ -13,10 +13,10 @@ from dataclasses import replace
 from itertools import chain
 
 from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.columns import in_yaml as column_in_yaml
 from toolkit.data.scan.directory import DirectoryListing, ImageFile, join, split_suffix
 from toolkit.data.scan.found import LOOKED_INTO, FoundFolder, ScanFindings, count_of, shorten, split_of
-from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.tables import (
     NO_JSON,
     TABLES,

@@ -19,13 +19,13 @@ from toolkit.config.sections.prompts import KEYS
 from toolkit.config.sections.trainer import DiffusionSection, ImageTrainingSection
 from toolkit.contracts.data import PLACEHOLDERS, BaseImage, BucketedSample, Sample, Size
 from toolkit.contracts.model import ModelFacts
-from toolkit.files.tensor_cache import key_of
 from toolkit.data.scan.captions import CaptionError, caption_rules, read_text
 from toolkit.data.scan.fingerprint import made_digest
 from toolkit.data.scan.folder import FolderInfo
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.found import count_of, shorten
 from toolkit.errors import DataErrors, Diagnostic
+from toolkit.files.tensor_cache import key_of
 from toolkit.files.writing import CACHE_FOLDER, atomic_write, os_error_as_run_error, write_text
 from toolkit.system import seeding
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 from toolkit.config.sections.dataset import Rectangle, sides_of
 from toolkit.config.sections.output import SampleItem
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.data.pixels.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.folder import DatasetScan, scan_datasets
 from toolkit.data.scan.found import repeats_of
 from toolkit.data.scan.from_base import made_folders
-from toolkit.data.pixels.images import ImageError, image_size, inspect_image, reference_error
 from toolkit.errors import DataErrors, Diagnostic, UserError
 
 if TYPE_CHECKING:

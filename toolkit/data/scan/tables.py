@@ -23,6 +23,7 @@ from unicodedata import normalize
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.yaml_reader import moved_path
 from toolkit.config.sections.dataset import ColumnsConfig
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.data.scan.captions import LIST, CaptionError, listed, read_text
 from toolkit.data.scan.columns import (
     UNDECIDED,
@@ -37,7 +38,6 @@ from toolkit.data.scan.columns import (
     unknown,
 )
 from toolkit.data.scan.directory import real_path, split_suffix
-from toolkit.data.pixels.images import IMAGE_SUFFIXES
 from toolkit.errors import Diagnostic
 from toolkit.files.parquet import SUFFIX, ParquetError, is_parquet, table_rows
 

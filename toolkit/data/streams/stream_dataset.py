@@ -17,9 +17,9 @@ from toolkit.config.sections.train import UNTIL_THE_DATA_ENDS, OptimizationConfi
 from toolkit.config.sections.trainer import ImageTrainingSection
 from toolkit.contracts.data import CaptionRules, Cursor, ResizeCrop, Sample, Size
 from toolkit.data.scan.captions import caption_rules, trained_caption
-from toolkit.data.streams.counts import StreamPlan, optimizer_steps
 from toolkit.data.scan.fingerprint import DatasetHashes
 from toolkit.data.scan.items import bucket_for, cover, largest_bucket
+from toolkit.data.streams.counts import StreamPlan, optimizer_steps
 from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import Shard, expand_shards
 from toolkit.data.streams.webdataset import ShardStream, StreamSample, Unreadable

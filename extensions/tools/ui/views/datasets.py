@@ -31,11 +31,11 @@ from extensions.tools.ui.state import Form, render, ui_of, wants_json, whole
 from extensions.tools.ui.views.queue import enqueue
 from toolkit.config.reading.loader import folder_name_error
 from toolkit.contracts.data import Size
+from toolkit.data.pixels.images import ImageError, media_type
 from toolkit.data.scan.captions import CaptionError
 from toolkit.data.scan.fingerprint import version_of
 from toolkit.data.scan.folder import FoundImage
 from toolkit.data.scan.found import repeats_of
-from toolkit.data.pixels.images import ImageError, media_type
 from toolkit.data.scan.items import SIZE_MULTIPLE
 from toolkit.errors import RunError
 from toolkit.files.archives import SUFFIX

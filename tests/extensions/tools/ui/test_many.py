@@ -26,9 +26,7 @@ from extensions.tools.ui.decoder import Decoder
 from extensions.tools.ui.state import Ui
 from extensions.tools.ui.views import new
 from tests.extensions.tools.ui.conftest import Served
-from toolkit.data.scan import captions
-from toolkit.data.scan import directory
-from toolkit.data.scan import fingerprint
+from toolkit.data.scan import captions, directory, fingerprint
 from toolkit.files.writing import write_json
 from toolkit.train import run_reader
 

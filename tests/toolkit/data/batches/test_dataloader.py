@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from toolkit.contracts.data import BatchSpec, CaptionRules, Mask, PromptEmbeds
-from toolkit.files.tensor_cache import TensorCache
-from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
 from toolkit.data.batches.epoch_order import epoch_batches
+from toolkit.data.batches.latent_cache import CachePair, encode_items
+from toolkit.data.scan.captions import caption_for_use, drawn_caption
 from toolkit.data.scan.folder import scan_datasets
 from toolkit.data.scan.items import make_items
-from toolkit.data.batches.latent_cache import CachePair, encode_items
+from toolkit.files.tensor_cache import TensorCache
 
 SEED = 3
 

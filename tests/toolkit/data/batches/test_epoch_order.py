@@ -5,8 +5,8 @@ from itertools import chain
 import pytest
 
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.batches.epoch_order import count_batches, epoch_batches, epoch_order
+from toolkit.data.scan.captions import caption_for_use
 
 
 def make_item(index: int, repeats: int, side: int) -> BucketedSample:

@@ -11,11 +11,7 @@ from PIL import Image
 from tests.toolkit.data.pixels.test_colours import cicp
 from toolkit.contracts.data import BatchSpec, CaptionRules
 from toolkit.data.batches import latent_cache
-from toolkit.files.tensor_cache import TensorCache
 from toolkit.data.batches.dataloader import BatchLoader
-from toolkit.data.scan.fingerprint import file_digest
-from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.scan.items import make_items
 from toolkit.data.batches.latent_cache import (
     PROMPT_FORMAT,
     CachePair,
@@ -25,7 +21,11 @@ from toolkit.data.batches.latent_cache import (
     encode_items,
     mask_weights,
 )
+from toolkit.data.scan.fingerprint import file_digest
+from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.scan.items import make_items
 from toolkit.errors import DataErrors, RunError
+from toolkit.files.tensor_cache import TensorCache
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from toolkit.contracts.data import NO_FLIP, Flip, Mask, ResizeCrop, Size
+from toolkit.data.batches.latent_cache import mask_weights
 from toolkit.data.pixels.images import flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.scan.items import bucket_for
-from toolkit.data.batches.latent_cache import mask_weights
 
 PLAIN = ResizeCrop(Size(32, 16), 0, 0, Size(32, 16))
 ROTATED = 6

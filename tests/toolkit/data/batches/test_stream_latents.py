@@ -14,12 +14,12 @@ import torch
 
 from tests.toolkit.data.shard_server import png
 from toolkit.contracts.data import BatchSpec, BucketedSample, CaptionRules, Sample, Size
-from toolkit.files.tensor_cache import TensorCache
-from toolkit.data.scan.captions import caption_for_use
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch, stream_source
 from toolkit.data.batches.latent_cache import CachePair, ItemEncoder, encode_items
-from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.data.batches.stream_latents import StreamLatents
+from toolkit.data.scan.captions import caption_for_use
+from toolkit.data.streams.stream_dataset import StreamDataset
+from toolkit.files.tensor_cache import TensorCache
 
 COLOURS = ("red", "green", "blue", "white", "black")
 

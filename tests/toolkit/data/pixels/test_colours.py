@@ -22,16 +22,15 @@ from PIL.TiffImagePlugin import IFDRational
 from tests.conftest import ROOT
 from tests.toolkit.data.conftest import make_dataset
 from toolkit.data.pixels import avif as avif_header
-from toolkit.data.pixels import colours
-from toolkit.data.pixels import images
-from toolkit.data.scan.folder import scan_datasets
+from toolkit.data.pixels import colours, images
 from toolkit.data.pixels.images import inspect_header, inspect_image, open_image
+from toolkit.data.scan.folder import scan_datasets
 
 PATCHES = numpy.array(
     [(200, 40, 30), (40, 180, 60), (30, 60, 190), (220, 170, 140), (128,) * 3, (255,) * 3, (0,) * 3, (250, 200, 20)]
 )
 SIDE = 16
-HEIC = {name: ROOT / "tests/toolkit/data" / f"{name}.heic" for name in ("display_p3", "hdr_pq", "icc_p3")}
+HEIC = {name: ROOT / "tests/toolkit/data/pixels" / f"{name}.heic" for name in ("display_p3", "hdr_pq", "icc_p3")}
 
 D65, D50 = (0.3127, 0.3290), (0.34567, 0.35850)
 SRGB = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, *D65)

@@ -28,8 +28,7 @@ from tests.toolkit.data.pixels.test_colours import (
     srgb,
     tiled,
 )
-from toolkit.data.pixels import images
-from toolkit.data.pixels import jxl
+from toolkit.data.pixels import images, jxl
 from toolkit.data.pixels.images import ImageError, image_size, inspect_header, inspect_image, open_image
 
 imagecodecs = import_module("imagecodecs") if find_spec("imagecodecs") else None

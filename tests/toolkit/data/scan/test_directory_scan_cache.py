@@ -12,10 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.toolkit.data.pixels.test_colours import cicp
-from toolkit.data.scan import captions
-from toolkit.data.scan import directory
-from toolkit.data.scan import fingerprint
-from toolkit.data.scan import folder_check
+from toolkit.data.scan import captions, directory, fingerprint, folder_check
 from toolkit.data.scan.directory import ScanCache
 from toolkit.data.scan.fingerprint import file_digest, image_digest
 from toolkit.data.scan.folder import DatasetScan, scan_datasets

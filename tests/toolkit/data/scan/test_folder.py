@@ -356,7 +356,8 @@ def test_order_does_not_depend_on_the_file_system(tmp_path: Path, image, dataset
 def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "import toolkit.plan.run_plan, toolkit.data.batches.epoch_order, toolkit.data.scan.items, toolkit.plan.diffusion\n"
+        "import toolkit.plan.run_plan, toolkit.data.batches.epoch_order, toolkit.data.scan.items\n"
+        "import toolkit.plan.diffusion\n"
         "from toolkit.data.pixels.images import inspect_image; inspect_image(sys.argv[1])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )

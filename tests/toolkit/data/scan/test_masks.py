@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.toolkit.data.conftest import make_dataset, make_image
 from toolkit.contracts.data import NO_FLIP, Mask, ResizeCrop, Size
+from toolkit.data.batches.latent_cache import mask_weights
 from toolkit.data.scan import masks
 from toolkit.data.scan.folder import scan_datasets
-from toolkit.data.batches.latent_cache import mask_weights
 from toolkit.data.scan.masks import MaskLook, look_at_mask, look_at_masks, mask_fault
 
 WHOLE = ResizeCrop(Size(64, 64), 0, 0, Size(64, 64))

@@ -39,8 +39,8 @@ from toolkit.config.sections.model_files import INDEX, model_fault
 from toolkit.config.sections.output import SamplePicture
 from toolkit.contracts.data import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Size
 from toolkit.data.batches.dataloader import BatchLoader
-from toolkit.data.pixels.images import over_white
 from toolkit.data.batches.latent_cache import ItemEncoder
+from toolkit.data.pixels.images import over_white
 from toolkit.errors import UserError
 from toolkit.models.folder_family import reference_size
 from toolkit.models.qwen_image21.family import FAMILY
