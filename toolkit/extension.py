@@ -27,6 +27,7 @@ from threading import RLock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import toolkit.old_names  # noqa: F401 - extensions of 0.2 import by them
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
