@@ -1,4 +1,4 @@
-"""Measures the program: each bench_*.py is run by itself and ends in one JSON line; see README.md."""
+"""Measures the program: each bench_*.py, and each script in figures/, is run by itself; see README.md."""
 
 import logging
 

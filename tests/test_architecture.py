@@ -504,6 +504,20 @@ def test_benches_use_public_names() -> None:
     assert {name: private_names(source(name)) for name in tracked("benchmarks") if private_names(source(name))} == {}
 
 
+def figures_used(name: str, text: str) -> list[str]:
+    """What a bench outside benchmarks/figures/ imports from it."""
+    is_figure = name.startswith("benchmarks/figures/")
+    return [] if is_figure else [found for found in imports(name, text) if found.startswith("benchmarks.figures")]
+
+
+def test_what_guards_needs_no_figure_that_is_run_by_hand() -> None:
+    text = "from benchmarks.figures.levels import WAYS"
+    assert figures_used("benchmarks/bench_x.py", text) and not figures_used("benchmarks/figures/x.py", text)
+    names = tracked("benchmarks")
+    assert any(name.startswith("benchmarks/figures/") for name in names)
+    assert {name: figures_used(name, source(name)) for name in names if figures_used(name, source(name))} == {}
+
+
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     drawers = {"util", "utils", "helper", "helpers", "misc", "common"}
     assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []

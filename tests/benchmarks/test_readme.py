@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TEXT = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
-SCRIPT = re.compile(r"bench_\w+(?=\.py)")
+SCRIPT = re.compile(r"(?:bench_|figures/)\w+(?=\.py)")
 
 
 def commands(text: str) -> Iterator[str]:
@@ -29,16 +29,19 @@ def test_every_command_names_a_bench_and_options_it_takes(command: str) -> None:
     program, script, *options = shlex.split(command)
     assert program == "python"
     assert (BENCHMARKS.parent / script).is_file()
-    import_module(f"benchmarks.{Path(script).stem}").arguments(options)  # argparse exits on what it does not know
+    module = script.removesuffix(".py").replace("/", ".")
+    import_module(module).arguments(options)  # argparse exits on what it does not know
 
 
 def test_every_bench_stands_in_the_table() -> None:
     listed = {name for command in commands(TEXT) for name in SCRIPT.findall(command)}
-    assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")}
+    figures = {f"figures/{path.stem}" for path in BENCHMARKS.glob("figures/*.py")} - {"figures/__init__"}
+    assert len(figures) >= 10
+    assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")} | figures
 
 
 def test_every_option_in_the_text_is_one_of_some_script() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.rglob("*.py"))
     options = set(re.findall(r"`(--[a-z][a-z-]*)", TEXT)) - {"--help"}
     assert options >= {"--noisy", "--minutes"}
     assert [option for option in options if f'"{option}"' not in sources] == []

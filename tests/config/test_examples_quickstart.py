@@ -25,8 +25,9 @@ from mascots.mascot import ALL, NONE, Casting, Characters, Lots, Mascot, Pair, r
 from mascots.words import caption, edit_of_two
 from PIL import Image
 
-from benchmarks.bench_learning import Example, as_it_is, character, of_pairs, training
-from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, vae
+from benchmarks.figures.learning import Example, as_it_is, character, of_pairs, training
+from benchmarks.figures.tiny_mascots import vae
+from benchmarks.mascot_model import GUIDANCE_OF, TinyModel, load
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
 from tests.docs.pages import blocks

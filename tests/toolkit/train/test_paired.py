@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from benchmarks.bench_stopping import ENDED, IMPROVING, simulate, stopped_at
+from benchmarks.figures.stopping import ENDED, IMPROVING, simulate, stopped_at
 from toolkit.train.paired import as_good_as_the_lowest, difference, forecast, t_quantile
 
 
@@ -89,7 +89,7 @@ def test_losses_that_may_still_fall_below_the_best_do_not_stop_a_run() -> None:
     "kind", ["line, -10 %", pytest.param("line, -10 %, slow waves", marks=pytest.mark.slow), "peak at 0.3"]
 )
 def test_simulated_runs(kind: str) -> None:
-    """Some of benchmarks/bench_stopping.py."""
+    """Some of benchmarks/figures/stopping.py."""
     ends = [stopped_at(simulate((IMPROVING | ENDED)[kind], seed)) for seed in range(200)]
     assert sum(end is not None and end[1] for end in ends) <= 10
     assert all(ends) is (kind in ENDED)

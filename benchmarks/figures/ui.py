@@ -1,4 +1,4 @@
-"""The web page: `python benchmarks/bench_ui.py`.
+"""The web page: `python benchmarks/figures/ui.py`.
 
 Start to the first page, memory, the pages over 1,000 runs for one client and for a hundred, the page and curves of a
 run with a million metric lines and 5,000 samples, what fifty watchers cost, how soon a new line is at a watcher, and,
@@ -28,7 +28,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 

@@ -11,10 +11,10 @@ import pytest
 from mascots.mascot import Mascot, Pair
 from PIL import Image
 
-from benchmarks import bench_mascots
-from benchmarks.bench_mascots import TinyModel, load
-from benchmarks.bench_preference import decided, drawn, judged, without_colour, write_votes
+from benchmarks import mascot_model
+from benchmarks.figures.preference import decided, drawn, judged, without_colour, write_votes
 from benchmarks.mascot_classifier import MascotClassifier
+from benchmarks.mascot_model import TinyModel, load
 
 
 @pytest.mark.parametrize(("references", "guidance"), [(0, 2.0), (1, 1.0)])
@@ -22,7 +22,7 @@ def test_many_samples_in_a_pass_are_those_of_one_each(tiny_model: Path, guidance
     tiny = TinyModel(load(str(tiny_model)), MascotClassifier(), 2, guidance)
     pictures = [Image.new("RGB", (128, 128), colour) for colour in ("teal", "pink")] * references
     of_each = [[picture] for picture in pictures]
-    together = drawn(tiny, ["a round mascot", "a cat"], pictures, first=bench_mascots.SEED)
+    together = drawn(tiny, ["a round mascot", "a cat"], pictures, first=mascot_model.SEED)
     for ours, theirs in zip(together, tiny.samples(["a round mascot", "a cat"], of_each), strict=True):
         assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1
 

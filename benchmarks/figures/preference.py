@@ -7,7 +7,7 @@ Parts:
 - `edits`: of two results of one edit, the one that keeps its reference is better;
 - `times`: a step of a pair against two ordinary micro-batches, by turns.
 
-`python benchmarks/bench_preference.py` measures all; `--part colour --beta 500 2000` a sweep.
+`python benchmarks/figures/preference.py` measures all; `--part colour --beta 500 2000` a sweep.
 
 Shape suffixes: B batch, C channels, H/W latent height and width."""
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -37,8 +37,8 @@ from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
+from benchmarks.mascot_model import SIDE, TinyModel, load  # noqa: E402
 from toolkit.config.sections.train import PreferenceConfig  # noqa: E402
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size  # noqa: E402
 from toolkit.data.batches.dataloader import LatentBatch  # noqa: E402

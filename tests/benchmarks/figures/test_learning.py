@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_learning
-from benchmarks.bench_learning import MEASURED, Example, Job, Variant, training
+from benchmarks.figures import learning
+from benchmarks.figures.learning import MEASURED, Example, Job, Variant, training
 from benchmarks.mascot_classifier import MascotClassifier
 from tests.faults.nursery import Nursery
 from toolkit.config import load_job
@@ -26,10 +26,10 @@ VARIANTS = [(example, variant) for example in MEASURED for variant in example.va
 def test_a_variant_is_a_job_without_mistakes_that_differs_from_the_example(
     example: Example, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(bench_learning.ROOT)
+    monkeypatch.chdir(learning.ROOT)
     job = example.job()
     variant(job)
-    same = (bench_learning.as_it_is, bench_learning.resumed, *bench_learning.IN_PROCESS)
+    same = (learning.as_it_is, learning.resumed, *learning.IN_PROCESS)
     assert (job == example.job()) is (variant in same)
     file = tmp_path / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
@@ -43,7 +43,7 @@ def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
     class Forked:
         def __init__(self, command: list[str], cwd: Path, **_: object) -> None:
             _, _, *given = command
-            self.child = nursery.fork(given, cwd, "said", main="benchmarks.bench_learning")
+            self.child = nursery.fork(given, cwd, "said", main="benchmarks.figures.learning")
             self.poll, self.wait = self.child.poll, self.child.wait
 
         def terminate(self) -> None:
@@ -53,7 +53,7 @@ def forked(nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
         Forked(*command, **options).child.ends_with(0)
 
     stand_in = SimpleNamespace(Popen=Forked, run=run, DEVNULL=subprocess.DEVNULL)
-    monkeypatch.setattr(bench_learning, "subprocess", stand_in)
+    monkeypatch.setattr(learning, "subprocess", stand_in)
 
 
 @pytest.mark.slow
@@ -71,9 +71,9 @@ def test_variants_are_trained_and_measured(
         return job
 
     monkeypatch.setattr(Example, "job", short)
-    monkeypatch.setattr(bench_learning, "trained", MascotClassifier)
+    monkeypatch.setattr(learning, "trained", MascotClassifier)
     example = MEASURED[number].file.stem
-    bench_learning.main(["--example", example, "--variant", *variants, "--count", "2"])
+    learning.main(["--example", example, "--variant", *variants, "--count", "2"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"][example]
     assert list(figures) == ["before", *variants]
     assert all(0 <= share <= 1 for row in figures.values() for share in row.values())

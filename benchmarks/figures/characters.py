@@ -4,7 +4,7 @@ Two mascots with one body, told apart by colour and mark. Each variant draws its
 on them and asks for each character alone, for other mascots, and for both in one picture. `seen` are scenes of the
 training, `new` poses, places and hats that no picture of them shows.
 
-`python benchmarks/bench_characters.py` trains all variants; `--variant alone together masks` some."""
+`python benchmarks/figures/characters.py` trains all variants; `--variant alone together masks` some."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -30,9 +30,9 @@ from PIL import Image  # noqa: E402
 
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.bench_learning import LOOKS, MEASURED, SCENE, SEED, training  # noqa: E402
-from benchmarks.bench_mascots import SIDE, TinyModel  # noqa: E402
+from benchmarks.figures.learning import LOOKS, MEASURED, SCENE, SEED, training  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, pixels_of, trained  # noqa: E402
+from benchmarks.mascot_model import SIDE, TinyModel  # noqa: E402
 from extensions.tools.best.characters import NOBODY, Table, lines_of  # noqa: E402
 
 QUICKSTART = MEASURED[0]

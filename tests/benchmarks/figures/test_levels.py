@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_levels
-from benchmarks.bench_learning import Job, training
+from benchmarks.figures import levels
+from benchmarks.figures.learning import Job, training
 from benchmarks.mascot_classifier import MascotClassifier
 
 
 def test_a_line_has_means_and_the_differences_seed_by_seed() -> None:
     first, other = {"scene": [0.5, 0.7]}, {"scene": [0.6, 0.8]}
-    assert bench_levels.line_of(first, first) == "scene 60.0 +- 10.0 %"
-    assert bench_levels.line_of(other, first) == "scene 70.0 +- 10.0 % (+10.0 +- 0.0 %)"
+    assert levels.line_of(first, first) == "scene 60.0 +- 10.0 %"
+    assert levels.line_of(other, first) == "scene 70.0 +- 10.0 % (+10.0 +- 0.0 %)"
 
 
 @pytest.mark.slow
@@ -30,11 +30,11 @@ def test_every_way_is_trained_on_the_same_pictures_and_measured(
             asked.append((section["train"]["timestep_type"], section["training_seed"]))
         run(job)
 
-    run = bench_levels._run
-    monkeypatch.setattr(bench_levels, "_run", seen)
-    monkeypatch.setattr(bench_levels, "trained", MascotClassifier)
+    run = levels._run
+    monkeypatch.setattr(levels, "_run", seen)
+    monkeypatch.setattr(levels, "trained", MascotClassifier)
     here = Path.cwd()
-    bench_levels.main(["--seeds", "1", "--steps", "2", "--count", "2", "--way", "weighted", "sigmoid"])
+    levels.main(["--seeds", "1", "--steps", "2", "--count", "2", "--way", "weighted", "sigmoid"])
     assert asked == [("weighted", 100), ("sigmoid", 100)] and Path.cwd() == here
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert figures.keys() == {"weighted", "sigmoid"}

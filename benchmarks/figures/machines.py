@@ -1,4 +1,4 @@
-"""What a step takes on 8, 64 and 512 H100, by arithmetic: `python benchmarks/bench_machines.py`, no GPU. With
+"""What a step takes on 8, 64 and 512 H100, by arithmetic: `python benchmarks/figures/machines.py`, no GPU. With
 `--write docs/multi_gpu.md` the table takes its place there.
 
 Computing is `toolkit/memory/flops.py`; the network is what its makers publish, of which NCCL reaches less. Each GPU
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
@@ -126,9 +126,9 @@ def main() -> None:
         text = path.read_text(encoding="utf-8")
         made = "\n".join([begin, *lines, end])
         path.write_text(re.sub(f"{begin}.*?{end}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8")
-    report.card("bench_machines", "seconds and bytes per step on many H100, by arithmetic")
+    report.card("machines", "seconds and bytes per step on many H100, by arithmetic")
     print("\n".join(lines))
-    report.finish("bench_machines", compute_s={row.name: row.compute_s for row in ROWS})
+    report.finish("machines", compute_s={row.name: row.compute_s for row in ROWS})
 
 
 if __name__ == "__main__":

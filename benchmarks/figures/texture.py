@@ -1,6 +1,6 @@
 """Are LoRAs that turn into texture found, and sound ones left alone? Short trainings on the tiny mascots.
 
-`python benchmarks/bench_texture.py --folder OUT --sound 50 --planted 10`: in planted runs the images have an added
+`python benchmarks/figures/texture.py --folder OUT --sound 50 --planted 10`: in planted runs the images have an added
 pattern (two of them, five strengths), which the network learns. Optimizers and seeds alternate. Prints of each run the
 textures of its samples and predicted images, and its lines; a run that `--folder` has already is not trained again.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 

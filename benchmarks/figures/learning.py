@@ -4,7 +4,7 @@ Each variant is a separate job: it trains on the shipped model, then samples sho
 and hats that were in none of its pictures, and other mascots, which should stay what they are. Variants that are right
 agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
 
-`python benchmarks/bench_learning.py` measures all of them; `--variant ema_off int8` some; `--model FOLDER` on another
+`python benchmarks/figures/learning.py` measures all of them; `--variant ema_off int8` some; `--model FOLDER` on another
 model, with files in the same layout."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -32,8 +32,8 @@ from mascots.words import caption, edit_of_two  # noqa: E402
 
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
+from benchmarks.mascot_model import SIDE, TinyModel, load  # noqa: E402
 
 EXAMPLES = ROOT / "config" / "examples"
 SEED = 99

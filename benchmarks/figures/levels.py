@@ -5,7 +5,7 @@ the training at all; a classifier judges them. Every seed is a training of its o
 order, the same for each way. Prints the mean over the seeds, its standard error, and that of the differences from the
 first way.
 
-`python benchmarks/bench_levels.py` takes about 25 minutes on one core."""
+`python benchmarks/figures/levels.py` takes about 25 minutes on one core."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
@@ -25,7 +25,7 @@ import yaml  # noqa: E402
 
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.bench_learning import MEASURED, SCENE, Figures, training  # noqa: E402
+from benchmarks.figures.learning import MEASURED, SCENE, Figures, training  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
 
 QUICKSTART = MEASURED[0]
@@ -44,7 +44,7 @@ def draw_pictures() -> None:
 
 
 def measured(way: str, seed: int, steps: int, count: int, classifier: MascotClassifier) -> Figures:
-    """Trains on the pictures in the working directory, and asks; the shares that `bench_learning` measures, and the
+    """Trains on the pictures in the working directory, and asks; the shares that `learning.py` measures, and the
     mean of those of pose, place and hat as `scene`."""
     job = QUICKSTART.job()
     name = f"{way}_{seed}"

@@ -7,7 +7,7 @@ preservation, or images of the base model. What each takes beside that is printe
 preservation at each step, and those in which the images are generated, once. Samples are of prompts that no image was
 trained or generated with.
 
-`python benchmarks/bench_regularisation.py` trains all ways with three seeds; `--way none from_base`, `--seed 8`."""
+`python benchmarks/figures/regularisation.py` trains all ways with three seeds; `--way none from_base`, `--seed 8`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 for folder in (ROOT / "config" / "examples" / "extensions", ROOT):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -32,10 +32,10 @@ from mascots.words import caption  # noqa: E402
 
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.bench_characters import NEW, SCENES, Judge, scene, share  # noqa: E402
-from benchmarks.bench_learning import MEASURED, SEED, training  # noqa: E402
-from benchmarks.bench_mascots import SIDE  # noqa: E402
+from benchmarks.figures.characters import NEW, SCENES, Judge, scene, share  # noqa: E402
+from benchmarks.figures.learning import MEASURED, SEED, training  # noqa: E402
 from benchmarks.mascot_classifier import trained  # noqa: E402
+from benchmarks.mascot_model import SIDE  # noqa: E402
 
 QUICKSTART = MEASURED[0]
 NAME = "pipo"

@@ -1,6 +1,6 @@
 """Does `stop_when: {no_better_within: 95%}` stop runs that still improve? Simulated runs whose true losses are known.
 
-`python benchmarks/bench_stopping.py` prints for each kind of run the share of false stops, where runs stopped, and
+`python benchmarks/figures/stopping.py` prints for each kind of run the share of false stops, where runs stopped, and
 the coverage of the intervals. A stop is false where a later step of the planned run has a true loss that is lower than
 that of the best checkpoint so far by more than these images resolve (the half-width of the paired interval).
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
