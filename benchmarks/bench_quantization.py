@@ -27,6 +27,7 @@ from torch import Tensor, nn  # noqa: E402
 from benchmarks import report  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, agreement, pixels_of, trained  # noqa: E402
 from benchmarks.mascot_model import NAMED, SEED, TinyModel, load  # noqa: E402
+from toolkit.contracts.model import DiffusionModel  # noqa: E402
 from toolkit.memory.quantization import quantize_weight  # noqa: E402
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
