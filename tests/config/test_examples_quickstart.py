@@ -176,7 +176,7 @@ def test_it_prints_and_leaves_what_its_page_shows(finished: Finished) -> None:
 
 @pytest.mark.slow
 def test_more_steps_need_a_word_because_the_rate_has_come_to_its_end(finished: Finished, run_py) -> None:
-    """What docs/quickstart.md says under "What it leaves on disk"."""
+    """What docs/quickstart.md says of a job that is run again."""
     cwd, job = finished.folder.parents[1], finished.folder.parents[1] / "longer.yaml"
     job.write_text(JOB.read_text().replace("steps: 240", "steps: 300"))
     refused = run_py(job, cwd=cwd)

@@ -43,13 +43,31 @@ class Block:
 
 
 def blocks(page: str, *languages: str) -> list[Block]:
-    """The blocks of a page in their order; of these languages, where some are given."""
+    """The blocks of a page in their order; of these languages, where some are given. Without `wrong_and_right`."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = [
+    pairs = {block.line for pair in wrong_and_right(text) for block in pair}
+    return [
+        block
+        for block in fenced(page, text)
+        if block.line not in pairs and (not languages or block.language in languages)
+    ]
+
+
+def fenced(page: str, text: str) -> list[Block]:
+    """All blocks of the text of a page."""
+    return [
         Block(page, text[: match.start()].count("\n") + 1, match[2], dedent(match[3]))
         for match in re.finditer(r"(?ms)^( *)```(.*?)\n(.*?)^\1```$", text)
     ]
-    return [block for block in found if not languages or block.language in languages]
+
+
+def wrong_and_right(text: str) -> list[tuple[Block, Block]]:
+    """The pairs of blocks that a page shows below `Wrong:` and `Right:`; test_troubleshooting.py tries them."""
+    found = fenced("docs/troubleshooting.md", text)
+    lines = text.splitlines()
+    wrong = [block for block in found if lines[block.line - 3].endswith("Wrong:")]
+    right = [block for block in found if lines[block.line - 3].endswith("Right:")]
+    return list(zip(wrong, right, strict=True))
 
 
 def merged(base: Any, change: Any) -> Any:

@@ -35,6 +35,8 @@ LORA = "tests/docs/test_use_your_lora.py::test_every_block_runs_as_one_reads"
 QUICKSTART = "tests/config/test_examples_quickstart.py::test_it_prints_and_leaves_what_its_page_shows"
 ONE_FILE = "tests/toolkit/models/test_beside.py::test_a_transformers_file_gives_the_bits_of_its_folder"
 
+MESSAGES = "tests/docs/test_troubleshooting.py::"
+
 ELSEWHERE = {
     (
         "docs/architecture.md",
@@ -56,6 +58,14 @@ ELSEWHERE = {
         "memory account",
     ): "tests/toolkit/memory/test_account.py::test_a_recorded_run_says_it_at_its_end_and_the_recording_stops",
     ("docs/models.md", "model:\n  name_or_path: ~/ComfyUI"): ONE_FILE,
+    **{
+        ("docs/troubleshooting.md", begin): f"{MESSAGES}test_the_wrong_job_prints_it_and_the_right_one_does_not"
+        for begin in ("config/my_character", "without caption", "warning: lr:", "datasets/damaged", "datasets/after")
+    },
+    **{
+        ("docs/troubleshooting.md", begin): f"{MESSAGES}test_a_message_about_files_is_printed"
+        for begin in ("datasets/latin", "datasets/twice")
+    },
     ("docs/times.md", "time: about"): "tests/docs/test_times.py::test_the_line_of_the_page_is_one_of_a_plan",
     ("docs/quickstart.md", "mascots: generated"): QUICKSTART,
     ("docs/quickstart.md", "config/my_char.yaml:14:9"): (
