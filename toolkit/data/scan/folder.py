@@ -232,9 +232,10 @@ def find_images(
     findings = ScanFindings(scan_cache, read_captions=True)
     images = []
     for folder in match_files(_folders([dataset], findings), findings):
-        of_image = _caption_files_of_images(folder.folder)
-        for index, image in enumerate(folder.images):
-            images += _found_images(folder, image, of_image[index])
+        of_images = _caption_files_of_images(folder.folder)
+        repeats = folder.folder.repeats
+        for image, caption_files in zip(folder.images, of_images, strict=True):
+            images += _found_images(folder, image, repeats, caption_files)
     return images, list(dict.fromkeys(findings.mistakes)), findings.notes
 
 
@@ -253,13 +254,15 @@ def _caption_files_of_images(folder: ImageFolder) -> list[list[str]]:
     return of_image
 
 
-def _found_images(folder: MatchedFolder, image: MatchedImage, caption_files: Sequence[str]) -> list[FoundImage]:
+def _found_images(
+    folder: MatchedFolder, image: MatchedImage, repeats: int, caption_files: Sequence[str]
+) -> list[FoundImage]:
     """An image once for each of its files."""
     listing, table = folder.listing, folder.folder.table
     return [
         FoundImage(
             path=listing.path(name),
-            repeats=folder.folder.repeats,
+            repeats=repeats,
             caption=image.caption.replace(LIST, "\n"),
             captions=tuple(map(listing.path, caption_files)),
             table=table.path if table else "",

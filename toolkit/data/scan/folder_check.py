@@ -176,8 +176,7 @@ def _without_unreadable(
     readable = []
     wrong: dict[str, None] = {}
     for folder in folders:
-        files = _paths_of(folder)
-        faulty = [path for path in unreadable if path in files]
+        faulty = _unreadable_of(folder, unreadable)
         if not folder.dataset.skip_unreadable:
             wrong.update(dict.fromkeys(faulty))
             readable.append(folder)
@@ -196,12 +195,14 @@ def _without_unreadable(
     return readable
 
 
-def _paths_of(folder: MatchedFolder) -> set[str]:
-    """The paths of the images of a folder, and of all that belongs to them."""
+def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[str]:
+    """The paths that cannot be read of the images of a folder, and of all that belongs to them."""
+    if not unreadable:
+        return []
     paths = {folder.listing.path(name) for image in folder.images for name in image.names}
     paths.update(partner.path for _, partner in folder.partners())
     paths.update(worse.path for _, worse in folder.worse())
-    return paths
+    return [path for path in unreadable if path in paths]
 
 
 def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFolder:

@@ -120,11 +120,12 @@ def _with_captions(folder: ImageFolder, findings: ScanFindings) -> list[MatchedI
     """The images of a folder without a table, with their captions: from files beside them, or from their names."""
     listing, dataset = folder.listing, folder.dataset
     captions = find_captions(listing, folder.caption_files, findings.mistakes)
+    are_names = dataset.captions == "names"
     images = []
     for (stem, names), caption in zip(listing.images.items(), captions, strict=True):
-        if dataset.captions == "names":
+        if are_names:
             caption = caption_of_name(root_of(stem, dataset.image_suffix) or stem)
-        elif dataset.caption_from_name and not caption:
+        elif not caption and dataset.caption_from_name:
             caption = stem.replace("_", " ")
         images.append(MatchedImage(stem, ImageFile(listing, names[0]), names, caption))
     return images

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+from toolkit.config.sections.dataset import DatasetConfig
 from toolkit.contracts.data import CaptionRules, Flip, Sample
 from toolkit.data.scan.captions import caption_rules, trained_caption
+from toolkit.data.scan.directory import ImageFile
 from toolkit.data.scan.found import matched_name, texts_of
 from toolkit.data.scan.masks import MaskLook
 from toolkit.data.scan.records import CheckedFolder, MatchedFolder, MatchedImage
@@ -93,7 +95,10 @@ def _unused_repeats(folder: MatchedFolder) -> str:
 
 def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float) -> Iterator[Sample]:
     """Each image of a folder, once for each way in which it is mirrored."""
-    dataset = folder.dataset
+    dataset, listing = folder.dataset, folder.listing
+    index = folder.index
+    repeats = folder.folder.repeats
+    background = dataset.canvas
     rules = caption_rules(dataset, trigger_word)
     weight = dataset.loss_multiplier
     if dataset.is_reg:
@@ -101,37 +106,38 @@ def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float)
     flips = [Flip(x, y) for y in sorted({False, dataset.flip_y}) for x in sorted({False, dataset.flip_x})]
     mirrored = flips[1:]  # the first is not mirrored
     for image in folder.images:
-        sample = _sample(folder, image, rules, weight)
+        captions = _trained_captions(image, dataset, rules)
+        sample = Sample(
+            image=image.file.path,
+            caption=captions[0],
+            repeats=repeats,
+            size=listing.facts[image.file.name].size,
+            folder=listing.folder,
+            control_images=_paths(image.controls),
+            rules=rules,
+            mask=folder.trained_mask(image.mask) if image.mask else None,
+            loss_weight=weight * image.weight,
+            background=background,
+            dataset=index,
+            captions=captions if len(captions) > 1 else (),
+            worse=_paths(image.worse),
+            own_weight=image.weight,
+            layers=_paths(image.layers),
+        )
         yield sample
         for flip in mirrored:
             yield sample._replace(flip=flip)
 
 
-def _sample(folder: MatchedFolder, image: MatchedImage, rules: CaptionRules, weight: float) -> Sample:
-    """The sample of an image, not mirrored. weight: factor on the loss that is that of all images of the folder."""
-    dataset = folder.dataset
-    # Regularisation images show what the trigger word is not to mean.
-    captions = [
-        trained_caption(text, dataset, rules, add_trigger=not dataset.is_reg)
-        for text in texts_of(image.caption, dataset)
-    ]
-    return Sample(
-        image=image.file.path,
-        caption=captions[0],
-        repeats=folder.folder.repeats,
-        size=folder.listing.facts[image.file.name].size,
-        folder=folder.listing.folder,
-        control_images=tuple(control.path for control in image.controls),
-        rules=rules,
-        mask=folder.trained_mask(image.mask) if image.mask else None,
-        loss_weight=weight * image.weight,
-        background=dataset.canvas,
-        dataset=folder.index,
-        captions=tuple(captions) if len(captions) > 1 else (),
-        worse=tuple(worse.path for worse in image.worse),
-        own_weight=image.weight,
-        layers=tuple(layer.path for layer in image.layers),
-    )
+def _trained_captions(image: MatchedImage, dataset: DatasetConfig, rules: CaptionRules) -> tuple[str, ...]:
+    """The captions of an image as they are trained, with prefix and trigger word."""
+    add_trigger = not dataset.is_reg  # those images show what the trigger word is not to mean
+    texts = texts_of(image.caption, dataset)
+    return tuple([trained_caption(text, dataset, rules, add_trigger) for text in texts])
+
+
+def _paths(files: Sequence[ImageFile]) -> tuple[str, ...]:
+    return tuple([file.path for file in files])
 
 
 def _count_with_alpha(folder: MatchedFolder) -> int:
