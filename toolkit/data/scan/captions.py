@@ -64,7 +64,7 @@ def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suff
     ]
 
 
-def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[Diagnostic]) -> list[str]:
+def find_captions(listing: DirectoryListing, files: Sequence[Sequence[str]], mistakes: list[Diagnostic]) -> list[str]:
     """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
 
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.

@@ -1,4 +1,8 @@
-"""The second stage of a scan of datasets: the images are read, and what is allowed but rarely meant is warned of."""
+"""The fourth stage of a scan: the images are read, and what is allowed but rarely meant is warned of.
+
+`folder` calls `check_images` with all folders; what it returns has no image that cannot be used. Errors of the earlier
+stages are raised here too, so that one run names every file that has to be mended.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,6 @@ from toolkit.data.scan.fingerprint import remember_reading
 from toolkit.data.scan.foreign_syntax import in_words, marks_in
 from toolkit.data.scan.found import (
     REGULARISATION,
-    FoundFolder,
     ScanFindings,
     count_of,
     matched_name,
@@ -25,8 +28,9 @@ from toolkit.data.scan.found import (
     shorten,
     texts_of,
 )
-from toolkit.data.scan.masks import faults_of, look_at_masks
+from toolkit.data.scan.masks import MaskLook, faults_of, look_at_masks
 from toolkit.data.scan.pairs import Pair, contradictions, pair_mistakes
+from toolkit.data.scan.records import CheckedFolder, MatchedFolder, MatchedImage
 from toolkit.data.scan.repeats import ask_about, probably_no_repeats
 from toolkit.errors import DataErrors, Diagnostic
 from toolkit.system.read_ahead import thread_map
@@ -40,288 +44,419 @@ _NEARLY_REPEATS = re.compile(r"([0-9]{1,3})[ .-]+[^\W\d]")  # `40 char`, `40-cha
 
 
 def check_images(
-    folders: Sequence[FoundFolder], trigger_word: str | None, forgiven: list[Diagnostic] | None, findings: ScanFindings
-) -> None:
+    folders: Sequence[MatchedFolder],
+    trigger_word: str | None,
+    forgiven: list[Diagnostic] | None,
+    findings: ScanFindings,
+) -> list[CheckedFolder]:
     """Reads the facts of every image that is used, then warns of what is allowed but rarely meant.
 
     Raises DataErrors for all errors so far; with `forgiven` it takes them, and the images that have one are left out.
     """
-    _skip_unreadable(folders, _read_facts(folders, findings), findings)
-    if pairs := [pair for folder in folders if folder.worse for pair in _pairs(folder)]:
-        findings.mistakes += pair_mistakes(pairs)
-        findings.notes += contradictions(pairs)
-    findings.mistakes += [mistake for folder in folders if folder.layers for mistake in _unlike_layers(folder)]
-    if mistakes := list(dict.fromkeys(findings.mistakes)):
-        if forgiven is None:
-            raise DataErrors(mistakes)
-        forgiven += mistakes
-        for folder in folders:
-            _leave_out(folder, {mistake.place for mistake in mistakes})
-    for folder in folders:
-        if folder.masks:
-            findings.notes += _check_masks(folder)
-            findings.notes += _mask_pixels(folder, findings)
-        findings.notes += _warnings(folder, trigger_word, findings.read_captions)
-    findings.notes += _numbers(folders, findings)
+    unreadable = _read_facts(folders, findings)
+    readable = _without_unreadable(folders, unreadable, findings)
+    pairs = [*chain.from_iterable(map(_pairs, readable))]
+    findings.mistakes.extend(pair_mistakes(pairs))
+    findings.notes.extend(contradictions(pairs))
+    findings.mistakes.extend(chain.from_iterable(map(_unlike_layers, readable)))
+    usable = _without_mistaken(readable, forgiven, findings)
+    checked = [_checked(folder, trigger_word, findings) for folder in usable]
+    findings.notes.extend(_numbers(usable, findings))
     if findings.read_captions:
-        findings.notes += _several_lines(folders)
+        findings.notes.extend(_several_lines(usable))
+    return checked
 
 
-def _numbers(folders: Sequence[FoundFolder], findings: ScanFindings) -> Iterator[str]:
-    """Asks about the repeats of folders beside each other whose numbers are probably none, and keeps the question."""
-    beside: dict[str, dict[str, int]] = {}
-    for folder in folders:
-        name = os.path.basename(os.path.abspath(folder.listing.folder))
-        place = os.path.dirname(folder.listing.folder.rstrip("/")) or "."
-        is_decided = folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
-        if folder.named_repeats and not is_decided and not named_as_regularisation(name):
-            beside.setdefault(place, {})[name] = folder.repeats
-    for place, repeats in beside.items():
-        if why := probably_no_repeats(repeats):
-            question = ask_about(repeats, why)
-            findings.questions.append((place, question))
-            yield f"warning: {place}: {question}"
+def _without_mistaken(
+    folders: Sequence[MatchedFolder], forgiven: list[Diagnostic] | None, findings: ScanFindings
+) -> Sequence[MatchedFolder]:
+    """The folders without images that have an error, which `forgiven` takes; None: DataErrors is raised for all."""
+    mistakes = list(dict.fromkeys(findings.mistakes))
+    if not mistakes:
+        return folders
+    if forgiven is None:
+        raise DataErrors(mistakes)
+    forgiven += mistakes
+    places = {mistake.place for mistake in mistakes}
+    return [_without_images(folder, places) for folder in folders]
 
 
-def _several_lines(folders: Sequence[FoundFolder]) -> Iterator[str]:
-    """Notes captions with line breaks: other programs take one of the lines."""
-    whole = [folder for folder in folders if folder.dataset.captions == "one"]
-    captions = [
-        (name, text) for folder in whole for name, text in zip(folder.image_names(), folder.captions, strict=True)
-    ]
-    if several := [name for name, text in captions if "\n" in text]:
-        are = "has" if len(several) == 1 else "have"
-        what = f"{len(several):,} of {count_of(len(captions), 'caption')} {are} several lines"
-        how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
-        yield f"{what}, which are {how}: {shorten(several)}"
+def _checked(folder: MatchedFolder, trigger_word: str | None, findings: ScanFindings) -> CheckedFolder:
+    """The folder with what its masks tell; what is rarely meant in it is noted."""
+    mask_looks: list[MaskLook] = []
+    if any(image.mask for image in folder.images):
+        folder = _without_void_masks(folder, findings)
+        mask_looks = _mask_looks(folder, findings)
+    begin = f"warning: {folder.listing.folder}:"
+    findings.notes.extend(f"{begin} {what}" for what in _warnings(folder, trigger_word, findings.read_captions))
+    return CheckedFolder(folder, tuple(mask_looks))
 
 
-def _read_facts(folders: Sequence[FoundFolder], findings: ScanFindings) -> dict[str, str]:
+# ---------------------------------------------------------------- reading the images
+
+
+def _read_facts(folders: Sequence[MatchedFolder], findings: ScanFindings) -> dict[str, str]:
     """Reads the images, each once: few of them whole, of many the header and the end. Path -> error of those that
     cannot be read."""
+    wanted = _files_of(folders)
+    unreadable: dict[str, str] = {}
+    for image, looked in _looked_at([ImageFile(listing, name) for listing, names in wanted.items() for name in names]):
+        if isinstance(looked, str):
+            unreadable[image.path] = looked
+            continue
+        image.listing.facts[image.name] = looked
+        version = image.listing.versions.get(image.name)
+        if version:
+            remember_reading(image.path, version, looked.reading)
+    for folder in folders:
+        for _, control in folder.controls():
+            reason = reference_error(control.facts.size) if control.facts else None
+            if reason:
+                findings.mistake(control.path, reason)
+    for listing, names in wanted.items():
+        findings.notes.extend(_remarks(listing, sorted(names)))
+    return unreadable
+
+
+def _files_of(folders: Sequence[MatchedFolder]) -> dict[DirectoryListing, dict[str, None]]:
+    """The images of the folders and what belongs to them, each once: names by listing."""
     wanted: dict[DirectoryListing, dict[str, None]] = {}
     for folder in folders:
-        wanted.setdefault(folder.listing, {}).update(dict.fromkeys(chain(*folder.listing.images.values())))
-        for listing, name in chain(
-            *folder.controls.values(), *folder.layers.values(), *folder.worse.values(), folder.masks.values()
-        ):
+        names = chain.from_iterable(image.names for image in folder.images)
+        wanted.setdefault(folder.listing, {}).update(dict.fromkeys(names))
+        for _, (listing, name) in chain(folder.controls(), folder.layers(), folder.worse(), folder.masks()):
             wanted.setdefault(listing, {})[name] = None
-    images = [ImageFile(listing, name) for listing, names in wanted.items() for name in names]
-    inspect, at_once = inspect_image, 16
+    return wanted
+
+
+def _looked_at(images: Sequence[ImageFile]) -> Iterator[tuple[ImageFile, ImageInfo | str]]:
+    """Each image that is not known yet, with its facts or its error. Up to READ_WHOLE are read whole."""
+    inspect = inspect_image
+    at_once = 16
     unread = [image for image in images if not (image.facts and image.facts.verified)]
     if len(unread) > READ_WHOLE:
-        inspect, at_once = inspect_header, 500
+        inspect = inspect_header
+        at_once = 500
         unread = [image for image in images if not image.facts]
 
     def look(image: ImageFile) -> ImageInfo | str:
-        """Its facts, or the error."""
         try:
             return image.listing.no_files.get(image.name) or inspect(image.path)
         except ImageError as error:
             return error.reason
 
-    unreadable: dict[str, str] = {}
-    for image, found in zip(unread, thread_map(look, unread, at_once), strict=True):
-        if isinstance(found, str):
-            unreadable[image.path] = found
-        else:
-            image.listing.facts[image.name] = found
-            if version := image.listing.versions.get(image.name):
-                remember_reading(image.path, version, found.reading)
-    for image in chain.from_iterable(chain.from_iterable(folder.controls.values() for folder in folders)):
-        if image.facts and (reason := reference_error(image.facts.size)):
-            findings.mistake(image.path, reason)
-    for listing, names in wanted.items():
-        findings.notes += _remarks(listing, sorted(names))
-    return unreadable
+    return zip(unread, thread_map(look, unread, at_once), strict=True)
 
 
 def _remarks(listing: DirectoryListing, names: Iterable[str]) -> Iterator[str]:
     """What is worth knowing of files that can be used all the same, each remark once."""
-    noted: dict[str, list[str]] = {}
+    with_remark: dict[str, list[str]] = {}
     for name in names:
         facts = listing.facts.get(name)
-        for note in facts.notes if facts else ():
-            noted.setdefault(note, []).append(name)
-    for note, those in noted.items():
-        if note != CLEAR:
-            place = listing.path(those[0]) if len(those) == 1 else f"{listing.folder}: {shorten(those)}"
-            yield f"{place}: {note}"
+        if facts:
+            for remark in facts.notes:
+                with_remark.setdefault(remark, []).append(name)
+    for remark, files in with_remark.items():
+        if remark == CLEAR:
+            continue
+        if len(files) == 1:
+            yield f"{listing.path(files[0])}: {remark}"
+        else:
+            yield f"{listing.folder}: {shorten(files)}: {remark}"
 
 
-def _skip_unreadable(folders: Sequence[FoundFolder], unreadable: Mapping[str, str], findings: ScanFindings) -> None:
-    """Leaves out images that cannot be read, or whose control image or mask cannot, of datasets with
-    `skip_unreadable`; those of others are errors."""
+# ---------------------------------------------------------------- images that are left out
+
+
+def _without_unreadable(
+    folders: Sequence[MatchedFolder], unreadable: Mapping[str, str], findings: ScanFindings
+) -> list[MatchedFolder]:
+    """The folders without images that cannot be read, or whose control image or mask cannot, of datasets with
+    `skip_unreadable`; those of others are errors. unreadable: path -> error."""
+    readable = []
     wrong: dict[str, None] = {}
     for folder in folders:
-        files = {*map(folder.listing.path, chain(*folder.listing.images.values()))}
-        files |= {image.path for _, image in folder.partners()}
-        files |= {image.path for image in chain.from_iterable(folder.worse.values())}
-        found = [path for path in unreadable if path in files]
+        faulty = _unreadable_of(folder, unreadable)
         if not folder.dataset.skip_unreadable:
-            wrong |= dict.fromkeys(found)
+            wrong.update(dict.fromkeys(faulty))
+            readable.append(folder)
             continue
-        before = len(folder.listing.images)
-        _leave_out(folder, found)
-        if not folder.listing.images:
-            wrong |= dict.fromkeys(found)
-        elif found:
-            what = f"{before - len(folder.listing.images):,} of {count_of(before, 'image')} left out (skip_unreadable)"
-            reasons = "; ".join(f"{os.path.basename(path)} {unreadable[path]}" for path in found[:3])
+        rest = _without_images(folder, faulty)
+        readable.append(rest)
+        if not rest.images:
+            wrong.update(dict.fromkeys(faulty))
+        elif faulty:
+            count = len(folder.images) - len(rest.images)
+            what = f"{count:,} of {count_of(len(folder.images), 'image')} left out (skip_unreadable)"
+            reasons = "; ".join(f"{os.path.basename(path)} {unreadable[path]}" for path in faulty[:3])
             findings.notes.append(f"warning: {folder.listing.folder}: {what}: {reasons}")
     for path in wrong:
         findings.mistake(path, unreadable[path])
+    return readable
 
 
-def _leave_out(folder: FoundFolder, places: Collection[str]) -> None:
-    """Forgets the images that have an error: in their own file, or in one that belongs to them."""
-
-    def is_good(stem: str, files: tuple[str, ...]) -> bool:
-        masks = (folder.masks[stem],) if stem in folder.masks else ()
-        partners = (*folder.controls.get(stem, ()), *folder.layers.get(stem, ()), *masks, *folder.worse.get(stem, ()))
-        used = (folder.listing.path(files[0]), *(image.path for image in partners))
-        return len(files) == 1 and not any(path in places for path in used)
-
-    images = folder.listing.images
-    good = {stem: files for stem, files in images.items() if is_good(stem, files)}
-    folder.captions = [text for stem, text in zip(images, folder.captions, strict=True) if stem in good]
-    folder.masks = {stem: mask for stem, mask in folder.masks.items() if stem in good}
-    folder.listing = replace(folder.listing, images=good)
+def _unreadable_of(folder: MatchedFolder, unreadable: Collection[str]) -> list[str]:
+    """The paths that cannot be read of the images of a folder, and of all that belongs to them."""
+    if not unreadable:
+        return []
+    paths = {folder.listing.path(name) for image in folder.images for name in image.names}
+    paths.update(partner.path for _, partner in folder.partners())
+    paths.update(worse.path for _, worse in folder.worse())
+    return [path for path in unreadable if path in paths]
 
 
-def _pairs(folder: FoundFolder) -> Iterator[Pair]:
-    for (stem, image), caption in zip(folder.images(), folder.captions, strict=True):
-        yield from (Pair(image, worse, caption) for worse in folder.worse.get(stem, ()))
+def _without_images(folder: MatchedFolder, places: Collection[str]) -> MatchedFolder:
+    """The folder without the images that have an error: in their own file, or in one that belongs to them. places: of
+    the errors."""
+
+    def is_good(image: MatchedImage) -> bool:
+        if len(image.names) > 1:
+            return False
+        partners = (*image.controls, *image.layers, *image.worse)
+        if image.mask is not None:
+            partners = (*partners, image.mask)
+        return image.file.path not in places and not any(partner.path in places for partner in partners)
+
+    return replace(folder, images=tuple(filter(is_good, folder.images)))
 
 
-def _unlike_layers(folder: FoundFolder) -> Iterator[Diagnostic]:
+# ---------------------------------------------------------------- pairs and layers
+
+
+def _pairs(folder: MatchedFolder) -> Iterator[Pair]:
+    for image, worse in folder.worse():
+        yield Pair(image.file, worse, image.caption)
+
+
+def _unlike_layers(folder: MatchedFolder) -> Iterator[Diagnostic]:
     """Layers that do not have the size of their image."""
-    for stem, image in folder.images():
-        for layer in folder.layers.get(stem, ()):
-            if layer.facts and image.facts and layer.facts.size != image.facts.size:
-                has = f"has {layer.facts.size} pixels, and its image {image.name} has {image.facts.size}"
-                yield Diagnostic((layer.path,), f"{has}. Export the layer with the whole canvas")
+    for image, layer in folder.layers():
+        facts = image.file.facts
+        if layer.facts and facts and layer.facts.size != facts.size:
+            has = f"has {layer.facts.size} pixels, and its image {image.file.name} has {facts.size}"
+            yield Diagnostic((layer.path,), f"{has}. Export the layer with the whole canvas")
 
 
-def _opaque_layers(folder: FoundFolder) -> Iterator[str]:
+def _opaque_layers(folder: MatchedFolder) -> Iterator[str]:
     """Layers that hide all layers behind them."""
-    upper = [layer for layers in folder.layers.values() for layer in layers[1:]]
+    upper = [layer for image in folder.all_images for layer in image.layers[1:]]
     opaque = [layer.name for layer in upper if layer.facts and not layer.facts.alpha]
     if opaque:
         what = f"{count_of(len(opaque), 'layer')} in front of others without opacity of their own: {shorten(opaque)}"
         yield f"{what}. Such a layer hides those behind it; number layers from back to front, and save them as PNG"
 
 
-def _check_masks(folder: FoundFolder) -> Iterator[str]:
-    """Notes images that have no transparency to be their mask, which then have none, and masks of another shape than
-    their image."""
-    opaque, stretched = [], []
-    for stem, mask in list(folder.masks.items()):
-        (name,) = folder.listing.images[stem]
-        image, facts = folder.listing.facts[name].size, mask.listing.facts[mask.name]
+# ---------------------------------------------------------------- masks
+
+
+def _without_void_masks(folder: MatchedFolder, findings: ScanFindings) -> MatchedFolder:
+    """The folder without masks of images that have no transparency to be their mask. Notes these images, and masks of
+    another shape than their image."""
+    opaque = list[str]()
+    stretched = list[str]()
+    for image, mask in folder.masks():
+        facts = mask.listing.facts[mask.name]
         if folder.dataset.alpha_mask and not facts.alpha:
-            del folder.masks[stem]
-            opaque.append(name)
-        elif abs(facts.size.width * image.height / (facts.size.height * image.width) - 1) > 0.02:
-            stretched.append(name)  # 2 %: more than rounding to pixels explains
+            opaque.append(image.file.name)
+        elif _has_other_shape(facts, folder.listing.facts[image.file.name]):
+            stretched.append(image.file.name)
     place = folder.listing.folder
     if opaque:
-        yield f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}"
+        findings.notes.append(f"{place}: alpha_mask: no transparency, so the whole image counts: {shorten(opaque)}")
     if stretched:
-        yield f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}"
+        findings.notes.append(f"{place}: the mask has another shape and is stretched over: {shorten(stretched)}")
+    void = set(opaque)
+    images = [image._replace(mask=None) if image.file.name in void else image for image in folder.images]
+    return replace(folder, images=tuple(images))
 
 
-def _mask_pixels(folder: FoundFolder, findings: ScanFindings) -> Iterator[str]:
-    """Measures the masks; warns of those that are probably not meant as they are read, by kind, and keeps each."""
-    folder.mask_looks = look_at_masks(list(folder.trained_masks().values()))
+def _has_other_shape(mask: ImageInfo, image: ImageInfo) -> bool:
+    """Whether the sides of a mask differ from those of its image by more than rounding to pixels explains: 2 %."""
+    width, height = image.size
+    return abs(mask.size.width * height / (mask.size.height * width) - 1) > 0.02
+
+
+def _mask_looks(folder: MatchedFolder, findings: ScanFindings) -> list[MaskLook]:
+    """What the pixels of masks tell; those that are probably not meant as they are read are noted, by kind."""
+    masks = [folder.trained_mask(mask) for _, mask in folder.masks()]
+    looks = look_at_masks(masks)
     by_kind: dict[tuple[str, str], list[str]] = {}
-    for mask, fault in faults_of(folder.mask_looks):
+    for mask, fault in faults_of(looks):
         name = f"{os.path.basename(mask.file)} ({fault.detail})"
         by_kind.setdefault((fault.kind, fault.remedy), []).append(name)
         findings.mask_faults.append((mask.file, f"is {fault.kind}: {fault.detail}. {fault.remedy}"))
     for (kind, remedy), names in by_kind.items():
         are = "is" if len(names) == 1 else "are"
-        what = f"{len(names):,} of {count_of(len(folder.mask_looks), 'mask')} {are} {kind}: {shorten(names)}"
-        yield f"warning: {folder.listing.folder}: {what}. {remedy}"
+        what = f"{len(names):,} of {count_of(len(looks), 'mask')} {are} {kind}: {shorten(names)}"
+        findings.notes.append(f"warning: {folder.listing.folder}: {what}. {remedy}")
+    return [look for _, look in looks]
 
 
-def _warnings(folder: FoundFolder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
-    """Warnings of what is allowed but rarely meant."""
-    dataset, listing = folder.dataset, folder.listing
-    begin = f"warning: {listing.folder}:"
-    is_read = not dataset.num_repeats and dataset.repeats_from_names is not False
-    if is_read and (share := matched_name(listing.folder, _FRACTION)):
-        what = f"the {share} in its name is not used, as repeats are whole numbers"
-        yield f"{begin} {what}: each image is used once per epoch"
-    elif is_read and (count := matched_name(listing.folder, _NEARLY_REPEATS)):
-        remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
-        yield f"{begin} each image is used once per epoch. {remedy}"
-    if not dataset.is_reg and named_as_regularisation(listing.folder):
-        yield f"{begin} {REGULARISATION}"
+# ---------------------------------------------------------------- what is allowed and rarely meant
+
+
+def _warnings(folder: MatchedFolder, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
+    """Warnings of one folder, without its path."""
+    yield from _odd_repeats(folder)
+    if not folder.dataset.is_reg and named_as_regularisation(folder.listing.folder):
+        yield REGULARISATION
     if read_captions:
-        yield from (f"{begin} {what}" for what in _check_captions(folder, dataset.trigger_word or trigger_word or ""))
-    yield from (f"{begin} {what}" for what in _opaque_layers(folder))
-    facts = {name: listing.facts[name] for (name,) in listing.images.values()}
-    clear = [name for name, info in facts.items() if CLEAR in info.notes]
-    if clear and not dataset.alpha_mask:
-        what = f"{len(clear):,} of {count_of(len(facts), 'image')} {'is' if len(clear) == 1 else 'are'}"
+        yield from _check_captions(folder, folder.dataset.trigger_word or trigger_word or "")
+    yield from _opaque_layers(folder)
+    yield from _clear_images(folder)
+    yield from _small_images(folder)
+
+
+def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
+    """A number in the name of a folder that is not read as repeats, and is probably meant so."""
+    dataset, path = folder.dataset, folder.listing.folder
+    if dataset.num_repeats or dataset.repeats_from_names is False:
+        return
+    share = matched_name(path, _FRACTION)
+    count = matched_name(path, _NEARLY_REPEATS)
+    if share:
+        what = f"the {share} in its name is not used, as repeats are whole numbers"
+        yield f"{what}: each image is used once per epoch"
+    elif count:
+        remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
+        yield f"each image is used once per epoch. {remedy}"
+
+
+def _clear_images(folder: MatchedFolder) -> Iterator[str]:
+    """Images of which nothing is seen."""
+    facts = folder.listing.facts
+    clear = [image.file.name for image in folder.images if CLEAR in facts[image.file.name].notes]
+    if clear and not folder.dataset.alpha_mask:
+        are = "is" if len(clear) == 1 else "are"
+        what = f"{len(clear):,} of {count_of(len(folder.images), 'image')} {are}"
         outcome = f"fully transparent, so that nothing of it is seen: {shorten(clear)}"
-        yield f"{begin} {what} {outcome}. Export them once more, or remove them"
-    resolution = min(dataset.resolution, key=area_of)
+        yield f"{what} {outcome}. Export them once more, or remove them"
+
+
+def _small_images(folder: MatchedFolder) -> Iterator[str]:
+    """Images that are much smaller than the resolution that they are trained at."""
+    facts = folder.listing.facts
+    resolution = min(folder.dataset.resolution, key=area_of)
     least = area_of(resolution) / 4
-    if small := [(name, info.size) for name, info in facts.items() if info.size.width * info.size.height < least]:
+    sizes = ((image.file.name, facts[image.file.name].size) for image in folder.images)
+    small = [(name, size) for name, size in sizes if size.width * size.height < least]
+    if small:
         outcome = "not enlarged" if isinstance(resolution, int) else "enlarged to it"
         what = f"smaller than half of 'resolution: {resolution}', and {outcome}"
         names = shorten(f"{name} ({size.width}x{size.height})" for name, size in small)
-        yield f"{begin} {len(small)} of {len(facts)} images are {what}: {names}"
+        yield f"{len(small)} of {len(folder.images)} images are {what}: {names}"
 
 
-def _check_captions(folder: FoundFolder, trigger: str) -> Iterator[str]:
+def _numbers(folders: Sequence[MatchedFolder], findings: ScanFindings) -> Iterator[str]:
+    """Asks about the repeats of folders beside each other whose numbers are probably none, and keeps the question."""
+    beside: dict[str, dict[str, int]] = {}
+    for folder in folders:
+        path = folder.listing.folder
+        name = os.path.basename(os.path.abspath(path))
+        is_decided = folder.dataset.num_repeats or folder.dataset.repeats_from_names is not None
+        if folder.folder.named_repeats and not is_decided and not named_as_regularisation(name):
+            place = os.path.dirname(path.rstrip("/")) or "."
+            beside.setdefault(place, {})[name] = folder.folder.repeats
+    for place, repeats in beside.items():
+        why = probably_no_repeats(repeats)
+        if why:
+            question = ask_about(repeats, why)
+            findings.questions.append((place, question))
+            yield f"warning: {place}: {question}"
+
+
+# ---------------------------------------------------------------- captions
+
+
+def _several_lines(folders: Sequence[MatchedFolder]) -> Iterator[str]:
+    """Notes captions with line breaks: other programs take one of the lines."""
+    names = []
+    count = 0
+    for folder in folders:
+        if folder.dataset.captions == "one":
+            count += len(folder.images)
+            several = [image.file.name for image in folder.images if "\n" in image.caption]
+            names += [folder.folder.inside(name) for name in several]
+    if names:
+        have = "has" if len(names) == 1 else "have"
+        what = f"{len(names):,} of {count_of(count, 'caption')} {have} several lines"
+        how = "trained together, as one caption with line breaks ('captions: lines' draws one at each use)"
+        yield f"{what}, which are {how}: {shorten(names)}"
+
+
+def _check_captions(folder: MatchedFolder, trigger: str) -> Iterator[str]:
     """What is rarely meant in the captions of a folder: count, names, remedy."""
-    dataset, captions = folder.dataset, folder.captions
-    used = [add_prefix(caption or dataset.default_caption or "", dataset.caption_prefix) for caption in captions]
-    names = [files[0] for files in folder.listing.images.values()]
-    missing = [name for name, text in zip(names, used, strict=True) if not text]
-    if missing and not dataset.is_reg and (not trigger or len(missing) < len(used)):
-        many = len(missing) > 1
-        outcome = f"with {trigger!r} alone" if trigger else "with an empty prompt, as there is no trigger_word"
-        share = f"{len(missing):,} of {count_of(len(used), 'image')} {'have' if many else 'has'}"
-        first = split_suffix(missing[0])[0] + dataset.caption_ext[0]
-        is_there = folder.listing.files.get(first)
-        what = f"{first} is empty: write the caption into it" if is_there else f"Write {first}"
-        remedy = f"{what}{' etc.' * many}, or give 'default_caption'"
-        yield f"{share} no caption ({shorten(missing)}) and {'train' if many else 'trains'} {outcome}. {remedy}"
-    together = "\n".join(used)
-    literal = [each for each in PLACEHOLDERS if each in together and not trigger]
-    for placeholder in (*literal, *nearly_placeholders(together)):
-        held = [name for name, text in zip(names, used, strict=True) if placeholder in text]
-        remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
-        what = f"{count_of(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
-        yield f"{what}. {remedy}"
-    if found := marks_in(used):
-        count = len(set(chain.from_iterable(marks.texts for marks in found)))
-        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(found, counted=True)}"
+    dataset = folder.dataset
+    used = {}
+    for image in folder.images:
+        used[image.file.name] = add_prefix(image.caption or dataset.default_caption or "", dataset.caption_prefix)
+    yield from _missing_captions(folder, used, trigger)
+    yield from _left_placeholders(used, trigger)
+    marks = marks_in([*used.values()])
+    if marks:
+        count = len({place for kind in marks for place in kind.texts})
+        yield f"{count:,} of {count_of(len(used), 'caption')} with {in_words(marks, counted=True)}"
     if not dataset.is_reg:
-        yield from _odd_captions(dict(zip(names, used, strict=True)), trigger)
+        yield from _odd_captions(used, trigger)
     if not trigger and not dataset.is_reg and not dataset.references[1] and not dataset.caption_prefix:
-        texts = [text for caption in captions for text in texts_of(caption, dataset)]
-        word, count = usual_word([text for text in texts if text])
-        if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
-            what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
-            yield f"{what}. If it is yours, give 'trigger_word: {word}'"
+        yield from _trigger_by_hand(folder)
+
+
+def _missing_captions(folder: MatchedFolder, captions: Mapping[str, str], trigger: str) -> Iterator[str]:
+    """Images without a caption. captions: of each image, with its prefix."""
+    missing = [name for name, text in captions.items() if not text]
+    if not missing or folder.dataset.is_reg or (trigger and len(missing) == len(captions)):
+        return
+    is_one = len(missing) == 1
+    share = f"{len(missing):,} of {count_of(len(captions), 'image')} {'has' if is_one else 'have'}"
+    outcome = "with an empty prompt, as there is no trigger_word"
+    if trigger:
+        outcome = f"with {trigger!r} alone"
+    first = split_suffix(missing[0])[0] + folder.dataset.caption_ext[0]
+    remedy = f"Write {first}"
+    if folder.listing.files.get(first):
+        remedy = f"{first} is empty: write the caption into it"
+    more = "" if is_one else " etc."
+    train = "trains" if is_one else "train"
+    yield f"{share} no caption ({shorten(missing)}) and {train} {outcome}. {remedy}{more}, or give 'default_caption'"
+
+
+def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
+    """What is meant for the trigger word and is trained as it is written. captions: of each image, with its prefix."""
+    together = "\n".join(captions.values())
+    literal = [] if trigger else [placeholder for placeholder in PLACEHOLDERS if placeholder in together]
+    for placeholder in (*literal, *nearly_placeholders(together)):
+        remedy = f"Write '{PLACEHOLDERS[0]}'"
+        if placeholder in PLACEHOLDERS:
+            remedy = "Give the job a 'trigger_word'"
+        names = [name for name, text in captions.items() if placeholder in text]
+        what = f"{count_of(len(names), 'caption')} with '{placeholder}', which nothing replaces: {shorten(names)}"
+        yield f"{what}. {remedy}"
+
+
+def _trigger_by_hand(folder: MatchedFolder) -> Iterator[str]:
+    """A word with which almost all captions begin, where the job has no trigger word."""
+    texts = [text for image in folder.images for text in texts_of(image.caption, folder.dataset)]
+    word, count = usual_word([text for text in texts if text])
+    if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
+        what = f"{count} of {len(texts)} captions begin with {word!r}, and there is no trigger_word"
+        yield f"{what}. If it is yours, give 'trigger_word: {word}'"
 
 
 def _odd_captions(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     """Captions that are probably written otherwise than they are meant. captions: of each image, with its prefix."""
-    if quoted := [
-        name for name, text in captions.items() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    ]:
+    quoted = [name for name, text in captions.items() if _is_quoted(text)]
+    if quoted:
         what = f"{count_of(len(quoted), 'caption')} in quotation marks, which are trained as part of it"
         yield f"{what}: {shorten(quoted)}"
+    if not trigger:
+        return
     folded = trigger.lower()
     other = [name for name, text in captions.items() if folded in text.lower() and trigger not in text]
-    if trigger and other:
-        what = (
-            f"{count_of(len(other), 'caption')} with {trigger!r} in other letters, so that it is put in front as well"
-        )
-        yield f"{what}: {shorten(other)}"
+    if other:
+        what = f"{count_of(len(other), 'caption')} with {trigger!r} in other letters"
+        yield f"{what}, so that it is put in front as well: {shorten(other)}"
+
+
+def _is_quoted(text: str) -> bool:
+    return len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"

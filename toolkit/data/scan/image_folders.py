@@ -1,0 +1,382 @@
+"""The first stage of a scan: which folders hold the images of an entry of `datasets`.
+
+That is the folder that it names, or its direct subfolders; or the folders of the images that a table names, where a
+table stands in for a folder, lies in one without images, or is a Parquet file with pictures. `folder` calls
+`image_folders`, and what is wrong goes to its findings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.data.pixels.images import IMAGE_SUFFIXES
+from toolkit.data.scan.directory import DirectoryListing, join, real_path, split_suffix
+from toolkit.data.scan.folder_tables import tables_in, used_rows
+from toolkit.data.scan.found import ScanFindings, count_of, matched_name, shorten, split_of
+from toolkit.data.scan.partners import layers_beside, root_of, with_affix
+from toolkit.data.scan.records import FolderTable, ImageFolder
+from toolkit.data.scan.repeats import REPEATS
+from toolkit.data.scan.tables import TableRow, line_naming, lost_folders, with_slashes
+from toolkit.files.archives import SUFFIX as ZIP
+from toolkit.files.archives import archive_in
+from toolkit.files.parquet import MISSING, has_pictures, is_missing, is_parquet
+from toolkit.files.parquet import SUFFIX as PARQUET
+from toolkit.files.parquet import TABLE as ROWS
+
+LOOKED_INTO = 1000
+"""Folders below one without images that are looked into."""
+
+
+def image_folders(index: int, dataset: DatasetConfig, findings: ScanFindings) -> Iterator[ImageFolder]:
+    """The image folders of one entry, in the order of their names; none where it cannot be used, which is a mistake.
+
+    index: of the entry in `datasets`. What is worth knowing of all folders together is noted after the last one.
+    """
+    files = _parquet_files(dataset, findings)
+    if files:
+        return _folders_of_parquet(index, dataset, files, findings)
+    if dataset.captions_file is None:
+        return _folders_in_place(index, dataset, None, findings)
+    table = _given_table(dataset, dataset.captions_file, findings)
+    if table is None:
+        return iter(())
+    if dataset.folder_path:
+        return _folders_in_place(index, dataset, table, findings)
+    place = os.path.dirname(table.path) or "."
+    return _folders_of_table(index, dataset, table, place, findings)
+
+
+def subfolders_of(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
+    """Subfolders except those with the dataset's control images, layers and masks."""
+    partners = _partner_places(dataset)
+    return [name for name in listing.subfolders if real_path(join(listing.folder, name)) not in partners]
+
+
+def _partner_places(dataset: DatasetConfig) -> set[str]:
+    """The real paths of the folders of control images, layers and masks."""
+    folders = (*dataset.control_path, dataset.layers_path, dataset.mask_path)
+    return {real_path(folder) for folder in folders if folder}
+
+
+def _given_table(dataset: DatasetConfig, file: str, findings: ScanFindings) -> FolderTable | None:
+    """The table that is `captions_file`; None where it cannot be used, which is a mistake."""
+    given = findings.table(file, dataset)
+    # Images of a folder are found by what follows the folders of another machine, where that is sure.
+    lost = lost_folders(given, images=not dataset.folder_path)
+    if lost:
+        for folder in lost:
+            what = f"names files in {folder}, which is not on this machine"
+            findings.mistake(file, f"{what}. Where it lies elsewhere: --map {shlex.quote(f'{folder}=NEW')}")
+        return None
+    if not given.rows and not given.mistakes:
+        if given.undecided:
+            what = "has votes for neither of two images alone. Vote on more"
+        else:
+            what = "has no line. Write one for each image"
+        findings.mistake(file, f"{what}, or take 'captions_file' out")
+        return None
+    return FolderTable(file, used_rows(dataset, given, os.path.dirname(file), findings))
+
+
+# ---------------------------------------------------------------- the folder that an entry names
+
+
+def _folders_in_place(
+    index: int, dataset: DatasetConfig, table: FolderTable | None, findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The folder that an entry names, where it holds images; else its subfolders."""
+    top = findings.listing(dataset.folder_path)
+    if top is None:
+        return
+    if top.images:
+        yield _own_images(index, dataset, top, table, findings)
+    else:
+        yield from _subfolders_with_images(index, dataset, top, table, findings)
+
+
+def _own_images(
+    index: int, dataset: DatasetConfig, top: DirectoryListing, table: FolderTable | None, findings: ScanFindings
+) -> ImageFolder:
+    """The folder of an entry that holds images itself."""
+    _refuse_loose_images(dataset, top, findings)
+    listing = _without_partners(top, dataset)
+    if not listing.images:
+        example = next(chain.from_iterable(top.images.values()))
+        what = f"no name of an image in it fits image_suffix {dataset.image_suffix!r}"
+        findings.mistake(dataset.folder_path, f"{what}. It has {example!r}: write the suffix with its letters")
+    return ImageFolder(index, dataset, listing, whole=top, subfolder=None, table=table)
+
+
+def _refuse_loose_images(dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings) -> None:
+    """Loose images beside subfolders with repeats are a mistake: they would be all that is used."""
+    path = dataset.folder_path
+    filled = []
+    for name in subfolders_of(top, dataset):
+        if REPEATS.match(name):
+            listing = findings.listing(join(path, name))
+            if listing and listing.images:
+                filled.append(name)
+    if filled and dataset.repeats_from_names is not False and not matched_name(path, REPEATS):
+        loose = shorten(chain.from_iterable(top.images.values()))
+        what = f"holds images itself ({loose}), so those in {shorten(filled)} would not be used"
+        findings.mistake(path, f"{what}. Move the loose images away, or give each subfolder as a dataset")
+
+
+def _without_partners(listing: DirectoryListing, dataset: DatasetConfig) -> DirectoryListing:
+    """The folder without the control images and masks that the dataset tells by a suffix of their image's name, and
+    without what lacks the suffix of its images."""
+    layers = {*chain.from_iterable(layers_beside(listing, dataset.layers_suffix).values())}
+    if layers:
+        images = {stem: names for stem, names in listing.images.items() if stem not in layers}
+        listing = replace(listing, images=images)
+    suffixes = [suffix for suffix in (*dataset.control_suffix, dataset.mask_suffix) if suffix]
+    if not suffixes and not dataset.image_suffix:
+        return listing
+    roots = {}
+    for stem in listing.images:
+        root = root_of(stem, dataset.image_suffix)
+        if root is not None:
+            roots[stem] = root
+    partners = set[str]()
+    for root in roots.values():
+        partners.update(with_affix(root, suffix) for suffix in suffixes)
+        for suffix in dataset.control_suffix:
+            partners.update(listing.numbered.get(with_affix(root, suffix), ()))
+    return replace(listing, images={stem: listing.images[stem] for stem in roots if stem not in partners})
+
+
+# ---------------------------------------------------------------- the subfolders of the folder that an entry names
+
+
+def _subfolders_with_images(
+    index: int, dataset: DatasetConfig, top: DirectoryListing, table: FolderTable | None, findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The subfolders of an entry that holds no images itself; else the folders of a table in it. What is not used is
+    noted, and none at all is a mistake."""
+    path = dataset.folder_path
+    filled, empty = {}, []
+    for name in subfolders_of(top, dataset):
+        listing = findings.listing(join(path, name))
+        if listing and listing.images:
+            filled[name] = listing
+        elif listing:
+            empty.append(name)
+    for name, listing in filled.items():
+        images = _without_partners(listing, dataset)
+        yield ImageFolder(index, dataset, images, whole=listing, subfolder=name, table=table)
+    if not filled and table is None:
+        deeper = [*_folders_of_deeper_table(index, dataset, top, findings)]
+        yield from deeper
+        if deeper:
+            return
+    below = _images_below([join(path, name) for name in empty], dataset, findings)
+    if not filled:
+        findings.mistake(path, f"holds no images (seen: {top.describe()}). {_where_images_are(top, below)}")
+    elif below:
+        hold = "holds" if len(below) == 1 else "hold"
+        what = f"{shorten(below)} {hold} images that are not used"
+        remedy = "Only direct subfolders are looked into: give it as a dataset"
+        findings.notes.append(f"warning: {path}: {what}. {remedy}")
+    elif empty:
+        findings.notes.append(f"{path}: subfolders without images ignored: {shorten(empty)}")
+
+
+def _images_below(folders: Sequence[str], dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
+    """The first folders with images on each way down from these, which have none."""
+    with_images = list[str]()
+    waiting = [*folders]
+    seen = _partner_places(dataset)
+    for _ in range(LOOKED_INTO):
+        if not waiting:
+            break
+        folder = waiting.pop(0)
+        place = real_path(folder)
+        if place in seen:
+            continue
+        seen.add(place)
+        with suppress(OSError):  # nothing of it would be used
+            listing = findings.scan_cache.listing(folder)
+            if listing.images:
+                with_images.append(folder)
+            else:
+                waiting += [join(folder, name) for name in listing.subfolders]
+    return with_images
+
+
+def _where_images_are(top: DirectoryListing, below: Sequence[str]) -> str:
+    """What to give instead of a folder without images. below: folders further down that have some."""
+    if below:
+        return _give_folders_below(top, below)
+    zips = [name for name in top.files.values() if split_suffix(name)[1] == ZIP]
+    if zips:
+        more = " and so on" if len(zips) > 1 else ""
+        return f"Give 'folder_path: {join(top.folder, zips[0])}'{more}"
+    is_several = "dataset_dict.json" in top.files
+    if is_several or any(split_suffix(name)[1] == ".arrow" for name in top.files):
+        return _write_as_parquet(top, is_several)
+    return f"Supported: {', '.join(sorted(IMAGE_SUFFIXES))}"
+
+
+def _give_folders_below(top: DirectoryListing, below: Sequence[str]) -> str:
+    """That the folders above those with images are what to give; of splits, the one to train on."""
+    splits = {}
+    for folder in below:
+        if matched_name(folder, REPEATS):
+            folder = folder.rpartition("/")[0]
+        splits[folder] = _split_within(folder.removeprefix(top.folder))
+    if "train" in splits.values():
+        splits = {folder: split for folder, split in splits.items() if split in ("", "train")}
+    do = "does" if len(below) == 1 else "do"
+    return f"{shorten(map(repr, below))} {do}: give {shorten(sorted(splits))}"
+
+
+def _split_within(path: str) -> str:
+    """What the first folder of a path that says a split says."""
+    splits = (split_of(folder) for folder in path.split("/"))
+    return next((split for split in splits if split), "")
+
+
+def _write_as_parquet(top: DirectoryListing, is_several: bool) -> str:
+    """How a folder of `save_to_disk` becomes one that can be read. is_several: whether it has a folder per split."""
+    place = os.path.abspath(os.path.expanduser(top.folder))
+    of_train = '["train"]' if is_several else ""
+    loaded = f"datasets.load_from_disk({json.dumps(place)}){of_train}"
+    code = f"import datasets; {loaded}.to_parquet({json.dumps(place + '.parquet')})"
+    return f"It is what save_to_disk of 'datasets' wrote. Write it as Parquet: python -c {shlex.quote(code)}"
+
+
+# ---------------------------------------------------------------- the images that a table names, and no others
+
+
+def _folders_of_table(
+    index: int, dataset: DatasetConfig, table: FolderTable, place: str, findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The folders of the images that a table names, with these images alone. place: the folder that its names begin
+    at."""
+    table = replace(table, rows={with_slashes(name, place): row for name, row in table.rows.items()})
+    addresses = [name for name in table.rows if name.startswith(("http:/", "https:/"))]
+    if addresses:
+        counted = count_of(len(addresses), "address", "addresses")
+        what = f"names {counted}, such as {addresses[0]!r}, and images are files"
+        findings.mistake(table.path, f"{what}. Download them, and write the names of the files")
+        return
+    for subfolder, names in _by_folder(table.rows).items():
+        listing = findings.listing(_start_of(subfolder, place))
+        if listing is None:
+            continue
+        whole = ImageFolder(index, dataset, listing, listing, subfolder or None, table)
+        called = dict(zip(listing.images, whole.table_names(), strict=True))
+        images = {stem: files for stem, files in listing.images.items() if called[stem] in names}
+        for name in sorted(names.difference(called.values())):
+            line = line_naming(findings.table(table.path, dataset), name)
+            findings.mistake(listing.path(os.path.basename(name)), f"is named in {line} and is not an image")
+        yield replace(whole, listing=replace(listing, images=images))
+
+
+def _by_folder(rows: Mapping[str, TableRow]) -> dict[str, set[str]]:
+    """The names of a table by their folders."""
+    names: dict[str, set[str]] = {}
+    for name in rows:
+        names.setdefault(os.path.dirname(name), set()).add(name)
+    return names
+
+
+def _start_of(subfolder: str, place: str) -> str:
+    """The folder that a table means: from its own place, or from the working directory, as musubi-tuner writes it."""
+    if not subfolder:
+        return place
+    start = join(place, subfolder)
+    is_there = os.path.isdir(os.path.expanduser(start)) or archive_in(start)
+    if not is_there and os.path.isdir(subfolder):
+        return subfolder
+    return start
+
+
+def _folders_of_deeper_table(
+    index: int, dataset: DatasetConfig, top: DirectoryListing, findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The folders of the images that the only table in a folder names, further down than its subfolders."""
+    tables = [*tables_in(top, dataset, top.files, findings)]
+    naming = [table for table in tables if any(os.path.isfile(top.path(name)) for name in table.rows)]
+    if len(naming) == 1 and dataset.captions != "names":
+        (table,) = naming
+        findings.notes.append(f"{top.folder}: the images are those that {table.path} names")
+        rows = used_rows(dataset, table, top.folder, findings)
+        yield from _folders_of_table(index, dataset, FolderTable(table.path, rows), top.folder, findings)
+
+
+# ---------------------------------------------------------------- pictures in Parquet files
+
+
+_PARQUET_DEPTH = 2
+"""So many folders down the hub has Parquet files: `data/`, or a configuration with its splits."""
+
+
+def _parquet_files(dataset: DatasetConfig, findings: ScanFindings) -> list[str]:
+    """The Parquet files with pictures of a dataset: the file that it names, or those in a folder without images and in
+    its subfolders, as the hub has them."""
+    path = dataset.folder_path or str(dataset.captions_file)
+    place = os.path.expanduser(path)
+    if os.path.isfile(place):
+        is_one = is_parquet(place) and (bool(dataset.folder_path) or has_pictures(place))
+        return [path] if is_one else []
+    if dataset.captions_file or not os.path.isdir(place):
+        return []
+    files = list[str]()
+    level = [path]
+    for depth in range(_PARQUET_DEPTH + 1):
+        listings = []
+        for folder in level[:LOOKED_INTO]:
+            with suppress(OSError):  # it is told where the folder is looked for images
+                listings.append(findings.scan_cache.listing(folder))
+        if depth < _PARQUET_DEPTH and any(listing.images for listing in listings):
+            return []
+        for listing in listings:
+            names = [name for name in listing.files.values() if split_suffix(name)[1] == PARQUET]
+            files += [join(listing.folder, name) for name in names if has_pictures(listing.path(name))]
+        level = [join(listing.folder, name) for listing in listings for name in listing.subfolders]
+    return sorted(files)
+
+
+def _folders_of_parquet(
+    index: int, dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings
+) -> Iterator[ImageFolder]:
+    """The folders of the pictures in Parquet files, which are unpacked into the cache: those that their rows name as
+    the image."""
+    if is_missing():
+        findings.mistake(dataset.place, MISSING)
+        return
+    for file in _files_to_train_on(dataset, files, findings):
+        try:
+            top = findings.scan_cache.listing(file)
+        except OSError as error:
+            findings.mistake(file, str(error.strerror or error))
+            continue
+        table = findings.table(top.path(ROWS), dataset, called=file)
+        rows = used_rows(dataset, table, os.path.dirname(table.path), findings)
+        yield from _folders_of_table(index, dataset, FolderTable(table.path, rows), file, findings)
+
+
+def _files_to_train_on(dataset: DatasetConfig, files: Sequence[str], findings: ScanFindings) -> Sequence[str]:
+    """The Parquet files without those for validation and test, where others are beside them."""
+    held_out = [file for file in files if _split_of_file(file) in ("validation", "test")]
+    if not held_out or len(held_out) == len(files):
+        return files
+    what = "left out, as their names keep them from the training"
+    counted = count_of(len(held_out), "file")
+    findings.notes.append(f"warning: {dataset.place}: {counted} {what}: {shorten(held_out)}")
+    return [file for file in files if file not in held_out]
+
+
+def _split_of_file(path: str) -> str:
+    """What the name of a Parquet file of the hub, or of its folder, says of the use of its rows."""
+    folder, name = os.path.split(path)
+    return split_of(re.split(r"[-._ ]", name)[0]) or split_of(os.path.basename(folder))

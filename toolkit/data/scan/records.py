@@ -1,0 +1,213 @@
+"""What the stages of a scan hand on: a folder of images with its table, then the same folder with its images matched.
+
+Each record is made once, by the stage whose name it has, and never changed: `image_folders` and `folder_tables` make
+an `ImageFolder`, `matching` makes a `MatchedFolder` of it, `folder_check` a `CheckedFolder`, `samples` the samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from toolkit.config.sections.dataset import DatasetConfig
+from toolkit.contracts.data import Mask
+from toolkit.data.scan.captions import caption_files
+from toolkit.data.scan.directory import DirectoryListing, ImageFile, real_path, split_suffix
+from toolkit.data.scan.found import repeats_of
+from toolkit.data.scan.masks import MaskLook
+from toolkit.data.scan.partners import Slot
+from toolkit.data.scan.tables import TableRow, image_name
+
+
+@dataclass(frozen=True)
+class FolderTable:
+    """The table that the captions of a folder come from."""
+
+    path: str
+    rows: Mapping[str, TableRow]
+    """By `image_name`. Empty: the table could not be read, which is a mistake."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """One folder of images, of which the names are known and none was opened."""
+
+    index: int
+    """Index of its entry in `datasets`."""
+
+    dataset: DatasetConfig
+    listing: DirectoryListing
+    """Its images alone: without control images, layers and masks that are named by a suffix."""
+
+    whole: DirectoryListing
+    """All that is in the folder."""
+
+    subfolder: str | None
+    """Its name within the folder of the dataset; None: it is that folder."""
+
+    table: FolderTable | None
+    """None: captions are in files beside the images."""
+
+    @property
+    def rows(self) -> Mapping[str, TableRow]:
+        """The rows of its table; none without one."""
+        return self.table.rows if self.table else {}
+
+    @property
+    def repeats(self) -> int:
+        """How often each of its images is used per epoch."""
+        return self.dataset.num_repeats or self.named_repeats or 1
+
+    @property
+    def named_repeats(self) -> int:
+        """The repeats that its name says; 0 where it says none, or the dataset that its number is none."""
+        if self.dataset.repeats_from_names is False:
+            return 0
+        return repeats_of(self.listing.folder)
+
+    @cached_property
+    def caption_files(self) -> Sequence[Sequence[str]]:
+        """The files of the folder that are read for captions: for each suffix those of the images, or the one table."""
+        if self.dataset.captions == "names":
+            return []
+        if self.table is None:
+            return caption_files(self.listing, self.dataset.caption_ext, self.dataset.image_suffix)
+        place, name = os.path.split(self.table.path)
+        is_inside = real_path(place or ".") == real_path(self.listing.folder)
+        return [[name]] if is_inside else []
+
+    @property
+    def has_caption_files(self) -> bool:
+        return any(map(any, self.caption_files))
+
+    def inside(self, name: str) -> str:
+        """The path of a file from the folder of the dataset."""
+        if self.subfolder:
+            name = f"{self.subfolder}/{name}"
+        return image_name(name)
+
+    def image_names(self) -> list[str]:
+        """The paths of the images from the folder of the dataset."""
+        return [self.inside(names[0]) for names in self.listing.images.values()]
+
+    def table_names(self) -> list[str]:
+        """What the images are called in a table of captions: with their suffix, or as in the table without it."""
+        rows = self.rows
+        return [_name_in(rows, name) for name in self.image_names()]
+
+
+def _name_in(rows: Mapping[str, TableRow], name: str) -> str:
+    if name in rows:
+        return name
+    stem, _ = split_suffix(name)
+    if stem in rows:
+        return stem
+    return name
+
+
+class MatchedImage(NamedTuple):
+    """An image, and what belongs to it by the names of files and by its table. A tuple, as there are many."""
+
+    stem: str
+    file: ImageFile
+    names: tuple[str, ...]
+    """The files of this stem. More than one is a mistake; the first is `file`."""
+
+    caption: str
+    """As its file or row has it; several with LIST between them; '' for none."""
+
+    controls: tuple[ImageFile, ...] = ()
+    """Control images in slot order."""
+
+    layers: tuple[ImageFile, ...] = ()
+    """From back to front."""
+
+    worse: tuple[ImageFile, ...] = ()
+    """Images that are liked less."""
+
+    mask: ImageFile | None = None
+    """The image itself where its own opacity is the mask."""
+
+    weight: float = 1.0
+    """Factor on the loss that the table gives."""
+
+    has_controls_in_table: bool = False
+    """Whether the table names its control images, so that none are looked for by name."""
+
+    has_mask_in_table: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedFolder:
+    """A folder whose images have their captions, control images, layers and masks."""
+
+    folder: ImageFolder
+    slots: tuple[Slot, ...]
+    """Where control images, layers and masks were looked for."""
+
+    images: tuple[MatchedImage, ...]
+    """In the order of `folder.listing`, without those that are left out."""
+
+    all_images: tuple[MatchedImage, ...]
+    """With those that are left out."""
+
+    @property
+    def index(self) -> int:
+        return self.folder.index
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        return self.folder.dataset
+
+    @property
+    def listing(self) -> DirectoryListing:
+        return self.folder.listing
+
+    def controls(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
+        """Each image with each of its control images: first those that the table names."""
+        for image in sorted(self.images, key=lambda image: not image.has_controls_in_table):
+            for control in image.controls:
+                yield image, control
+
+    def layers(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
+        """Each image with each of its layers."""
+        for image in self.images:
+            for layer in image.layers:
+                yield image, layer
+
+    def worse(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
+        """Each image with each that is liked less."""
+        for image in self.images:
+            for worse in image.worse:
+                yield image, worse
+
+    def masks(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
+        """Each image that has a mask, with it: first those whose mask the table names."""
+        for image in sorted(self.images, key=lambda image: not image.has_mask_in_table):
+            if image.mask is not None:
+                yield image, image.mask
+
+    def partners(self) -> Iterator[tuple[MatchedImage, ImageFile]]:
+        """Each image with each control image and layer, then with its mask."""
+        yield from self.controls()
+        yield from self.layers()
+        yield from self.masks()
+
+    def trained_mask(self, mask: ImageFile) -> Mask:
+        """The mask of an image, with what the dataset says of it."""
+        dataset = self.dataset
+        return Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedFolder:
+    """A folder whose images were read."""
+
+    matched: MatchedFolder
+    """Without images that are left out, and without masks that mask nothing."""
+
+    mask_looks: tuple[MaskLook, ...]
+    """What the pixels of its masks tell, of those that were measured."""
