@@ -145,7 +145,6 @@ def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
             },
             "model": {
                 "name_or_path": str(folder),
-                "int8_matmul": False,
                 "keep_quantized": False,  # the simulation maps no file
                 "model_kwargs": {"match_target_res": True},
                 "blocks_to_swap": int(row.swapped * size.layers),

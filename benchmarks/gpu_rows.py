@@ -108,9 +108,7 @@ class Row:
 
 _NO_TABLE = {"modulation_table": False}
 _INT8 = {"quantize": True, "qtype": "int8"}
-_INT8_WEIGHTS = _INT8 | {"int8_matmul": False}
-_INT8_WEIGHTS_TABLE = _INT8_WEIGHTS | {"modulation_table": True}
-_INT8_PRODUCTS = _INT8 | {"int8_matmul": True}
+_INT8_TABLE = _INT8 | {"modulation_table": True}
 _INT4_TABLE = {"quantize": True, "qtype": "int4", "modulation_table": True}
 _FLOAT8 = {"quantize": True, "qtype": "float8"}
 
@@ -129,15 +127,6 @@ ROWS = {
     "3": Row("bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120),
     "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
     "0n": Row("diffusers + peft without the mask, full, eager", plain=True, lean=True),
-    "5": Row("int8 products, full, compiled", _INT8_PRODUCTS | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
-    "8": Row(
-        "int8 products, table, full, compiled; 24 GB card",
-        _INT8_PRODUCTS | {"modulation_table": True},
-        _compiled("full"),
-        card_gib=24,
-        goal_s=0.98,
-        goal_gb=22.5,
-    ),
     "9": Row(
         "int4 weights, table, full, compiled; 16 GB card",
         _INT4_TABLE,
@@ -155,28 +144,21 @@ ROWS = {
         goal_s=1.35,
         goal_gb=11,
     ),
-    "6": Row("int8 products, cheap, compiled", _INT8_PRODUCTS | _NO_TABLE, _compiled("cheap"), goal_s=0.76, goal_gb=90),
-    "4": Row("int8 weights, full, compiled", _INT8_WEIGHTS | _NO_TABLE, _compiled("full"), goal_s=1.13, goal_gb=29),
+    "4": Row("int8 weights, full, compiled", _INT8 | _NO_TABLE, _compiled("full"), goal_s=1.13, goal_gb=29),
     "12": Row(
-        "int8 products, auto, compiled, 3 references",
-        _INT8_PRODUCTS,
+        "int8 weights, auto, compiled, 3 references",
+        _INT8,
         _compiled("auto"),
         references=3,
-        goal_s=2.2,
         goal_gb=100,
     ),
     "11": Row("bf16, auto, compiled, no reference", {}, _compiled("auto"), references=0, goal_s=0.33),
-    "11i": Row(
-        "int8 products, auto, compiled, no reference", _INT8_PRODUCTS, _compiled("auto"), references=0, goal_s=0.26
-    ),
     "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
     "default": Row("bf16, all auto", goal_gb=66),
     "default, 3 references": Row("bf16, all auto, 3 references", references=3),
     "no reference": Row("bf16, all auto, no reference", references=0, goal_s=0.40, goal_gb=60),
-    "24 GB": Row(
-        "int8 weights, table, full, compiled; 24 GB card", _INT8_WEIGHTS_TABLE, _compiled("full"), card_gib=24
-    ),
+    "24 GB": Row("int8 weights, table, full, compiled; 24 GB card", _INT8_TABLE, _compiled("full"), card_gib=24),
     "2.1": Row(
         "Qwen-Image-2.1, bf16, all auto, 4 noise levels", train={"noise_levels_per_sample": 4}, single_stream=True
     ),

@@ -21,7 +21,6 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.device_timer import seconds_per_call
 from benchmarks.synthetic import SEED, ModelSize
-from toolkit.memory.int8_matmul import as_supported
 
 SQUARE = 8192
 """Side of the product that shows what the device can do at best; smaller models have one of eight widths."""
@@ -131,7 +130,10 @@ def _int8_forward(m: int, k: int, n: int, device: torch.device) -> Callable[[], 
 
 def _int8_backward(m: int, k: int, n: int, device: torch.device) -> Callable[[], Tensor]:
     g_MN, weight_NK = _int8(device, m, n), _int8(device, n, k)
-    return lambda: torch._int_mm(g_MN, as_supported(weight_NK))  # with the copy that CUDA needs
+    if not weight_NK.is_cuda:
+        return lambda: torch._int_mm(g_MN, weight_NK)
+    # cuBLASLt multiplies int8 row-major times column-major only: the copy into that layout counts.
+    return lambda: torch._int_mm(g_MN, weight_NK.t().contiguous().t())
 
 
 def _e4m3(device: torch.device, *shape: int) -> Tensor:

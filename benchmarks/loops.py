@@ -20,11 +20,9 @@ from toolkit.contracts.training import StepResult
 from toolkit.data.batches.dataloader import LatentBatch
 from toolkit.data.batches.epoch_order import EpochSource
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.int8_calibration import candidates
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
-from toolkit.train.int8_calibration import calibrate_int8
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback, Run
@@ -53,14 +51,6 @@ class OurLoop(Callback):
         self.step_fn = FlowMatchingStep(self.model, SEED)
         self.batch = make_batch(size, spec_of_step(0), dtype)
         self.losses: list[float] = []
-        self._choose_int8()
-
-    def _choose_int8(self) -> None:
-        """As the program does before it trains (`model.int8_matmul: auto`)."""
-        layers = candidates(self.model.network_module, "auto", self.model.options.device)
-        if layers:
-            noise_BCHW, _ = self.step_fn.sample_noise_and_t(self.batch.spec, self.batch.latents_BCHW.shape[1:])
-            calibrate_int8(self.model, self.network, layers, self.batch, noise_BCHW)
 
     def step(self) -> None:
         """One optimizer step of the program's own loop."""

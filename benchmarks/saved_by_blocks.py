@@ -117,7 +117,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def job(folder: Path, level: str, kind: str = "lora", dtype: str = "bf16", qtype: str = "") -> SdTrainerConfig:
-    model = {"quantize": True, "qtype": qtype, "int8_matmul": False} if qtype else {}
+    model = {"quantize": True, "qtype": qtype} if qtype else {}
     return SdTrainerConfig.model_validate(
         {
             "type": "sd_trainer",

@@ -22,10 +22,6 @@ fp8_scaled with a float32 scale per 64, the unsigned ones with a scale and a zer
 QTYPE_ERRORS = {"int2": 0.5, "uint2": 0.46, "uint3": 0.195, "int4": 0.1, "uint4": 0.091, "uint5": 0.044}
 """Types whose error is reported -> relative error of normally distributed weights."""
 
-INT8_SIDE = 512
-"""`model.int8_matmul: auto` on a CPU: narrower layers lose more to rounding their inputs than the faster product gains
-(benchmarks/README.md)."""
-
 QTYPES = tuple(QTYPE_BYTES)
 """All of `model.qtype`."""
 

@@ -10,7 +10,6 @@ from functools import partial
 from math import prod
 
 from PIL import Image
-from torch import Tensor
 
 from extensions.sd_trainer.comfyui import write_workflows
 from extensions.sd_trainer.config import SdTrainerConfig
@@ -20,7 +19,6 @@ from extensions.sd_trainer.setup import (
     bring_assistant,
     build_block_runner,
     build_roles,
-    choose_w8a8_layers,
     load_files_beside,
     load_pretrained_lora,
 )
@@ -32,7 +30,6 @@ from toolkit.contracts.data import Batch, BatchSource, BatchSpec, BucketedSample
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
-from toolkit.data.batches.epoch_order import epoch_batches
 from toolkit.data.batches.image_data import ImageData
 from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.data.batches.stream_latents import StreamLatents
@@ -59,7 +56,6 @@ from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
 from toolkit.train.few_step import NEGATIVE, FewStepMixture, Teacher
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep, PriorPreservation
-from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import try_largest_batch
 from toolkit.train.other_model import OtherWeights, load_other_models
 from toolkit.train.preference import PreferenceStep
@@ -347,8 +343,6 @@ class SdTrainerProcess(ImageTrainer):
             self._measure_memory(run)
         if run.state.step < run.steps:
             batch = largest()
-            if section.model.quantize:
-                self._choose_w8a8_layers(run, loader, step)
             self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
             ways_out = [] if self._is_sharded else [self.block_runner.increase_checkpointing]
@@ -356,22 +350,6 @@ class SdTrainerProcess(ImageTrainer):
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)
-
-    def _choose_w8a8_layers(self, run: Run, loader: BatchLoader | StreamLatents, step: FlowMatchingStep) -> None:
-        first, group = partial(self._first_item, run, loader, step), self.process_group
-        choose_w8a8_layers(self.section, self.model, self.network, self.device, self.programs.used, first, group)
-
-    def _first_item(
-        self, run: Run, loader: BatchLoader | StreamLatents, step: FlowMatchingStep
-    ) -> tuple[LatentBatch, Tensor]:
-        """The first item of the first epoch and its noise, also in a resumed run."""
-        if isinstance(loader, BatchLoader):
-            items, settings = self.data.items, self.section.train
-            specs = epoch_batches(items, settings.batch_size, run.seed, 0, settings.group_by_length)
-            batch = loader.load(first_sample_spec(specs))
-        else:
-            batch = loader.first()
-        return batch, step.sample_noise_and_t(batch.spec, batch.latents_BCHW.shape[1:])[0]
 
     def _choose_checkpointing(self, run: Run, largest: LatentBatch, step: FlowMatchingStep) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""

@@ -312,13 +312,11 @@ def _memory(s: DiffusionSection) -> Findings:
     if 0 < count < MIN_BLOCKS_TO_SWAP:
         message = f"{count} saves no memory, because two swapped blocks are buffered on the GPU."
         yield warning("model.blocks_to_swap", f"{message} Use at least {MIN_BLOCKS_TO_SWAP}.")
-    for switch, keys in (("quantize", "qtype accuracy_recovery_adapter int8_matmul"), ("quantize_te", "qtype_te")):
+    for switch, keys in (("quantize", "qtype accuracy_recovery_adapter"), ("quantize_te", "qtype_te")):
         for key in keys.split():
             if key in model.model_fields_set and not getattr(model, switch):
                 yield warning(f"model.{key}", f"has no effect without '{switch}: true'.")
     if model.quantize and not model.accuracy_recovery_adapter:
-        if model.int8_matmul is True and model.qtype != "int8":
-            yield warning("model.int8_matmul", f"has no effect with 'qtype: {model.qtype}': it only applies to int8.")
         if model.qtype in ("int2", "uint2"):
             message = f"{model.qtype} without an accuracy recovery adapter leaves weights about 50 % off."
             yield warning("model.qtype", f"{message} Use '{model.qtype}|file' to add one.")

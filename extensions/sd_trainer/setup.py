@@ -1,11 +1,9 @@
-"""Builds what is trained: W8A8 and block runner of the model; the network on it; optimizer, schedule,
-EMA."""
+"""Builds what is trained: the block runner of the model; the network on it; optimizer, schedule, EMA."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +13,10 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.model import DiffusionModel
 from toolkit.contracts.network import Network
 from toolkit.contracts.network_kinds import KINDS
-from toolkit.data.batches.dataloader import LatentBatch
-from toolkit.errors import OutOfMemory, UserError
+from toolkit.errors import UserError
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling
-from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
-from toolkit.memory.int8_matmul import MAX_ERROR, Int8Matmul, is_exact
 from toolkit.memory.offload import BlockSwap
-from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.hub import download_lora
 from toolkit.models.loading import model_folder
@@ -30,18 +24,15 @@ from toolkit.networks.adapter import check_trained_kind
 from toolkit.networks.applied import Changes
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
-from toolkit.plan.oom_hints import memory_advice
-from toolkit.system.device import DTYPES, is_out_of_memory
+from toolkit.system.device import DTYPES
 from toolkit.system.distributed import ProcessGroup
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.flow_step import NETWORK
-from toolkit.train.int8_calibration import Errors, calibrate_int8
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role, step_in_backward
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 
 logger = logging.getLogger(__name__)
@@ -57,7 +48,7 @@ def build_block_runner(
     train, qtype = section.train, section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
     against = train.against_compiling() or against
-    runner = BlockRunner(
+    return BlockRunner(
         model,
         device,
         DTYPES[train.dtype],
@@ -65,71 +56,6 @@ def build_block_runner(
         section.model.blocks_to_swap,
         train.compile if decide_compiling(train.compile, device, qtype, sharded, against) else None,
         section.network.trains_model,
-    )
-    runner.programs.on_stop.append(partial(_drop_int8_of_programs, section.model.int8_matmul, model, device))
-    return runner
-
-
-def _drop_int8_of_programs(wanted: Int8Matmul, model: DiffusionModel, device: torch.device) -> None:
-    """Ends the int8 matmuls of layers that use them in compiled blocks only, once these are given up."""
-    stay = set(candidates(model.network_module, wanted, device))
-    for layer in int8_layers(model.network_module):
-        layer.in_int8 = layer.in_int8 if layer in stay else Int8Matmuls()
-
-
-INT8 = "model.int8_matmul"
-
-
-def choose_w8a8_layers(
-    section: DiffusionSection,
-    diffusion_model: DiffusionModel,
-    network: Network,
-    device: torch.device,
-    compiled: bool,
-    first: Callable[[], tuple[LatentBatch, Tensor]],
-    process_group: ProcessGroup,
-) -> None:
-    """Chooses the layers with int8 matmuls by `model.int8_matmul`, once the network is attached and before training.
-
-    compiled: whether the blocks are. first: the first item of the run and its noise.
-    Raises RunError when it does not fit into memory.
-    """
-    wanted, model = section.model.int8_matmul, diffusion_model.network_module
-    fused = compiled and section.train.compile.backend == "inductor"
-    layers = candidates(model, wanted, device, fused)
-    count = len(int8_layers(model))
-    if not all(process_group.all_gather_object(bool(layers))):  # all ranks have to make the same passes
-        if wanted is True and count:
-            reason = "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
-            reason = "another process has no exact product of int8" if layers else reason
-            logger.info(f"{INT8} true has no effect: {reason}.")
-        return
-    try:
-        errors = calibrate_int8(
-            diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled
-        )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(f"out of memory with one image. {memory_advice(section)}") from error
-    logger.info(_message(wanted, layers, errors, count))
-
-
-def _message(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
-    inputs, gradients = (
-        sum(getattr(layer.in_int8, direction) for layer in layers) for direction in Int8Matmuls._fields
-    )
-    large = sum(not all(map(is_small, error.values())) for error in errors)
-    given_up = sum(
-        is_small(value) and not getattr(layer.in_int8, direction)
-        for layer, error in zip(layers, errors, strict=True)
-        for direction, value in error.items()
-    )
-    return (
-        f"{INT8} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "
-        f"{gradients} their gradients, which is faster; false keeps them whole"
-        + (f"; {large} would lose more than {MAX_ERROR:.0%} by it" if large else "")
-        + (f"; {given_up} products are left as they are so that few programs are compiled" if given_up else "")
     )
 
 

@@ -61,7 +61,7 @@ STAND_IN = """
     pytest.main([*given, "--cuda-report=late.json", "--cuda-minutes=0"])
 """
 
-PARTS = ("attention", "compiling", "int8_matmul", "offload", "quantization")
+PARTS = ("attention", "compiling", "offload", "quantization")
 
 
 @pytest.mark.parametrize(

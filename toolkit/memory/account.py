@@ -42,7 +42,6 @@ PHASES = {
     ("toolkit/models/folder_model.py", "part"): "loading",
     ("jobs/process/image_trainer.py", "encode_images"): "encoding",
     ("extensions/sd_trainer/process.py", "attach"): "attaching",
-    ("extensions/sd_trainer/setup.py", "choose_w8a8_layers"): "int8 calibration",
     ("toolkit/train/loop.py", "try_largest_batch"): "largest batch",
     ("toolkit/train/loop.py", "train"): "training",
     ("toolkit/train/callbacks/validation.py", "validate"): "validation",

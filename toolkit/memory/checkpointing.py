@@ -94,8 +94,6 @@ def _keeps_costly(
     streams; None with compilation, where a matmul of two matrices counts as one of tokens, and matmuls of weights are
     told by their small inner size alone.
     """
-    if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # result of an int8 matmul, compiled
-        return CheckpointPolicy.MUST_SAVE
     if op in MATMULS:
         factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
         is_of_tokens = factor.dim() == 2 if tokens is None else prod(factor.shape[:-1]) in tokens

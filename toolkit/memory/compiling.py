@@ -19,7 +19,6 @@ from toolkit.config.sections.train import CompileConfig
 from toolkit.contracts.model import BlockForward, BlockWrapper
 from toolkit.errors import RunError, UserError
 from toolkit.files import now
-from toolkit.memory.quantization import with_gradient
 from toolkit.system.device import is_out_of_memory
 from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
@@ -29,7 +28,7 @@ T = TypeVar("T")
 
 DEFAULT_RECOMPILE_LIMIT = 32
 """Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached where blocks
-differ, as with int8 products in some layers: each kind has a program of the first size, of others, and of samples."""
+differ: each kind has a program of the first size, of others, and of samples."""
 
 
 WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
@@ -245,10 +244,6 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
 
     programs = programs or Programs(settings)
     _keep_quiet()
-    if settings.backend == "inductor":
-        from torch._inductor.decomposition import decompositions
-
-        decompositions.setdefault(with_gradient, lambda x_MI, y_MO, *of_gradient: y_MO.clone())
 
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT

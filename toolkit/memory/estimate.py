@@ -48,9 +48,6 @@ DROPOUT_OFFLOADED = 4
 OF_DROPOUT = 12
 """Further units with input dropout of an adapter: each layer keeps its inputs and a mask."""
 
-OF_INT8_PRODUCTS = 24
-"""Further bytes per token and channel with W8A8: the quantized inputs, the int32 results."""
-
 
 @dataclass(frozen=True)
 class StepShape:
@@ -85,7 +82,6 @@ class StepShape:
     casts: int = 0
     """Bytes of one block's trained parameters cast to the compute dtype; 0 where that is their own."""
 
-    int8_products: bool = False
     gradients: int = 0
     """Bytes of all parameter gradients that are in memory at a time."""
 
@@ -121,7 +117,7 @@ class StepShape:
         extra = EXTRA_UNITS.get(level, 0) * self._unit
         # A modulation layer, the last in the backward pass, is at work once the block's activations are gone.
         alone = self._of(self._units.change) * self.largest_change - self._kept_by_block(level)
-        beyond = everything - self._kept_by_block(level) + at_work + self._products
+        beyond = everything - self._kept_by_block(level) + at_work
         return int(max(beyond, alone) + extra)
 
     def _offloaded_peak(self) -> int:
@@ -130,7 +126,7 @@ class StepShape:
         units = self._of(self._units.offloaded) + DROPOUT_OFFLOADED * self.dropout
         weight = self.number_bytes * self.largest_layer * bool(self.dequantized_bytes)
         change = max(0, self._of(self._units.change) * self.largest_layer - BESIDE_A_CHANGE * self._unit)
-        return int(units * self._unit + weight + change + self._products)
+        return int(units * self._unit + weight + change)
 
     def forward(self) -> int:
         """Bytes of a forward pass without gradients."""
@@ -138,7 +134,7 @@ class StepShape:
         layer = self._of_layer(self._units.change_forward) * self.largest_layer
         beside = layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer
         alone = self._of(self._units.change_forward) * self.largest_change
-        return int(max(most + self._products, beside + self._products, alone))
+        return int(max(most, beside, alone))
 
     @property
     def _units(self) -> ActivationUnits:
@@ -154,10 +150,6 @@ class StepShape:
     @property
     def _unit(self) -> int:
         return self.tokens * self.width * self.number_bytes
-
-    @property
-    def _products(self) -> int:
-        return OF_INT8_PRODUCTS * self.width * self.tokens if self.int8_products else 0
 
     def _of(self, pair: Pair) -> float:
         return pair[self.number_bytes > 2]

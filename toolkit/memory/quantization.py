@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, MutableMapping
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,7 +21,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
 from toolkit.number_types import FILE_CODES, STORED_CODES, UINT_BITS
 from toolkit.rotation import regular_hadamard, rotate
 from toolkit.system.host_memory import malloc_trim
@@ -126,34 +125,15 @@ class QuantizedLinearFn(torch.autograd.Function):
         return weight.matmul_grad(g.reshape(-1, g.shape[-1])).view(*g.shape[:-1], weight.shape[1]), None, None
 
 
-class Int8Matmuls(NamedTuple):
-    """Which matmuls of a layer are int8."""
-
-    forward: bool = False
-    backward: bool = False
-
-
-class Observer(Protocol):
-    """Observes the rows of a layer's matmuls; `direction` is a field of `Int8Matmuls`."""
-
-    def __call__(self, direction: str, rows: Tensor, /) -> None: ...
-
-
 class RowwiseQuantized(QuantizedWeight):
     """int8 or E4M3 codes with a scale per output row.
 
     Codes are exact in every compute dtype, so the matmul uses them and its result is scaled: the only pass over the
-    weight is its conversion, and with int8 matmuls not even that.
+    weight is its conversion.
     """
 
     codes_OI: Tensor
     scale_O1: Tensor
-
-    in_int8 = Int8Matmuls()
-    """Set by `int8_calibration`; until then all matmuls are floating point."""
-
-    watch: Observer | None = None
-    """Observes the rows that int8 matmuls would quantize, during calibration."""
 
     def __init__(self, codes_OI: Tensor, scale_O1: Tensor, dtype: torch.dtype | None = None) -> None:
         """dtype: of the weight where it is not that of the scales; products then have the scales unrounded."""
@@ -178,55 +158,14 @@ class RowwiseQuantized(QuantizedWeight):
     def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
             return super().matmul(x_MI, bias_O)
-        if self.watch:
-            self.watch("forward", x_MI)
-        if any(self.in_int8) and len(x_MI) >= MIN_ROWS and torch.compiler.is_compiling():
-            y_MO = self._matmul(x_MI.detach(), bias_O)
-            tracked_MO: Tensor = with_gradient(x_MI, y_MO, self.codes_OI, self.scale_O1, self.in_int8.backward)
-            return tracked_MO
-        return self._matmul(x_MI, bias_O)
-
-    def _matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
-        scale_1O = self.scale_O1.t()
-        if self.in_int8.forward and len(x_MI) >= MIN_ROWS:
-            y_MO = int8_mm(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
-            return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
         y_MO = x_MI @ _remade(lambda: self._values(x_MI.dtype)).t()
         return _scaled(y_MO, self._scale_for(x_MI.dtype), bias_O)
 
     def matmul_grad(self, g_MO: Tensor) -> Tensor:
         if g_MO.dtype == torch.float16:
             return super().matmul_grad(g_MO)
-        # The scale of an output row is one of a column of g: it goes there, before g itself is rounded.
-        scale_1O = self.scale_O1.t()
-        if self.watch:
-            self.watch("backward", g_MO * scale_1O.float())
-        if self.in_int8.backward and len(g_MO) >= MIN_ROWS:
-            return int8_mm(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
+        # The scale of an output row is one of a column of g: it goes there.
         return (g_MO * self._scale_for(g_MO.dtype)).to(g_MO.dtype) @ self._values(g_MO.dtype)
-
-
-_products.define("with_gradient(Tensor x_MI, Tensor y_MO, Tensor codes_OI, Tensor scale_O1, bool in_int8) -> Tensor")
-_products.impl("with_gradient", lambda x_MI, y_MO, *of_gradient: y_MO.clone(), "CompositeExplicitAutograd")
-
-with_gradient = torch.ops.atelier.with_gradient.default
-"""y, with the gradient of x that `RowwiseQuantized.matmul_grad` has: int8 matmuls have no derivative. For compiled
-blocks, where an autograd.Function is not cached (see `_linear`); inductor sees a copy, which it removes."""
-
-
-def _keep_weight(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
-    _, _, codes_OI, scale_O1, ctx.in_int8 = inputs
-    ctx.save_for_backward(codes_OI, scale_O1)
-
-
-def _gradient(ctx: Any, g_MO: Tensor) -> tuple[Tensor, None, None, None, None]:
-    codes_OI, scale_O1 = ctx.saved_tensors
-    weight = RowwiseQuantized(codes_OI, scale_O1)
-    weight.in_int8 = Int8Matmuls(backward=ctx.in_int8)
-    return weight.matmul_grad(g_MO), None, None, None, None
-
-
-torch.library.register_autograd("atelier::with_gradient", _gradient, setup_context=_keep_weight, lib=_products)
 
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:

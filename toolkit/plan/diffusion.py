@@ -313,9 +313,6 @@ class SdPlanner(Planner[DiffusionSection]):
         kept = kept_outlook(self.section)
         if kept and kept.lack:
             yield f"warning: model.keep_quantized: the quantized model will not be kept: {kept.lack}"
-        is_hopper = self.machine.kind == "cuda" and self.machine.capability in (None, 9)
-        if is_hopper and model.qtype == "int8" and model.int8_matmul == "auto" and self.section.train.compile.enabled:
-            yield "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"
         if model.makes_recovery():
             yield f"{model.qtype}: an accuracy-recovery adapter is made for it, or taken from the cache"
         elif model.accuracy_recovery_adapter:

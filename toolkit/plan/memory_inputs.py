@@ -22,7 +22,7 @@ from toolkit.flow.settings import cost_of, levels_of
 from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
-from toolkit.number_types import DTYPE_BYTES, INT8_SIDE, QTYPE_BYTES
+from toolkit.number_types import DTYPE_BYTES, QTYPE_BYTES
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
@@ -115,11 +115,8 @@ def step_shape(
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
     accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())  # each of these has a pass of its own
     fused = train.fused_backward_pass and not accumulates
-    int8, copies = False, 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
-    if model.quantize and model.qtype == "int8":
-        wide_enough = not on_card and facts.width >= INT8_SIDE
-        int8 = wide_enough if model.int8_matmul == "auto" else model.int8_matmul
-    if model.quantize and not int8:
+    copies: float = 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
+    if model.quantize:
         copies = 2 * number if train.dtype == "float16" else number
         if QTYPE_BYTES[model.qtype] < 1:
             copies = number + 1  # the codes, unpacked
@@ -137,7 +134,6 @@ def step_shape(
         largest_change=trained.largest_layer,
         dequantized_bytes=copies,
         casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
-        int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=accumulates,
         compiled=compiled,

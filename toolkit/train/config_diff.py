@@ -33,8 +33,9 @@ REVISION = 3
 """Recorded with every checkpoint; raised when the same job computes something else. Other states are refused."""
 
 
-REMOVED = ("train.ema_config.power_averages",)
-"""Keys that are recorded and are gone, without which the same is computed."""
+REMOVED = ("train.ema_config.power_averages", "model.int8_matmul")
+"""Keys that are recorded and are gone: without them the same is computed, or their section warns of a value that asked
+for something else."""
 
 
 def diff_configs(

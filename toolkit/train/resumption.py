@@ -347,10 +347,8 @@ class ResumePlan:
         self.record["compiled"] = compiled
         if self.compiled is not None and self.compiled != compiled:
             before, now = ("compiled" if all(parts.values()) else "uncompiled" for parts in (self.compiled, compiled))
-            logger.info(
-                f"changed since the last run: blocks that ran {before} run {now}: results differ by rounding, with "
-                "'model.int8_matmul: auto' also by that of int8 products"
-            )
+            change = f"blocks that ran {before} run {now}"
+            logger.info(f"changed since the last run: {change}: results differ by rounding")
 
     def report_threads(self, threads: int) -> None:
         """Logs that a run on the CPU is computed with another number of threads than the checkpoint was."""

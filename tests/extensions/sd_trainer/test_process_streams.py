@@ -89,13 +89,6 @@ def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
     assert "loss/diff_output_preservation" in metrics[0]
 
 
-@pytest.mark.slow
-def test_int8_is_tried_on_the_first_sample(run: Run, tiny_model: Path) -> None:
-    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int8", "int8_matmul": True}
-    first, _ = run("one", model=model, train={"steps": 2})
-    assert run("two", model=model, train={"steps": 2})[0] == first
-
-
 def test_buckets_of_noise_levels_need_the_number_of_samples(write_job, streamed) -> None:
     path = write_job(streamed(train={"num_timestep_buckets": 4}))
     with pytest.raises(ConfigErrors, match="num_timestep_buckets: a stream needs"):

@@ -211,10 +211,8 @@ ROWS: list[tuple[str, ...]] = [
     ("model: {blocks_to_swap: 60}", "E model.blocks_to_swap: 60 is more than the model allows: it has 60 blocks, of"),
     ("model: {blocks_to_swap: 1}", "W model.blocks_to_swap: 1 saves no memory"),
     ("model: {qtype: int4}", "W model.qtype: has no effect without 'quantize: true'."),
-    ("model: {int8_matmul: true}", "W model.int8_matmul: has no effect without 'quantize: true'."),
     ("model: {accuracy_recovery_adapter: a/b/c.safetensors}", "W model.accuracy_recovery_adapter: has no effect with"),
     ("model: {qtype_te: float8}", "W model.qtype_te: has no effect without 'quantize_te: true'."),
-    ("model: {quantize: true, qtype: int4, int8_matmul: true}", "W model.int8_matmul: has no effect with 'qtype: int4"),
     ("model: {quantize: true, qtype: int2}", "W model.qtype: int2 without an accuracy recovery adapter leaves weights"),
     *((f"model: {{quantize: true, qtype: {qtype}, accuracy_recovery_adapter: a/b/{name}.safetensors}}", *found)
       for qtype, name, *found in (

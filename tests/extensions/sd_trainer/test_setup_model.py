@@ -12,31 +12,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdTrainerProcess
-from extensions.sd_trainer.setup import build_block_runner, choose_w8a8_layers
+from extensions.sd_trainer.setup import build_block_runner
 from tests import running
-from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
+from tests.diffusers_reference import CPU, open_tiny, relative
 from tests.processes import several
 from tests.running import lines
 from toolkit.config.reading.loader import load_job
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
-from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
-from toolkit.errors import RunError, UserError
+from toolkit.data.batches.dataloader import LatentBatch
+from toolkit.errors import UserError
 from toolkit.files.log import shown
-from toolkit.memory import int8_matmul
-from toolkit.memory.int8_calibration import int8_layers
-from toolkit.memory.int8_matmul import is_supported
-from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
+from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
 from toolkit.models.qwen_image.family import FAMILY
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.networks.lora import LoraNetwork
 from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, step_shape
 from toolkit.plan.memory_plan import plan_memory
-from toolkit.system.distributed import ProcessGroup
 from toolkit.train.base_model import block_quantizer
 
 RANK = 24
@@ -289,129 +283,6 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
     assert run("other", "cheap", 4) == plain
 
 
-@pytest.fixture(autouse=True)
-def asked_anew():
-    is_supported.cache_clear()
-    yield
-    is_supported.cache_clear()
-
-
-@pytest.fixture
-def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, said: list[str]):
-    """Makes the choice for a job with these keys of `model:`; gives the lines it said and the layers."""
-    photos = make_pictures(tmp_path / "photos", "a")
-    dataset = encode_photos(open_tiny(tiny_model, reference_area=0), photo_item(Size(64, 64), REFERENCES[:1]))
-
-    def first() -> tuple[LatentBatch, Tensor]:
-        noise_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
-        return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,))), noise_BCHW
-
-    def run(train: dict | None = None, first=first, process_group: ProcessGroup | None = None, **keys):
-        section = trainer(photos, train=train)
-        section["model"] |= {"quantize": True, **keys}
-        section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
-        model = open_tiny(tiny_model, reference_area=0, transform_block=quantizer(section.model.qtype))
-        network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
-        network.attach(model.network_module)
-        compiled = section.train.compile.enabled is True
-        choose_w8a8_layers(section, model, network, CPU, compiled, first, process_group or ProcessGroup())
-        return said, int8_layers(model.network_module)
-
-    return run
-
-
-ALL = "of 28 int8 layers 24 round their inputs to int8 too, 18 their gradients, which is faster; false keeps them whole"
-
-
-@pytest.mark.parametrize(
-    ("keys", "exact", "expected"),
-    [
-        ({"int8_matmul": "auto"}, True, []),  # no layer of the tiny model is wide enough
-        ({"int8_matmul": False}, True, []),
-        ({"int8_matmul": True}, True, [f"model.int8_matmul true: {ALL}"]),
-        ({"int8_matmul": True}, False, ["model.int8_matmul true has no effect: cpu has no exact product of int8."]),
-        ({"int8_matmul": True, "qtype": "int4"}, True, []),
-    ],
-)
-def test_one_line_says_what_is_rounded(choose, monkeypatch, keys: dict, exact: bool, expected: list[str]) -> None:
-    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: exact)
-    monkeypatch.setattr(int8_products, "is_exact", lambda device: exact)
-    notes, layers = choose(**keys)
-    assert notes == expected
-    assert any(layer.in_int8.forward for layer in layers) == bool(expected and exact)
-
-
-def test_layers_that_would_lose_too_much_are_said_and_left(choose, monkeypatch) -> None:
-    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
-    (line,), layers = choose(int8_matmul=True)
-    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in ("forward", "backward"))
-    assert 0 < inputs < 24 and 0 < gradients < 18
-    assert f"of 28 int8 layers {inputs} round their inputs to int8 too, {gradients} their gradients" in line
-    assert "would lose more than" in line and "programs" not in line
-
-
-def test_where_blocks_are_alike_anyway_nothing_is_given_up(choose) -> None:
-    (line,), _ = choose({"compile": {"enabled": True, "backend": "eager"}}, int8_matmul=True)
-    # In a block by itself six products are never made: they go by those of the other one.
-    assert line == f"model.int8_matmul true: {ALL}".replace("18 their", "24 their")
-
-
-def test_what_is_given_up_for_few_programs_is_said(choose, monkeypatch) -> None:
-    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
-    monkeypatch.setattr("toolkit.memory.int8_calibration.MOST_PATTERNS", 1)
-    (line,), layers = choose({"compile": {"enabled": True, "backend": "eager"}}, int8_matmul=True)
-    assert "; 2 products are left as they are so that few programs are compiled" in line
-    half = len(layers) // 2
-    assert [layer.in_int8 for layer in layers[:half]] == [layer.in_int8 for layer in layers[half:]]
-
-
-def test_a_machine_that_cannot_do_it_decides_for_all(choose, monkeypatch) -> None:
-    process_group = ProcessGroup()
-    monkeypatch.setattr(process_group, "all_gather_object", lambda value: [value, False])
-    notes, layers = choose(process_group=process_group, int8_matmul=True)
-    assert notes == ["model.int8_matmul true has no effect: another process has no exact product of int8."]
-    assert not any(any(layer.in_int8) for layer in layers)
-
-
-def test_a_card_too_small_for_one_image_is_told_what_saves_memory(choose) -> None:
-    def too_large():
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    with pytest.raises(RunError, match=r"out of memory with one image\. To save memory"):
-        choose(first=too_large, int8_matmul=True)
-
-
-@pytest.fixture
-def run_job(run_py, write_job, trainer, make_pictures, tmp_path: Path):
-    """Runs a job of 4 steps on int8 products; gives its folder. train: PyTorch is told to log what it compiles."""
-    photos = make_pictures(tmp_path / "photos", "a", "b", "c", size=(160, 128))
-
-    def run(name: str, train: dict | None = None, **changes) -> Path:
-        section = trainer(photos, train={"steps": 4, **(train or {})}, save={"save_every": 2}, **changes)
-        section["model"] |= {"quantize": True, "int8_matmul": True}
-        section["datasets"][0]["resolution"] = 128
-        logged = None if train is None else {"TORCH_LOGS": "dynamo"}
-        result = run_py(write_job(section, name=name), env=logged)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert ("start tracing" in result.stdout + result.stderr) == ("compile" in (train or {}))
-        assert result.stdout.count("model.int8_matmul true: of 28 int8 layers ") == 1
-        return tmp_path / "output" / name
-
-    return run
-
-
-def int8_weights_of(run: Path) -> bytes:
-    return (run / f"{run.name}.safetensors").read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None:
-    folder = run_job("job")
-    straight = int8_weights_of(folder)
-    run_job("job", resume=2)
-    assert int8_weights_of(folder) == straight
-
-
 def test_blocks_whose_saved_tensors_wait_are_not_compiled(
     tiny_model: Path, trainer, write_job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,21 +297,3 @@ def test_blocks_whose_saved_tensors_wait_are_not_compiled(
         loaded = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
         assert build_block_runner(loaded, open_tiny(tiny_model, reference_area=0), CPU).level == level
         assert asked.pop() == reason
-
-
-@pytest.mark.parametrize(("wanted", "stays"), [("auto", False), (True, True)])
-def test_once_programs_are_given_up_only_products_that_pay_without_them_stay_in_int8(
-    tiny_model: Path, trainer, write_job, monkeypatch: pytest.MonkeyPatch, wanted: bool | str, stays: bool
-) -> None:
-    """No layer of the tiny model is wide enough for `auto`, as on CUDA none is in uncompiled blocks."""
-    monkeypatch.setattr("extensions.sd_trainer.setup.decide_compiling", lambda *_: True)
-    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
-    section = trainer(tiny_model)
-    section["model"] |= {"quantize": True, "int8_matmul": wanted}
-    section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
-    model = open_tiny(tiny_model, reference_area=0, transform_block=quantizer("int8"))
-    runner, layers = build_block_runner(section, model, CPU), int8_layers(model.network_module)
-    for layer in layers:
-        layer.in_int8 = Int8Matmuls(forward=True, backward=True)
-    runner.programs.stop()
-    assert layers and all(layer.in_int8 == Int8Matmuls(stays, stays) for layer in layers)

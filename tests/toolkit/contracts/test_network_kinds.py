@@ -178,7 +178,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
                 **({"network_kwargs": {"algo": "lokr"}} if name == "lycoris" else {}),
             },
         )
-        section["model"] |= {"quantize": True, "qtype": "int8", "int8_matmul": kind == "lora"}
+        section["model"] |= {"quantize": True, "qtype": "int8"}
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
         words = f"{'balanced, ' if kind == 'lokr' else ''}rank 3, alpha 1.5"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
-from torch._inductor import cpu_vec_isa
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 
@@ -32,7 +29,6 @@ from toolkit.memory.compiling import (
     decide_compiling,
 )
 from toolkit.memory.offload import BlockSwap
-from toolkit.memory.quantization import Int8Matmuls
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
@@ -343,95 +339,6 @@ def test_a_defect_of_a_block_keeps_its_own_error() -> None:
 
     with pytest.raises(torch._dynamo.exc.TorchRuntimeError):
         compile_wrapper(CompileConfig(enabled=True, backend="eager"))(broken)(nn.Identity(), torch.ones(2, 3, 4))
-
-
-# ------------------------------------------------------------ products in int8
-
-IN_INT8 = Int8Matmuls(forward=True, backward=True)
-
-
-@dataclass
-class Graph:
-    """A compiled program, or its backward pass."""
-
-    products: int
-    """In int8."""
-
-    kept: Counter[torch.dtype]
-    """What it hands on, of the size of a product."""
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """The graphs of the backend "recorded", which divides them as inductor does and compiles nothing."""
-    found: list[Graph] = []
-
-    def recorded(module: torch.fx.GraphModule, inputs: object):
-        nodes = list(module.graph.nodes)
-        results = [node for node in nodes[-1].args[0] if isinstance(node, torch.fx.Node)]
-        values = [node.meta["val"] for node in results if node.op == "call_function"]
-        flat = [v for v in values if isinstance(v, torch.Tensor) and v.dim() == 2]
-        products = sum(node.target is torch.ops.aten._int_mm.default for node in nodes)
-        found.append(Graph(products, Counter(v.dtype for v in flat if v.shape[1] >= WIDTH)))
-        return make_boxed_func(module.forward)
-
-    register(monkeypatch, "recorded", recorded, recorded)
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("level", "again"), [("cheap", 0), ("full", 5)])
-def test_int8_products_are_part_of_the_program_in_both_passes(graphs: list[Graph], level: str, again: int) -> None:
-    """6 layers a block; computed again, the last product is not needed."""
-    found = stack(level, "recorded", qtype="int8", count=2, in_int8=IN_INT8).gradients()
-    assert [graph.products for graph in graphs] == [6, 6 + again]
-    assert not counters["graph_break"]
-    eager = Stack(dropout=0.0, qtype="int8", count=2, in_int8=IN_INT8).gradients()
-    plain = Stack(dropout=0.0, qtype="int8", count=2).gradients()
-    # A value between two levels may be rounded the other way.
-    assert close(found, eager, 5e-3) and not close(plain, eager, 5e-3)
-
-
-@pytest.mark.slow
-def test_checkpointing_keeps_an_int8_product_in_the_type_of_the_computation(graphs: list[Graph]) -> None:
-    compiled_stack = stack("cheap", "recorded", qtype="int8", count=2, in_int8=IN_INT8)
-    compiled_stack.model.to(torch.bfloat16)
-    x_BSD = torch.randn((2, 20, WIDTH), generator=torch.Generator().manual_seed(3)).bfloat16().requires_grad_()
-    (y_BSD,) = compiled_stack.run(compiled_stack.model[0], x_BSD)
-    y_BSD.float().square().sum().backward()
-    forward, _ = graphs
-    assert forward.kept == {torch.bfloat16: 5}  # and not the sums in int32
-
-
-@pytest.mark.slow
-def test_int8_products_of_any_number_of_rows_are_compiled_once() -> None:
-    compiled_stack = stack("full", qtype="int8", in_int8=IN_INT8, count=1)
-    for tokens in (20, 12, 28):
-        compiled_stack.gradients(tokens=tokens)
-    warm = counters["stats"]["unique_graphs"]
-    for tokens in (24, 9):
-        compiled_stack.gradients(tokens=tokens)
-    assert counters["stats"]["unique_graphs"] == warm
-
-
-@pytest.mark.slow
-def test_blocks_of_one_choice_share_a_program() -> None:
-    mixed = stack("none", qtype="int8", in_int8=IN_INT8, count=4)
-    for block in mixed.model[2:]:
-        block.up.base_layer.weight.in_int8 = Int8Matmuls()
-    mixed.gradients()
-    assert counters["stats"]["unique_graphs"] == 2  # one with all products, one with fewer
-
-
-@pytest.mark.slow
-@torch._inductor.config.patch(force_disable_caches=True)  # what is cached is not counted
-def test_inductor_multiplies_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", list)  # plain loops take the C++ compiler half as long
-    options = {"qtype": "int8", "count": 2, "in_int8": IN_INT8}
-    found = stack("full", "inductor", **options).gradients()
-    assert close(found, Stack(dropout=0.0, **options).gradients(), 5e-3)
-    lowered = {name: count for name, count in counters["aten_mm_info"].items() if name.startswith("aten._int_mm_")}
-    assert sum(lowered.values()) == 6 + 6 + 5
 
 
 @pytest.mark.slow

@@ -20,12 +20,10 @@ from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.attention import with_sdpa_priority
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
-from toolkit.memory.quantization import Int8Matmuls
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 BACKEND = "laid out"
-IN_INT8 = Int8Matmuls(forward=True, backward=True)
 
 
 class Layouts(fx.Interpreter):
@@ -100,7 +98,7 @@ def differences(device: torch.device, dtype: torch.dtype, level: str, **options:
     [
         ("full", {}),
         ("cheap", {"qtype": "int4"}),
-        ("full", {"qtype": "int8", "in_int8": IN_INT8}),
+        ("full", {"qtype": "int8"}),
     ],
     ids=str,
 )

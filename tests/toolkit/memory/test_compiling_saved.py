@@ -22,14 +22,12 @@ from tests.toolkit.memory.toy_blocks import TOKENS, WIDTH, Stack, no_kernels
 from toolkit.config.sections.train import CompileConfig
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
-from toolkit.memory.quantization import Int8Matmuls
 from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lycoris import LohaNetwork, LokrNetwork
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("fresh_compiler")]
 
 ROWS = 2 * TOKENS
-IN_INT8 = Int8Matmuls(forward=True, backward=True)
 LEVELS = ("cheap", "keep_attention", "full_offload")
 
 
@@ -83,7 +81,7 @@ def train(level: str, backend: str = "divided", **options) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"qtype": "int4", "kind": DoraNetwork}, {"qtype": "int8", "in_int8": IN_INT8}, {"qtype": "fp8_scaled"}],
+    [{}, {"qtype": "int4", "kind": DoraNetwork}, {"qtype": "int8"}, {"qtype": "fp8_scaled"}],
     ids=str,
 )
 def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Program], options: dict) -> None:
@@ -95,7 +93,7 @@ def test_full_checkpointing_keeps_only_the_inputs_of_a_block(programs: list[Prog
 @pytest.mark.parametrize(
     ("level", "options"),
     [
-        ("cheap", {"qtype": "int8", "in_int8": IN_INT8}),
+        ("cheap", {"qtype": "int8"}),
         *zip(LEVELS, ({"qtype": qtype} for qtype in ("float8", "fp8_scaled", "uint3")), strict=True),
         *zip(LEVELS, ({"kind": kind} for kind in (DoraNetwork, LohaNetwork, LokrNetwork)), strict=True),
     ],
@@ -107,25 +105,20 @@ def test_checkpointing_sees_every_operation(programs: list[Program], level: str,
 
 
 @pytest.mark.parametrize(
-    ("level", "qtype", "in_int8"),
-    [
-        ("cheap", "int4", None),
-        ("none", "int4", None),
-        ("none", "int8", IN_INT8),
-        *(("none", qtype, None) for qtype in ("int8", "float8", "fp8_scaled", "uint3")),
-    ],
+    ("level", "qtype"),
+    [("cheap", "int4"), *(("none", qtype) for qtype in ("int4", "int8", "float8", "fp8_scaled", "uint3"))],
 )
-def test_no_level_keeps_a_dequantized_weight(programs: list[Program], level: str, qtype: str, in_int8) -> None:
-    train(level, qtype=qtype, in_int8=in_int8)
+def test_no_level_keeps_a_dequantized_weight(programs: list[Program], level: str, qtype: str) -> None:
+    train(level, qtype=qtype)
     # What has no axis of rows or tokens is a weight; those of an adapter are smaller.
     weights = [v.shape for program in programs for v in program.made if not {ROWS, TOKENS} & {*v.shape}]
     assert [shape for shape in weights if min(shape) >= WIDTH] == []
 
 
-@pytest.mark.parametrize(("qtype", "in_int8"), [(None, None), ("int8", IN_INT8)])
-def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, in_int8) -> None:
+@pytest.mark.parametrize("qtype", [None, "int8"])
+def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None) -> None:
     for level in ("keep_attention", "cheap"):
-        train(level, qtype=qtype, in_int8=in_int8)
+        train(level, qtype=qtype)
     attention = {(2, 2, TOKENS, WIDTH // 2): 1, (2, 2, TOKENS): 1}  # its output, and the logarithm of its sums
     # Products of six layers but the last, which nothing needs again, and low-rank ones: that of query, key and value
     # is one.
@@ -138,7 +131,7 @@ def test_a_level_keeps_what_it_says(programs: list[Program], qtype: str | None, 
 
 CACHED = [
     {"level": "full", "qtype": "int4"},
-    {"level": "cheap", "qtype": "int8", "in_int8": IN_INT8},
+    {"level": "cheap", "qtype": "int8"},
 ]
 
 

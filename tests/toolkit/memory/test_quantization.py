@@ -13,7 +13,6 @@ from torch.nn import functional
 from benchmarks.live_bytes import Kernels
 from tests.diffusers_reference import relative
 from toolkit.memory.quantization import (
-    Int8Matmuls,
     QuantizedLinearFn,
     QuantizedWeight,
     RowwiseQuantized,
@@ -34,14 +33,12 @@ ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3, torc
 
 KINDS = (*QTYPES, "recovered", "as_stored")
 
-BOTH = Int8Matmuls(forward=True, backward=True)
-
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def stored(kind: str, dtype: torch.dtype, in_int8: Int8Matmuls | None = None) -> QuantizedWeight:
+def stored(kind: str, dtype: torch.dtype) -> QuantizedWeight:
     weight_OI = (0.02 * normal(OUTPUTS, INPUTS, seed=0) * torch.logspace(-1, 1, OUTPUTS)[:, None]).to(dtype)
     if kind == "recovered":
         up_OR, down_RI = 0.1 * normal(OUTPUTS, 4, seed=1), 0.1 * normal(4, INPUTS, seed=2)
@@ -49,10 +46,7 @@ def stored(kind: str, dtype: torch.dtype, in_int8: Int8Matmuls | None = None) ->
     if kind == "as_stored":
         scale_O1 = weight_OI.float().abs().amax(1, keepdim=True) / 448
         return as_stored((weight_OI.float() / scale_O1).to(torch.float8_e4m3fn), scale_O1, 0, weight_OI)
-    weight = quantize_weight(weight_OI, kind)
-    if kind == "int8" and in_int8:
-        weight.in_int8 = in_int8
-    return weight
+    return quantize_weight(weight_OI, kind)
 
 
 def forward_and_backward(weight: QuantizedWeight | Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,70 +81,10 @@ def test_the_gradient_is_the_derivative(kind: str) -> None:
     assert torch.autograd.gradcheck(lambda x: QuantizedLinearFn.apply(x, weight, bias), (x,), atol=1e-6, fast_mode=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_in_int8_the_inputs_are_rounded_and_nothing_else(dtype: torch.dtype) -> None:
-    """The scale of an output row goes into the gradient before that is rounded."""
-
-    def rounded(x: Tensor) -> Tensor:
-        scale = x.abs().amax(dim=-1, keepdim=True) / 127
-        return (x / scale).round() * scale
-
-    weight = stored("int8", dtype, BOTH)
-    x = normal(2, 20, INPUTS, seed=3, dtype=dtype)
-    bias = normal(OUTPUTS, seed=4, dtype=dtype)
-    y, grad = forward_and_backward(weight, x, bias)
-    scale, codes = weight.scale_O1.double(), weight.codes_OI.double()
-    g = normal(*y.shape, seed=5, dtype=dtype).double()
-    expected = (rounded(x.double()) @ (scale * codes).T + bias.double(), rounded(g * scale.T) @ codes)
-    exact = forward_and_backward((scale * codes), x.double(), bias.double())
-    for own, rounded_product, product in zip((y, grad), expected, exact, strict=True):
-        assert own.dtype == dtype
-        assert relative(own, rounded_product) < max(ROUNDING[dtype], 5e-4)  # a tie may be rounded the other way
-        assert 1e-3 < relative(own, product) < 0.03
-
-
-def test_each_product_is_an_int8_one_by_itself_and_never_of_few_rows() -> None:
-    exact = stored("int8", torch.float32)
-    many, few = normal(2, 20, INPUTS, seed=3), normal(2, 8, INPUTS, seed=3)
-    for choice in (Int8Matmuls(), Int8Matmuls(forward=True), Int8Matmuls(backward=True), BOTH):
-        weight = stored("int8", torch.float32, choice)
-        for x, rounded in ((many, choice), (few, (False, False))):
-            results = zip(forward_and_backward(weight, x, None), forward_and_backward(exact, x, None), strict=True)
-            assert [not torch.equal(own, plain) for own, plain in results] == [*rounded]
-
-
-@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_in_int8_a_row_that_is_not_finite_stays_so_and_leaves_the_others_alone(dtype: torch.dtype, value) -> None:
-    weight = stored("int8", dtype, BOTH)
-    x = normal(20, INPUTS, seed=3, dtype=dtype).requires_grad_()
-    g = normal(20, OUTPUTS, seed=5, dtype=dtype)
-    found = []
-    for row in (None, 3):
-        if row is not None:
-            x.data[row, 7] = g[row, 9] = value
-        y = functional.linear(x, weight)
-        found.append((y.detach(), *torch.autograd.grad(y, x, g)))
-    others = [row for row in range(20) if row != 3]
-    for good, broken in zip(*found, strict=True):
-        assert not broken[3].isfinite().any()
-        assert torch.equal(broken[others], good[others])
-
-
-def test_while_it_is_watched_a_layer_shows_the_rows_that_would_be_rounded() -> None:
-    weight, seen = stored("int8", torch.float32), {}
-    weight.watch = lambda way, rows: seen.update({way: rows})
-    x = normal(20, INPUTS, seed=3)
-    forward_and_backward(weight, x, None)
-    g = normal(20, OUTPUTS, seed=5)
-    assert torch.equal(seen["forward"], x) and torch.equal(seen["backward"], g * weight.scale_O1.t())
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("in_int8", [Int8Matmuls(), BOTH])
-def test_nothing_is_kept_for_the_backward_pass(kind: str, in_int8: Int8Matmuls) -> None:
+def test_nothing_is_kept_for_the_backward_pass(kind: str) -> None:
     """No tensor is saved, and the input is gone when its owner lets go of it."""
-    weight = stored(kind, torch.float32, in_int8)
+    weight = stored(kind, torch.float32)
     kept = []
     x = normal(2, 20, INPUTS, seed=3).requires_grad_()
     h = x * 1

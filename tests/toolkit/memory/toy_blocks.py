@@ -12,8 +12,7 @@ from torch._inductor import cpu_vec_isa
 from torch._inductor.async_compile import AsyncCompile
 
 from toolkit.contracts.model import BlockForward, BlockWrapper, project
-from toolkit.memory.int8_calibration import int8_layers
-from toolkit.memory.quantization import Int8Matmuls, quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.models.folder_model import call_block
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -47,7 +46,6 @@ class Stack:
         qtype: str | None = None,
         dropout: float = 0.1,
         rank: int = 4,
-        in_int8: Int8Matmuls | None = None,
         device: torch.device = CPU,
     ) -> None:
         self.device = device
@@ -56,8 +54,6 @@ class Stack:
             self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(False)
         for index, block in enumerate(self.model if qtype else ()):
             quantizer(qtype)(block, str(index))
-        for layer in int8_layers(self.model) if in_int8 else ():
-            layer.in_int8 = in_int8
         self.model.to(device)
         targets = [f"{index}.{layer}" for index in range(count) for layer in ("q", "k", "v", "out", "up", "down")]
         self.network = kind(targets, rank, 4.0, dropout, seed=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from extensions.tools.lora_tools.lora_export import FORMATS, export, read_adapter
 from tests.running import run_tool
-from toolkit.config.sections.trainer import network
+from toolkit.config.sections import network
 from toolkit.errors import RunError, UserError
 from toolkit.networks import adapter_settings
 from toolkit.networks.adapter_settings import CONFIG_FILE, FIELDS, HEADER_METADATA, Patterns, Refused

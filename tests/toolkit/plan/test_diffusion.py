@@ -276,7 +276,7 @@ def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
 def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def lines(**changes) -> list[str]:
         notes = plan(**({"device": "auto"} | changes)).notes
-        return [note for note in notes if note.startswith(("train.compile", "model.int8_matmul"))]
+        return [note for note in notes if note.startswith("train.compile")]
 
     monkeypatch.setattr(nvidia, "_cuda_of_torch", lambda: None)  # PyTorch is a build for the CPU
     assert not lines()
@@ -287,9 +287,7 @@ def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypa
     assert lines() == [compiled]
     assert not lines(device="cpu") and not lines(train={"compile": False}) and not lines(train={"parallel": "fsdp"})
     model = {"name_or_path": str(tiny_model), "quantize": True}
-    off = "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"
-    assert lines(model=model) == [off, compiled]
-    assert lines(model=model | {"int8_matmul": True}) == lines(model=model | {"qtype": "int4"}) == [compiled]
+    assert lines(model=model) == [compiled]
     monkeypatch.setenv("CC", "")
     monkeypatch.setattr(nvidia, "which", lambda name: None)
     assert lines()[0].startswith("train.compile auto: the blocks are not compiled, for which a C compiler (gcc")

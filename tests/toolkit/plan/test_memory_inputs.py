@@ -49,17 +49,9 @@ def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
     ],
 )
 def test_a_quantized_layer_has_copies_while_it_is_used(qtype: str, dtype: str, copies: int) -> None:
-    quantized = {"quantize": True, "qtype": qtype, "int8_matmul": False}
+    quantized = {"quantize": True, "qtype": qtype}
     assert work(model=quantized, train={"dtype": dtype}).dequantized_bytes == copies
     assert work(train={"dtype": dtype}).dequantized_bytes == 0
-
-
-def test_int8_products_need_no_copy_of_the_weight() -> None:
-    int8 = {"quantize": True, "qtype": "int8"}
-    assert [work(on_card, model=int8).int8_products for on_card in (True, False)] == [False, True]
-    assert work(model=int8 | {"int8_matmul": True}).int8_products
-    assert work(False, model=int8).dequantized_bytes == 0
-    assert not work(False, model=int8 | {"qtype": "int4"}).int8_products
 
 
 def test_gradients_wait_where_there_are_several_micro_batches() -> None:

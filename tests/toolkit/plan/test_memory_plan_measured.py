@@ -20,7 +20,7 @@ TEXT_TOKENS = {0: 80, 1: 280}
 
 OWN_TABLE = {"modulation_table": True}
 INT4 = OWN_TABLE | {"quantize": True, "qtype": "int4"}
-INT8 = OWN_TABLE | {"quantize": True, "qtype": "int8", "int8_matmul": False}
+INT8 = OWN_TABLE | {"quantize": True, "qtype": "int8"}
 
 MEASURED = {
     "bf16, full, eager": ({"modulation_table": False}, "full", 1, False, 48.1),

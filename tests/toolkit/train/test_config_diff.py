@@ -34,7 +34,7 @@ KINDS = {
     """,
     "place": "model.name_or_path model.revision",
     "changes the result": """
-        model.int8_matmul type name trigger_word training_seed network.linear_alpha network.dropout train.lr
+        type name trigger_word training_seed network.linear_alpha network.dropout train.lr
         train.optimizer train.optimizer_params.weight_decay train.batch_size train.gradient_accumulation
         train.lr_scheduler train.lr_warmup_steps train.lr_scheduler_params.num_warmup_steps train.max_grad_norm
         train.lr_groups network.loraplus_lr_ratio network.scale_weight_norms train.timestep_type train.loss_type
@@ -115,9 +115,10 @@ def test_every_key_of_a_job_is_seen_when_it_changes_and_harmless_only_when_meant
     assert {key for key in keys if key.startswith(parts)} <= harmless
 
 
-def test_a_key_that_was_removed_is_no_change(section: dict) -> None:
-    for value in (False, True):
-        assert diff_configs(replaced(section, "train.ema_config.power_averages", value), section) == []
+@pytest.mark.parametrize("key", ["train.ema_config.power_averages", "model.int8_matmul"])
+@pytest.mark.parametrize("value", [False, True, "auto"])
+def test_a_key_that_was_removed_is_no_change(section: dict, key: str, value: bool | str) -> None:
+    assert diff_configs(replaced(section, key, value), section) == []
 
 
 def test_equal_jobs_have_no_change_and_order_of_keys_is_none(section: dict) -> None:

@@ -182,6 +182,17 @@ def test_a_state_that_computes_something_else_is_refused(state: Path, same: Data
         judge(state, section(), same, allow_change=True)
 
 
+@pytest.mark.parametrize("value", [True, False, "auto"])
+def test_a_state_of_a_job_with_int8_matmul_which_was_removed_is_resumed(
+    state: Path, same: DatasetScan, value: bool | str
+) -> None:
+    document = json.loads((state / "state.json").read_text())
+    document["settings"]["model"]["int8_matmul"] = value
+    (state / "state.json").write_text(json.dumps(document))
+    plan, said = judge(state, section(), same)
+    assert plan.state == state and said == []
+
+
 def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:
     _, said = judge(state, changed("save", save_every=5), same)
     assert said == ["changed since the last run: save.save_every: 2 -> 5"]

@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 
@@ -25,6 +25,30 @@ run is another one; the saved weights would mean something else, or not fit; the
 contents decide (impossible with a checkpoint that does not record them)."""
 
 ALL_OTHERS = "*"
+
+
+class RemovedKey(NamedTuple):
+    """A key of an earlier version. Jobs that have it still work, with a warning at its line.
+
+    >>> RemovedKey("0.3", "images are always read from disk", (None, False)).message(True)
+    'was removed in 0.3 and can be deleted: images are always read from disk.'
+    """
+
+    version: str
+    """The first version without it."""
+
+    instead: str
+    """What is done now where its value asked for something else."""
+
+    same_as_now: tuple[Any, ...] = (None,)
+    """The values that asked for what is done now."""
+
+    def message(self, value: Any) -> str:
+        """The warning for a value of the key, as the file gives it."""
+        removed = f"was removed in {self.version} and can be deleted"
+        if value in self.same_as_now:
+            return f"{removed}."
+        return f"{removed}: {self.instead}."
 
 
 class StrictModel(BaseModel):
@@ -45,6 +69,9 @@ class StrictModel(BaseModel):
 
     other_shapes: ClassVar[Mapping[str, ForeignName]] = {}
     """Keys of our own that are not fields: `rewrite` turns them into some."""
+
+    removed_keys: ClassVar[Mapping[str, RemovedKey]] = {}
+    """Keys of earlier versions: accepted with a warning, whatever their value, and left out."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""

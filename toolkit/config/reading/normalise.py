@@ -123,6 +123,10 @@ class Normaliser:
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
         for key, child in node.value.items():
+            if key in strict.removed_keys:
+                self.defaults.known(child)
+                self.diagnostics.warn(child, strict.removed_keys[key].message(child.value))
+                continue
             if key not in known and not open_ended:
                 self.unknown(child, f"unknown key. {self.hint(model, key, node)}")
                 continue
@@ -238,8 +242,8 @@ def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = froz
     if model is None or not isinstance(node.value, dict):
         return True
     fields = field_names(model)
-    shapes = model.other_shapes if issubclass(model, StrictModel) else {}
-    return node.value.keys() <= {*fields, *shapes, *also_known} and all(
+    strict = model if issubclass(model, StrictModel) else StrictModel
+    return node.value.keys() <= {*fields, *strict.other_shapes, *strict.removed_keys, *also_known} and all(
         is_ours(model.model_fields[fields[key]].annotation, child) for key, child in node.value.items() if key in fields
     )
 
@@ -266,9 +270,10 @@ def all_keys(section: ConfigNode) -> str:
 
 
 def other_names(section: type[BaseModel], foreign: ForeignKeys) -> Mapping[str, ForeignName]:
-    """What a section reads besides its fields: its other shapes, and the keys of other programs."""
-    own = section.other_shapes if issubclass(section, StrictModel) else {}
-    return {**own, **foreign.rows(section)} if own else foreign.rows(section)
+    """What a section reads besides its fields: its other shapes, the keys that it had, and those of other programs."""
+    strict = section if issubclass(section, StrictModel) else StrictModel
+    removed = {key: ForeignName("idle", says=f"removed in {row.version}") for key, row in strict.removed_keys.items()}
+    return {**strict.other_shapes, **removed, **foreign.rows(section)}
 
 
 def read_names(rows: Mapping[str, ForeignName]) -> list[str]:

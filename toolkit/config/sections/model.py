@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from toolkit.config.reading.base import ALL_OTHERS, StrictModel
+from toolkit.config.reading.base import ALL_OTHERS, RemovedKey, StrictModel
 from toolkit.config.reading.field_types import AutoOrBool, OneOf, PathStr, from_path, value_error
 from toolkit.config.reading.findings import Findings, JobContext, check_path, error, warning
 from toolkit.config.reading.located import ConfigNode, Diagnostics, show
@@ -57,7 +57,7 @@ QTYPE_SPELLINGS = {
 }
 """Other programs' names of number types -> ours."""
 
-_OF_8_BITS = "Use 'int8', whose products are in 8 bits too with int8_matmul: true."
+_OF_8_BITS = "Use 'int8'."
 _OF_4_BITS = "Use 'int4', or 'uint4' with an accuracy_recovery_adapter."
 QTYPE_INSTEAD = {
     **dict.fromkeys(("convrotint8", "convrot8", "uint8"), _OF_8_BITS),
@@ -236,13 +236,6 @@ class ModelConfig(StrictModel):
     `auto`: one is computed from the weights when the model is first loaded (`run.py ara` trains better ones), and
     cached."""
 
-    int8_matmul: Literal["auto"] | bool = "auto"
-    """Also quantize the inputs and gradients of `int8` layers, so that the matrix products run in int8. It costs about
-    1 % of accuracy; products that would lose more than 3 % for one image are excluded. `auto`: on CPUs with AVX-512
-    VNNI for layers at least 512 wide, 1.5 to 2.5 times faster; on CUDA (8.0 or newer) for layers at least 1024 wide in
-    blocks that inductor compiles (`train.compile`), which nobody measured on Ada and Ampere yet; not on 9.x (H100,
-    H200), where int8 is slower than bf16 (706 and 766 TFLOP/s, measured)."""
-
     quantize_te: bool = False
     """Quantize the weights of the text encoder to `qtype_te`. Without it the embeddings are those of the published
     encoder, at no cost in memory: captions go through it layer by layer, unless they are shuffled or come from a
@@ -284,7 +277,13 @@ class ModelConfig(StrictModel):
         ALL_OTHERS: "impossible",
         **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap", "keep_quantized"), "harmless"),
         **dict.fromkeys(("name_or_path", "transformer_path", "vae_path", "text_encoder_path", "revision"), "place"),
-        "int8_matmul": "changes the result",
+    }
+    removed_keys: ClassVar = {
+        "int8_matmul": RemovedKey(
+            "0.3",
+            "products of int8 weights are computed in train.dtype, which is as fast or faster on every card measured",
+            (None, False, "auto"),
+        ),
     }
     common_words: ClassVar = {
         "load_in_8bit": "Write 'quantize: true' and 'qtype: int8'.",

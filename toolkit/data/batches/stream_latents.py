@@ -90,10 +90,6 @@ class StreamLatents:
         """Width and height of the latents of a batch."""
         return self.family.latent_size(spec.samples[0].crop.bucket)
 
-    def first(self) -> LatentBatch:
-        """The first sample of the stream, alone; always the same."""
-        return self.load(BatchSpec(0, (0,), (0,), self.stream.at_own_size(self.stream.looked_at[:1])))
-
     def trial(self, images: int) -> LatentBatch:
         """A batch of so many images of noise at the largest size, with the longest caption of the first samples, to see
         whether it fits into the memory."""

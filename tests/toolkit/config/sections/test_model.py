@@ -95,7 +95,6 @@ def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[
         ("fp8_base: false, fp8_scaled: true", "model.fp8_scaled: 'fp8_scaled: true' and 'fp8_base: false' contradict"),
         ("fp8_scaled: true, quantize: true, qtype: int4", "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same"),
         ("fp8_base: yes please", "model.fp8_base: write true or false."),
-        ("quantize: true, int8_matmul: fast", "model.int8_matmul: "),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> None:
@@ -136,7 +135,7 @@ def test_what_has_no_effect_is_told(load) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("quantize: true", {"qtype": "int8", "int8_matmul": "auto", "accuracy_recovery_adapter": None}),
+        ("quantize: true", {"qtype": "int8", "accuracy_recovery_adapter": None}),
         ("quantize: true, qtype: qint2", {"qtype": "int2"}),
         ("quantize: true, qtype: FP8_scaled", {"qtype": "fp8_scaled"}),
         ("quantize_te: true, qtype_te: fp8_scaled", {"quantize_te": True, "qtype_te": "fp8_scaled"}),
@@ -146,7 +145,6 @@ def test_what_has_no_effect_is_told(load) -> None:
         ("fp8_base: true, fp8_scaled: false", {"quantize": True, "qtype": "float8"}),
         ("fp8_base: false, fp8_scaled: false, fp8_vl: false", {"quantize": False, "quantize_te": False}),
         ("fp8_vl: true", {"quantize": False, "quantize_te": True, "qtype_te": "float8"}),
-        ("quantize: true, int8_matmul: false", {"int8_matmul": False}),
         (f"quantize: true, qtype: 'uint3|{FILE}'", {"qtype": "uint3", "accuracy_recovery_adapter": FILE}),
         (f"quantize: true, qtype: 'qint4|{FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),
         (f"quantize: true, quantize_dtype: 'int4 | {FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),

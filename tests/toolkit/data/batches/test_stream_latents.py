@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -138,9 +137,7 @@ def test_further_prompts_come_with_each_batch(five, fake_adapter) -> None:
     assert set(batch.extra_prompts) == {"class"} and batch.extra_prompts["class"].lengths == (4,) * 5
 
 
-def test_the_trial_and_the_first_sample(five, fake_adapter) -> None:
+def test_the_trial(five, fake_adapter) -> None:
     made = latents_of(five(), fake_adapter())
-    trial, first = made.trial(3), made.first()
+    trial = made.trial(3)
     assert trial.latents_BCHW.shape == (3, 3, 8, 8) and len(trial) == 3 and trial.halves()[1].latents_BCHW.shape[0] == 1
-    assert first.names[0].endswith("0.tar/0") and torch.equal(first.latents_BCHW, made.first().latents_BCHW)
-    assert json.dumps(first.spec.positions) == "[0]"
