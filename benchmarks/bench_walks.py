@@ -314,6 +314,9 @@ def render(found: Mapping[str, Any]) -> str:
         f"comments, {found['blank']:,} blank",
         f"{found['functions']:,} functions: median {found['function_median']:g} lines, "
         f"mean {found['function_mean']:.1f}, longest {longest} ({place})",
+        f"for each 1,000 of {found['statements']:,} statements: "
+        + ", ".join(f"{count:.1f} {name.replace('_', ' ')}" for name, count in found["idioms"].items()),
+        f"{found['lines'] / max(1, found['statements']):.2f} lines for each statement",
         f"{found['any_parameters']} of {found['annotated_parameters']:,} annotated parameters are Any",
         f"circles of imports: {len(found['circles'])}, of them at run time {len(found['circles_at_run_time'])}",
         *(f"  {' '.join(circle)}" for circle in found["circles"]),

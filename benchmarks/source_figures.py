@@ -48,7 +48,37 @@ def figures(texts: Mapping[str, str]) -> dict[str, Any]:
         ),
         "any_parameters": sum(annotation == "Any" for annotation in annotated),
         "annotated_parameters": len(annotated),
+        "statements": sum(isinstance(node, ast.stmt) for tree in trees.values() for node in ast.walk(tree)),
+        "idioms": idioms(trees.values()),
     }
+
+
+# ------------------------------------------------------------ idioms
+
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def idioms(trees: Iterable[ast.AST]) -> dict[str, float]:
+    """How often a few dense idioms are used, for each 1,000 statements."""
+    counts = dict.fromkeys(("conditional_expressions", "assignment_expressions", "comprehensions"), 0)
+    counts["tuple_assignments"] = 0
+    statements = 0
+    for tree in trees:
+        for node in ast.walk(tree):
+            statements += isinstance(node, ast.stmt)
+            counts["conditional_expressions"] += isinstance(node, ast.IfExp)
+            counts["assignment_expressions"] += isinstance(node, ast.NamedExpr)
+            counts["comprehensions"] += isinstance(node, COMPREHENSIONS)
+            counts["tuple_assignments"] += _assigns_a_tuple(node)
+    return {name: 1000 * count / max(1, statements) for name, count in counts.items()}
+
+
+def _assigns_a_tuple(node: ast.AST) -> bool:
+    """`a, b = 1, 2`: several names get their values in one line."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    return any(isinstance(target, ast.Tuple) for target in node.targets)
 
 
 # ------------------------------------------------------------ lines

@@ -64,7 +64,10 @@ def plan_job(
     restart, allow_change, restart_from: the options that the run would be given. memory: `JobContext.measures_memory`.
     earlier_outputs: what jobs that run before this one will have written. card: `JobContext.card`.
     """
-    first_anew = len(config.processes) if restart_from is None else index_of(config, restart_from)
+    if restart_from is None:
+        first_anew = len(config.processes)
+    else:
+        first_anew = index_of(config, restart_from)
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
@@ -77,7 +80,8 @@ def plan_job(
         except UserError as error:
             errors.append(error)
         if isinstance(entry.section, ProcessConfig):
-            if folder := entry.section.run_folder(job):
+            folder = entry.section.run_folder(job)
+            if folder:
                 folders.append(folder)
             job = replace(job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job))
     if errors:  # every line once: two processes may use the same dataset
@@ -103,16 +107,19 @@ def check_job(
         if str(error).startswith(f"{config.path}:"):
             raise
         raise UserError(f"{config.path}: {error}") from error
-    if reasons := plan.refusals():
+    reasons = plan.refusals()
+    if reasons:
         raise UserError("\n".join(f"{config.path}: this will not start: {reason}" for reason in reasons))
     return plan.outputs
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     """The section's own plan; an empty one for a process without a plan, and for one whose images are yet to come."""
-    section, plan = entry.section, None
+    section = entry.section
+    plan = None
     notes: tuple[str, ...] = ()
-    if isinstance(section, DatasetsSection) and (folders := section.datasets_to_come(job)):
+    folders = section.datasets_to_come(job) if isinstance(section, DatasetsSection) else ()
+    if folders:
         notes = (f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",)
     elif isinstance(section, ProcessConfig):
         plan = section.plan(job)

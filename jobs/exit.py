@@ -59,7 +59,10 @@ def report(error: BaseException) -> int:
     short = shortage(error)
     if short:
         said = " ".join(str(error).split())
-        reason = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        if said:
+            reason = f"{type(error).__name__}: {said}"
+        else:
+            reason = type(error).__name__
         print_error(f"Failed: {short.what} ({reason}). {short.remedy}.")
         return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())

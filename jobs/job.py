@@ -84,8 +84,12 @@ class BaseJob:
         self.process_group.init_process_group(timeout_min)  # 0: as long as usual
         if not self.process_group.is_single_process:
             self.process_group.assert_equal_across_ranks({**versions(), "the name of the job": self.name})
-        options, count = self.options, len(self.process)
-        first_anew = index_of(self.job_config, options.restart_from) if options.restart_from else count
+        options = self.options
+        count = len(self.process)
+        if options.restart_from:
+            first_anew = index_of(self.job_config, options.restart_from)
+        else:
+            first_anew = count
         state = JobState(self.job_config, self.process, anew_from=0 if options.restart else first_anew)
         if first_anew < count:
             self.process_group.run_on_rank0_then_barrier(partial(self._move_aside, first_anew, state))
@@ -113,7 +117,8 @@ class BaseJob:
         later process meets a run that began with files which are gone."""
         state.begin(first)  # a job that is killed here continues with this process
         for process in self.process[first:]:
-            if move_aside := getattr(process, "move_aside", None):
+            move_aside = getattr(process, "move_aside", None)
+            if move_aside:
                 move_aside()
 
     def cleanup(self) -> None:

@@ -39,7 +39,8 @@ class JobState:
         self._finished_count = 0
         self._begun = ""
         for entry, process in islice(zip(config.processes, processes, strict=False), anew_from):
-            recorded, section = self._records.get(entry.label), entry.section
+            recorded = self._records.get(entry.label)
+            section = entry.section
             if recorded is None or recorded != self._digest(entry):
                 break
             folder = getattr(process, "save_root", None)
@@ -54,7 +55,8 @@ class JobState:
 
     def describe(self, index: int) -> str:
         """A line for the user about a process that is skipped."""
-        entry, place = self._entries[index], f"process {index + 1} of {len(self._entries)}"
+        entry = self._entries[index]
+        place = f"process {index + 1} of {len(self._entries)}"
         return f"{place}, {entry.name or entry.type}: finished before, nothing to do (--restart runs it again)"
 
     def begin(self, index: int) -> None:

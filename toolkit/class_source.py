@@ -47,7 +47,9 @@ class Module:
 
     @property
     def package(self) -> str:
-        return self.name if self.folders else self.name.rpartition(".")[0]
+        if self.folders:
+            return self.name
+        return self.name.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,15 @@ class ClassSource:
     def lineage(self) -> Iterator[ClassSource]:
         """The class, then its bases, depth first, as far as the source names them; one whose `node` is None stands for
         those that it does not."""
-        waiting, seen = [self], set[tuple[str, str]]()
+        waiting = [self]
+        seen = set[tuple[str, str]]()
         while waiting and len(seen) < MOST_HOPS:
             found = waiting.pop(0)
             yield found
-            if found.node is None or (key := (found.module.name, found.node.name)) in seen:
+            if found.node is None:
+                continue
+            key = (found.module.name, found.node.name)
+            if key in seen:
                 continue
             seen.add(key)
             waiting[:0] = [_named(found.module, ast.unparse(base)) for base in found.node.bases if not _is_plain(base)]
@@ -104,7 +110,10 @@ def find_module(name: str) -> Module:
         spec = _inside(spec, ".".join(parts[:index]))
         if spec is None:
             raise UserError(f"there is no module {part!r} in {'.'.join(parts[: index - 1])}.")
-    file = Path(spec.origin) if spec.has_location and spec.origin else None
+    if spec.has_location and spec.origin:
+        file = Path(spec.origin)
+    else:
+        file = None
     return Module(name, file, tuple(_folders(spec)))
 
 
@@ -125,7 +134,8 @@ def _inside(package: ModuleSpec, name: str) -> ModuleSpec | None:
     """A module of a package, by the files in its folders."""
     for folder in _folders(package):
         loaders = (ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceFileLoader, SOURCE_SUFFIXES)
-        if (spec := FileFinder(folder, *loaders).find_spec(name)) is not None:
+        spec = FileFinder(folder, *loaders).find_spec(name)
+        if spec is not None:
             return spec
     return None
 
@@ -143,7 +153,10 @@ def find_class(path: str) -> ClassSource:
     found = _named(module, name)
     if found.node is None and _is_complete(module) and name not in _names(module):
         classes = sorted(each for each in _names(module) if each[:1].isupper())
-        hint = did_you_mean(name, classes, list_all=False) if classes else ""
+        if classes:
+            hint = did_you_mean(name, classes, list_all=False)
+        else:
+            hint = ""
         raise UserError(f"{module_name} has no {name!r}. {hint}".rstrip())
     return found
 
@@ -155,7 +168,9 @@ def find_class(path: str) -> ClassSource:
 def _tree(file: Path, mark: tuple[int, int]) -> ast.Module | None:
     """The parsed source; None where it is too large or not Python. mark: of the file as it is now."""
     try:
-        return ast.parse(file.read_bytes()) if mark[1] <= MOST_BYTES else None
+        if mark[1] <= MOST_BYTES:
+            return ast.parse(file.read_bytes())
+        return None
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

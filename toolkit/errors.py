@@ -16,8 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE = 0, 1, 2
-EXIT_SIGINT, EXIT_SIGTERM = 130, 75
+EXIT_DONE = 0
+EXIT_FAILURE = 1
+EXIT_MISTAKE = 2
+EXIT_SIGINT = 130
+EXIT_SIGTERM = 75
 
 
 class UserError(Exception):
@@ -124,7 +127,8 @@ def install_command(packages: str, options: str = "") -> str:
     >>> install_command("pi-heif")  # doctest: +SKIP
     'pipx inject atelier pi-heif'
     """
-    environment, words = Path(sys.prefix), f"{options} {packages}".strip()
+    environment = Path(sys.prefix)
+    words = f"{options} {packages}".strip()
     if (environment / "pipx_metadata.json").is_file():
         given = f"--pip-args={options} " if options else ""
         return f"pipx inject {given}{environment.name} {packages}"

@@ -123,13 +123,16 @@ def faults(class_name: str, arguments: Mapping[str, Any], of_file: bool = False)
 def file_fault(file: Path, config: Mapping[str, Any]) -> str:
     """What is wrong with the arguments in a config.json, whose class is in `SOURCES`; empty: nothing."""
     found = next(faults(config["_class_name"], config, of_file=True), None)
-    return f"{file}: {dotted(found[0])}: {found[1]}" if found else ""
+    if found:
+        return f"{file}: {dotted(found[0])}: {found[1]}"
+    return ""
 
 
 def autoencoder_fault(model: AutoencoderConfig) -> str:
     """What is wrong with the files of an autoencoder's folder, as far as it shows without reading weights; empty:
     nothing. Raises what `AutoencoderConfig.arguments` raises."""
-    folder, config = model.folder(), model.arguments()
+    folder = model.folder()
+    config = model.arguments()
     fault = quantization_fault(folder, "vae", ORIGINAL_MODEL)
     if fault:
         return fault
@@ -175,7 +178,8 @@ def _out_of_range(name: str, value: Any) -> Iterator[Fault]:
         if not isinstance(number, bool | str | None) and not least <= number <= most:
             yield (name,), f"{number} is out of range: must be from {least:,} to {most:,}."
     for text in values:
-        if isinstance(text, str) and (known := _choices(name)) and text not in known:
+        known = _choices(name)
+        if isinstance(text, str) and known and text not in known:
             yield (name,), f"{text!r} is unknown. {did_you_mean(text, known)}"
 
 
@@ -190,7 +194,10 @@ def _of_each_other(
         yield (name,), "follows from the latents and the text encoder. Leave it out."
     values = {name: field.default for name, field in parameters.model_fields.items()} | dict(given)
     for name, (other, more) in AS_MANY.items():
-        if name in values and len(values[name]) != (wanted := len(values[other]) + more):
+        if name not in values:
+            continue
+        wanted = len(values[other]) + more
+        if len(values[name]) != wanted:
             yield (name,), f"has {len(values[name])} entries, {other} {len(values[other])}. Give it {wanted}."
     for name, other in MULTIPLES.items():
         widths = values.get(name, ())

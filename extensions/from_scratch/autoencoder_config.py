@@ -113,7 +113,9 @@ class AutoencoderConfig(StrictModel):
     def folder(self) -> Path:
         """The folder of the autoencoder itself."""
         folder = Path(self.name_or_path).expanduser().resolve()
-        return folder / PART if not (folder / CONFIG).is_file() and (folder / PART).is_dir() else folder
+        if not (folder / CONFIG).is_file() and (folder / PART).is_dir():
+            return folder / PART
+        return folder
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the class with its name as `_class_name`. Raises RunError for a folder without them."""
@@ -130,7 +132,9 @@ class AutoencoderConfig(StrictModel):
 
     def uses_spade(self) -> bool:
         """Whether the decoder has SPADE in training. Raises what `arguments` raises."""
-        return bool(self.arguments().get(SPADE)) if self.spade is None else self.spade
+        if self.spade is None:
+            return bool(self.arguments().get(SPADE))
+        return self.spade
 
     def latent_scale(self) -> int:
         """Pixels along one side of a latent pixel."""

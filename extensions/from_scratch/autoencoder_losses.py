@@ -61,7 +61,8 @@ def contrast(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     channel is nearly constant, as in drawings and logos: hundreds at first, beside other losses of about 1. There the
     difference is divided by `FLAT` instead. Channels of photographs vary more: for them it is the guide's number.
     """
-    output_BC, target_BC = _std(output_BCHW, (2, 3)), _std(target_BCHW, (2, 3))
+    output_BC = _std(output_BCHW, (2, 3))
+    target_BC = _std(target_BCHW, (2, 3))
     ratio_BC = (output_BC + STD_EPSILON) / (target_BC + STD_EPSILON)
     bounded_BC = (output_BC - target_BC) / (FLAT + STD_EPSILON)
     deviation_BC = torch.where(target_BC < FLAT, bounded_BC, ratio_BC - 1)
@@ -94,7 +95,9 @@ def kl_divergence(mean_BCHW: Tensor, logvar_BCHW: Tensor, free_bits: float, redu
     element_BCHW = 0.5 * (mean_BCHW.square() + logvar_BCHW.exp() - 1 - logvar_BCHW)
     if free_bits:
         element_BCHW = element_BCHW.clamp_min(free_bits)
-    return element_BCHW.flatten(1).sum(1) if reduction == "sum" else _mean(element_BCHW)
+    if reduction == "sum":
+        return element_BCHW.flatten(1).sum(1)
+    return _mean(element_BCHW)
 
 
 def kl_weight(losses: LossesConfig, step: int) -> float:

@@ -95,20 +95,24 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         step = backward.step
         of_vae, real_B3HW, fake_B3HW = self._autoencoder_losses(batch, step)
         backward(of_vae.by_role)
-        if not (adversary := self._active_adversary(step)):
+        adversary = self._active_adversary(step)
+        if not adversary:
             return of_vae
         of_discriminator = self._discriminator_losses(adversary, batch, real_B3HW, fake_B3HW.detach(), step)
         backward(of_discriminator.by_role)
         return StepLosses(of_vae.by_role | of_discriminator.by_role, numbers=of_vae.numbers | of_discriminator.numbers)
 
     def _active_adversary(self, step: int) -> Adversary | None:
-        return self.adversary if self.adversary and step >= self.adversary.settings.start_step else None
+        if self.adversary and step >= self.adversary.settings.start_step:
+            return self.adversary
+        return None
 
     # ------------------------------------------------------------ the autoencoder
 
     def _autoencoder_losses(self, batch: PixelBatch, step: int) -> tuple[StepLosses, Tensor, Tensor]:
         """The losses, the images and their reconstructions [B, 3, H, W], float32 on the device."""
-        losses, module = self.losses, self.autoencoder.module
+        losses = self.losses
+        module = self.autoencoder.module
         real_B3HW = to_device(batch.pixels_B3HW, next(module.parameters()).device)
         with self._autocast(real_B3HW):
             mean_BCHW, logvar_BCHW = self.autoencoder.encode(real_B3HW)
@@ -121,7 +125,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         total_B = torch.zeros(len(batch), device=real_B3HW.device)
         numbers: dict[str, Tensor] = {}
         for key, function in PIXEL_LOSSES.items():
-            if weight := getattr(losses, key):
+            weight = getattr(losses, key)
+            if weight:
                 loss_B = function(fake_B3HW, real_B3HW)
                 total_B, numbers[PIXEL_METRICS[key]] = total_B + weight * loss_B, loss_B.detach().mean()
         if losses.lpips and self.perceptual:
@@ -131,12 +136,14 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         if losses.kl and logvar_BCHW is not None:
             kl_B = kl_divergence(mean_BCHW.float(), logvar_BCHW.float(), losses.kl_free_bits, losses.kl_reduction)
             weight = kl_weight(losses, step)
-            total_B, kl = total_B + weight * kl_B, kl_B.detach().mean()
+            total_B = total_B + weight * kl_B
+            kl = kl_B.detach().mean()
             numbers |= {"loss_kl": kl, "loss_kl_weighted": weight * kl, "kl_beta": torch.full_like(kl, weight)}
         adversary = self._active_adversary(step)
         if adversary and losses.adversarial:
             loss_B, of_adversary = self._adversarial_loss(adversary, batch, fake_B3HW, total_B, step)
-            total_B, numbers = total_B + loss_B, numbers | of_adversary
+            total_B = total_B + loss_B
+            numbers = numbers | of_adversary
         total_B = total_B * to_device(batch.loss_weight_B, total_B.device)
         return StepLosses({VAE: total_B}, numbers=numbers), real_B3HW, fake_B3HW
 
@@ -161,7 +168,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 
         Source: Esser et al., arXiv 2012.09841, eq. 7.
         """
-        last, others = self.autoencoder.last_layer(), None
+        last = self.autoencoder.last_layer()
+        others = None
         if others_B.requires_grad:
             (others,) = torch.autograd.grad(others_B.mean(), last, retain_graph=True, allow_unused=True)
         if others is None:
@@ -175,11 +183,14 @@ class AutoencoderStep(TrainStep[PixelBatch]):
     def _discriminator_losses(
         self, adversary: Adversary, batch: PixelBatch, real_B3HW: Tensor, fake_B3HW: Tensor, step: int
     ) -> StepLosses:
-        settings, network, spec = adversary.settings, adversary.network, batch.spec
+        settings = adversary.settings
+        network = adversary.network
+        spec = batch.spec
         real_B3HW = self._with_instance_noise(adversary, real_B3HW, spec, "real", step)
         fake_B3HW = self._with_instance_noise(adversary, fake_B3HW, spec, "fake", step)
         with self._autocast(real_B3HW):
-            real_BN, fake_BN = network(real_B3HW).float(), network(fake_B3HW).float()
+            real_BN = network(real_B3HW).float()
+            fake_BN = network(fake_B3HW).float()
         at_real_B, at_fake_B = hinge_discriminator(real_BN, fake_BN)
         loss_B = at_real_B + at_fake_B
         numbers = {
@@ -232,7 +243,10 @@ class AutoencoderStep(TrainStep[PixelBatch]):
 
 def trained_parameters(autoencoder: Autoencoder, which: str) -> dict[str, nn.Parameter]:
     """The parameters that are trained, by name; all others no longer require gradients. which: as `model.train`."""
-    frozen = set(autoencoder.encoder_parameters()) if which == "decoder" else set()
+    if which == "decoder":
+        frozen = set(autoencoder.encoder_parameters())
+    else:
+        frozen = set()
     for name, parameter in autoencoder.module.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return {name: p for name, p in autoencoder.module.named_parameters() if p.requires_grad}

@@ -73,7 +73,8 @@ class Autoencoder:
     def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1], of the type of `like`."""
         config = self.module.config
-        mean, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
+        mean = config.get("shift_factor") or 0.0
+        scale = config.get("scaling_factor") or 1.0
         return like.new_tensor(mean), like.new_tensor(1 / scale)
 
     # ------------------------------------------------------------ what they share
@@ -151,9 +152,11 @@ class QwenImageAutoencoder(Autoencoder):
     def start(self) -> None:
         """The convolutions' variance counts all taps along time, and images meet one: it gets that of all."""
         for layer in self.module.modules():
-            if isinstance(layer, QwenImageCausalConv3d) and (taps := layer.weight.shape[2]) > 1:
-                layer.weight[:, :, -1] *= taps**0.5
-                layer.weight[:, :, :-1] = 0
+            if isinstance(layer, QwenImageCausalConv3d):
+                taps = layer.weight.shape[2]
+                if taps > 1:
+                    layer.weight[:, :, -1] *= taps**0.5
+                    layer.weight[:, :, :-1] = 0
 
     def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         distribution = self.module.encode(pixels_B3HW[:, :, None]).latent_dist
@@ -232,7 +235,8 @@ def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
     with_spade: False leaves it out. Raises RunError for a folder that is damaged or holds something else.
     """
     section = AutoencoderConfig(name_or_path=str(folder))
-    folder, arguments = section.folder(), section.arguments()
+    folder = section.folder()
+    arguments = section.arguments()
     name = arguments["_class_name"]
     if name not in KINDS:
         raise RunError(f"{folder} is a {name}. What can be read: {', '.join(KINDS)}.")
@@ -257,7 +261,9 @@ def measure_latents(
     a channel that the autoencoder does not use has the deviation of its noise and is not scaled up to 1.
     Raises RunError where the latents are constant or not finite.
     """
-    count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
+    count = 0
+    total_C = torch.zeros(())
+    squares_C = torch.zeros(())
     for pixels_B3HW in images:
         mean_BCHW, logvar_BCHW = encode(pixels_B3HW)
         squares_BCHW = mean_BCHW.double().square()

@@ -176,7 +176,8 @@ class FlowModelConfig(StrictModel):
 
     def autoencoder(self) -> AutoencoderConfig:
         """The autoencoder, as other trainers name it."""
-        if new := self.new_vae:
+        new = self.new_vae
+        if new:
             return AutoencoderConfig(class_name=new.class_name, config=new.config, initial_logvar=new.initial_logvar)
         return AutoencoderConfig(name_or_path=self.vae or self.name_or_path)
 
@@ -227,8 +228,10 @@ class FlowModelConfig(StrictModel):
         if self.vae:
             autoencoder = AutoencoderConfig(name_or_path=self.vae)
             messages = [found.message for found in autoencoder.check(job)]
-            if not messages and not autoencoder.is_yet_to_come(job) and (fault := autoencoder_fault(autoencoder)):
-                messages = [fault]
+            if not messages and not autoencoder.is_yet_to_come(job):
+                fault = autoencoder_fault(autoencoder)
+                if fault:
+                    messages = [fault]
             yield from (Diagnostic(("vae",), message) for message in messages)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
@@ -270,8 +273,10 @@ class FlowModelConfig(StrictModel):
 
     def _check_folder(self) -> Iterator[Diagnostic]:
         fault = path_fault(self.name_or_path)
-        if not fault and (name := ModelFolder(self.folder()).pipeline()) != PIPELINE:
-            fault = f"{self.name_or_path!r} is a {name}. Give a folder that a flow_trainer wrote."
+        if not fault:
+            name = ModelFolder(self.folder()).pipeline()
+            if name != PIPELINE:
+                fault = f"{self.name_or_path!r} is a {name}. Give a folder that a flow_trainer wrote."
         if fault:
             yield Diagnostic(("name_or_path",), fault)
             return
@@ -363,7 +368,9 @@ class FlowTrainerConfig(RolesSection):
         """Whether the text encoder is trained along."""
         wanted = self.model.text_encoder.train
         given = TEXT_ENCODER in self.optimizers.model_fields_set
-        return self.model.has_random_text() or given if wanted == "auto" else bool(wanted)
+        if wanted == "auto":
+            return self.model.has_random_text() or given
+        return bool(wanted)
 
     def roles(self) -> tuple[str, ...]:
         """What is trained."""
@@ -376,7 +383,9 @@ class FlowTrainerConfig(RolesSection):
         if self.autoencoder is None:
             return 0
         given = self.autoencoder.measure_every
-        return given if given is not None else MEASURE_EVERY if self.model.new_vae else 0
+        if given is not None:
+            return given
+        return MEASURE_EVERY if self.model.new_vae else 0
 
     def role_defaults(self, role: str) -> dict[str, Any]:
         own = self.own_optimizer(role)
@@ -406,7 +415,10 @@ class FlowTrainerConfig(RolesSection):
 
     def logged_numbers(self) -> Sequence[str]:
         """Metrics of a step, and of the validation where there is one."""
-        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        if self.validation:
+            levels = noise_levels(self.validation.timesteps)
+        else:
+            levels = ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         roles = self.roles()
         kinds = ("loss", "grad_norm", "lr") if len(roles) > 1 else ()
@@ -428,7 +440,8 @@ class FlowTrainerConfig(RolesSection):
         yield from self.check_optimizers([role for role in FlowOptimizersConfig.model_fields if role in given])
         yield from self._check_references(job)
         yield from self._warn()
-        if (name := self.display_name(job)) in RESERVED_NAMES:
+        name = self.display_name(job)
+        if name in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
             yield Diagnostic(("name",), message)
 
@@ -446,7 +459,8 @@ class FlowTrainerConfig(RolesSection):
             given["sample", "samples", index, "ctrl_img"] = item.ctrl_img
         if self.validation:
             given["validation", "control_path"] = self.validation.control_path
-        if (name := self.model.class_of_transformer(job)) and not REFERENCES.get(name):
+        name = self.model.class_of_transformer(job)
+        if name and not REFERENCES.get(name):
             able = " or ".join(REFERENCES)
             message = (
                 f"{name} does not support control images. Remove it, or train a {able} (model.transformer.class_name)."
@@ -454,7 +468,8 @@ class FlowTrainerConfig(RolesSection):
             yield from (Diagnostic(key, message) for key, paths in given.items() if paths)
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
-        if along := self.autoencoder:
+        along = self.autoencoder
+        if along:
             new = self.model.new_vae
             has_no_kl = new is not None and new.class_name == TINY
             for found in check_losses(along.losses, along.discriminator, has_no_kl):
@@ -474,7 +489,10 @@ class FlowTrainerConfig(RolesSection):
             yield Diagnostic(("model", "new_vae"), message)
         for role in (VAE, DISCRIMINATOR):
             if role in self.optimizers.model_fields_set and role not in self.roles():
-                section = "'autoencoder'" if role == VAE else "'autoencoder.discriminator'"
+                if role == VAE:
+                    section = "'autoencoder'"
+                else:
+                    section = "'autoencoder.discriminator'"
                 yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or remove this key.")
 
     def _check_text(self) -> Iterator[Diagnostic]:
@@ -511,7 +529,8 @@ class FlowTrainerConfig(RolesSection):
 
     def _warn(self) -> Iterator[Diagnostic]:
         """Rates that move nothing, guidance without an unconditional model."""
-        lr, key = self.role_optimizer(FLOW).lr, ("optimizers", FLOW, "lr")
+        lr = self.role_optimizer(FLOW).lr
+        key = ("optimizers", FLOW, "lr")
         if not self.model.name_or_path and 0 < lr < SLOW:
             at = key if "lr" in self.optimizers.flow.model_fields_set else ("train", "lr")
             message = f"{lr:g} is very low for a randomly initialised transformer; below {SLOW:g} it barely learns."
@@ -539,12 +558,15 @@ class FlowTrainerConfig(RolesSection):
 
     def stream(self) -> StreamDataset | None:
         stream = super().stream()
-        if stream and (reason := too_large(stream.largest, self.model.family())):
-            raise DataErrors([Diagnostic(("datasets[0].resolution",), reason)])
+        if stream:
+            reason = too_large(stream.largest, self.model.family())
+            if reason:
+                raise DataErrors([Diagnostic(("datasets[0].resolution",), reason)])
         return stream
 
     def scan(self) -> ImageData:
-        cache, family = ScanCache.beside(self.training_folder), self.model.family()
+        cache = ScanCache.beside(self.training_folder)
+        family = self.model.family()
         multiple = family.size_multiple
         scan, items, split = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
         used = [*items, *(split.items if split else ())]
@@ -552,7 +574,8 @@ class FlowTrainerConfig(RolesSection):
         refuse_large(used, family)
         for index, item in enumerate(self.sample_pictures()):
             key = f"sample.samples[{index}]"
-            if reason := too_large(family.drawable(Size(item.width, item.height)), family):
+            reason = too_large(family.drawable(Size(item.width, item.height)), family)
+            if reason:
                 raise DataErrors([Diagnostic((key,), reason)])
             sample_inputs(key, item, family)
         return ImageData(scan, items, split, self.stream())

@@ -102,10 +102,12 @@ class FlowTrainerProcess(RolesTrainer):
         """Raises UserError for arguments of which no part can be made."""
         model = self.section.model
         if model.name_or_path:
-            if fault := FAMILY.config_error(model.folder()):
+            fault = FAMILY.config_error(model.folder())
+            if fault:
                 raise UserError(f"model.name_or_path: {fault}")
             return
-        if new := model.new_vae:
+        new = model.new_vae
+        if new:
             refuse_arguments(KINDS[new.class_name].model_class, new.config, "model.new_vae.config")
         text = model.text_encoder
         if text.name_or_path:
@@ -113,16 +115,19 @@ class FlowTrainerProcess(RolesTrainer):
             text_encoder_kind(encoder)
             if not tokenizer.is_dir():
                 raise UserError(f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer.")
-            width, most = encoder_width(encoder), encoder_positions(encoder)
+            width = encoder_width(encoder)
+            most = encoder_positions(encoder)
         else:
             with _within("model."):
                 refuse_encoder(text.config)
-            width, most = text.config.get("hidden_size", 768), text.config.get("max_position_embeddings")
+            width = text.config.get("hidden_size", 768)
+            most = text.config.get("max_position_embeddings")
         if most and most < text.max_tokens:
             raise UserError(
                 f"model.text_encoder.max_tokens: {text.max_tokens}, and the text encoder has positions for {most}."
             )
-        transformer, channels = model.transformer, model.family().latent_channels
+        transformer = model.transformer
+        channels = model.family().latent_channels
         with _within("model."):
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
 
@@ -159,7 +164,10 @@ class FlowTrainerProcess(RolesTrainer):
         data = self.data
         streamed = data.stream.first(CAPTIONS) if data.stream else ()
         folders = (text for sample in data.scan.samples for text in sample.texts)
-        captions = (sample.caption for sample in streamed) if data.stream else folders
+        if data.stream:
+            captions = (sample.caption for sample in streamed)
+        else:
+            captions = folders
         write_start(self.section.model, self._start, captions, self.seed, self._measured(), self.device)
 
     def _measured(self) -> tuple[Picture, ...]:
@@ -168,35 +176,47 @@ class FlowTrainerProcess(RolesTrainer):
         return Picture.some_of(self.data.items, self.data.stream, along.measured_images) if along else ()
 
     def encode(self) -> None:
-        section, data, model = self.section, self.data, self.model
+        section = self.section
+        data = self.data
+        model = self.model
         if section.trains_text():
             model.train_text_encoder()
         if section.autoencoder:
             model.train_autoencoder(section.autoencoder.spade, self.seed)
-        if not data.stream and (
-            cut := model.count_cut({text for sample in data.scan.samples for text in sample.texts})
-        ):
-            most = model.family.max_tokens
-            captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
-            logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
+        if not data.stream:
+            cut = model.count_cut({text for sample in data.scan.samples for text in sample.texts})
+            if cut:
+                most = model.family.max_tokens
+                if cut > 1:
+                    captions = f"{cut:,} captions have"
+                else:
+                    captions = "1 caption has"
+                logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
         self.encode_images()
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 
     def attach(self) -> None:
-        section, model = self.section, self.model
+        section = self.section
+        model = self.model
         modules: dict[str, nn.Module] = {FLOW: model.network_module}
         if section.trains_text():
             modules[TEXT_ENCODER] = model.text_encoder
         self.networks = {role: self._network(role, module) for role, module in modules.items()}
         settings = section.train
-        compiled = settings.compile if decide_compiling(settings.compile, self.device) else None
+        if decide_compiling(settings.compile, self.device):
+            compiled = settings.compile
+        else:
+            compiled = None
         self.block_runner = BlockRunner(model, self.device, self._dtype, settings.checkpointing_level(), 0, compiled)
         self.roles = {role: self._role(role, network) for role, network in self.networks.items()}
         self.trained = None
         if section.autoencoder:
             every = section.measure_every()
-            scale = LatentScale(model.autoencoder, self._measured(), every) if every else None
+            if every:
+                scale = LatentScale(model.autoencoder, self._measured(), every)
+            else:
+                scale = None
             self.trained = self.trained_vae(model.autoencoder, scale)
             self.roles |= self.vae_roles(self.trained)
 
@@ -208,8 +228,11 @@ class FlowTrainerProcess(RolesTrainer):
         return network
 
     def _role(self, name: str, network: Network) -> Role:
-        own, settings, group = self.section.role_optimizer(name), self.section.train, self.process_group
-        parameters, steps = network.parameters(), self.plan.optimizer_steps
+        own = self.section.role_optimizer(name)
+        settings = self.section.train
+        group = self.process_group
+        parameters = network.parameters()
+        steps = self.plan.optimizer_steps
         group.broadcast(list(parameters.values()))
         role = build_role(
             own,
@@ -244,12 +267,14 @@ class FlowTrainerProcess(RolesTrainer):
     # ------------------------------------------------------------ the loop
 
     def fit(self, run: Run) -> None:
-        settings, model = self.section.train, self.model
+        settings = self.section.train
+        model = self.model
         uses = self.plan.samples_per_epoch
         named = FlowSettings.named_in(settings)
         flow = FlowStep(model, self.seed, samples_per_epoch=uses, roles=tuple(self.networks), **named)
         step: TrainStep[Any] = flow
-        if (along := self.trained) and self.section.autoencoder:
+        along = self.trained
+        if along and self.section.autoencoder:
             losses = self.section.autoencoder.losses
             step = JointStep(along.step(losses, self.seed, self._dtype), flow, model)
             run.callbacks = [*run.callbacks, LossBalance(losses)]
@@ -258,27 +283,38 @@ class FlowTrainerProcess(RolesTrainer):
         dataset = self.dataset
         loader: Loader[LatentBatch | JointBatch]
         if isinstance(dataset, StreamLatents):
-            loader = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
+            if along:
+                loader = JointStream(StreamPixels(dataset.stream), dataset)
+            else:
+                loader = dataset
         else:
             of_flow = BatchLoader(dataset, self.seed)
-            loader = JointLoader(PixelLoader(self.data.items), of_flow) if along else of_flow
+            if along:
+                loader = JointLoader(PixelLoader(self.data.items), of_flow)
+            else:
+                loader = of_flow
         source, largest = self.batches(run, loader, pixels_at_once)
         if run.state.step < run.steps:
             batch = largest()
             latents = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
             self._choose_checkpointing(run, cast("LatentBatch", latents))
-            if line := try_largest_batch(run, batch, step, self.block_runner.increase_checkpointing):
+            line = try_largest_batch(run, batch, step, self.block_runner.increase_checkpointing)
+            if line:
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, source, step)
 
     def _choose_checkpointing(self, run: Run, batch: LatentBatch) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
-        model, runner = self.model, self.block_runner
+        model = self.model
+        runner = self.block_runner
         tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
-        train, transformer = self.section.train, model.network_module
-        number, stored = DTYPE_BYTES[train.dtype], DTYPE_BYTES[self.section.weights_dtype()]
-        weights, blocks = sum(p.numel() for p in transformer.parameters()), len(model.blocks())
+        train = self.section.train
+        transformer = model.network_module
+        number = DTYPE_BYTES[train.dtype]
+        stored = DTYPE_BYTES[self.section.weights_dtype()]
+        weights = sum(p.numel() for p in transformer.parameters())
+        blocks = len(model.blocks())
         work = StepShape(
             tokens=tokens,
             width=model.hidden_size,
@@ -292,7 +328,8 @@ class FlowTrainerProcess(RolesTrainer):
         runner.warn_of_slow_attention(work, len(batch))
         to_come = 0
         for name, role in run.roles.items():
-            own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]
+            own = self.section.role_optimizer(name)
+            shapes = [tuple(p.shape) for p in role.parameters.values()]
             to_come += optimizer_bytes(own.optimizer, own.optimizer_params, shapes) - role.state_bytes
         gather = self.process_group.all_gather_object
         runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)

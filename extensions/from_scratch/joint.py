@@ -113,8 +113,11 @@ class LatentScale:
     """
 
     def __init__(self, autoencoder: Autoencoder, pictures: Sequence[Picture], every: int) -> None:
-        self._autoencoder, self._pictures, self._every = autoencoder, pictures, every
-        self._scale_2C, self._age = self._present(), torch.zeros((), dtype=torch.int64)
+        self._autoencoder = autoencoder
+        self._pictures = pictures
+        self._every = every
+        self._scale_2C = self._present()
+        self._age = torch.zeros((), dtype=torch.int64)
 
     def vectors(self) -> dict[str, Tensor]:
         """Mean and standard deviation [2, C], and the steps since they were measured; changed in place."""

@@ -136,8 +136,13 @@ def patch_widths(channels: int, layers: int) -> list[int]:
 
 def discriminator_params(own: RoleOptimizerConfig, shared_optimizer: str) -> dict[str, Any]:
     """Arguments of the discriminator's optimizer where none are given."""
-    kind = own.optimizer if "optimizer" in own.model_fields_set else shared_optimizer
-    return {"betas": [0.0, 0.9], "amsgrad": True} if kind == "adamw" else {}
+    if "optimizer" in own.model_fields_set:
+        kind = own.optimizer
+    else:
+        kind = shared_optimizer
+    if kind == "adamw":
+        return {"betas": [0.0, 0.9], "amsgrad": True}
+    return {}
 
 
 def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list[str]:
@@ -179,7 +184,10 @@ def check_losses(losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_k
 def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
     file = Path(losses.lpips_backbone).expanduser()
     if not losses.lpips_backbone or not file.is_file():
-        found = f"{losses.lpips_backbone!r} does not exist" if losses.lpips_backbone else "is not given"
+        if losses.lpips_backbone:
+            found = f"{losses.lpips_backbone!r} does not exist"
+        else:
+            found = "is not given"
         source = "https://download.pytorch.org/models/vgg16-397923af.pth"
         yield Diagnostic(("losses", "lpips_backbone"), f"{found}. LPIPS needs VGG16: download {source}")
     if find_spec("lpips") is None:

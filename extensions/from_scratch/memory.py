@@ -93,7 +93,10 @@ def _counted(section: Any, step: _VaeStep, weights: int, peak: int, encoding: in
     written = counts | ({VAE: sum(p.numel() for p in step.autoencoder.module.parameters())} if VAE in trained else {})
     size = {role: FLOAT if role == DISCRIMINATOR else DTYPE_BYTES[section.save.dtype] for role in written}
     files = sum(size[role] * count for role, count in written.items())
-    states = 0 if section.save.states == "never" else masters + average + state
+    if section.save.states == "never":
+        states = 0
+    else:
+        states = masters + average + state
     return StepBytes(counts, weights, peak, state, average, SaveSize(files, states), encoding)
 
 
@@ -104,17 +107,24 @@ class _VaeStep:
     """The step of an autoencoder, alone or along with a flow model."""
 
     def __init__(self, section: VaeTrainerConfig | FlowTrainerConfig, work: Work) -> None:
-        self.section, self.work = section, work
+        self.section = section
+        self.work = work
         self.along = section.trained_autoencoder()
         self.dtype = DTYPES[section.train.dtype]
         self.trained: dict[str, list[Tensor]] = {}
         """Role -> its parameters, once `take` has begun."""
 
         with torch.device("meta"):
-            frozen = section.model.autoencoder() if isinstance(section, FlowTrainerConfig) else section.model
+            if isinstance(section, FlowTrainerConfig):
+                frozen = section.model.autoencoder()
+            else:
+                frozen = section.model
             self.autoencoder = _autoencoder(self.along.model if self.along else frozen)
             gan = self.along.discriminator if self.along else None
-            network = PatchDiscriminator(gan.channels, gan.layers, 0) if gan else None
+            if gan:
+                network = PatchDiscriminator(gan.channels, gan.layers, 0)
+            else:
+                network = None
             self.adversary = Adversary(network, gan) if network and gan else None
             self.perceptual = PerceptualDistance() if self.along and self.along.losses.lpips else None
 
@@ -140,7 +150,8 @@ class _VaeStep:
     def pixels(self) -> PixelBatch:
         """The images."""
         images, width, height, _ = self.work
-        rows, names = tuple(range(images)), ("",) * images
+        rows = tuple(range(images))
+        names = ("",) * images
         return PixelBatch(
             torch.empty(images, 3, height, width), names, BatchSpec(0, rows, rows), names, torch.ones(images)
         )
@@ -157,7 +168,8 @@ class _FlowStep(_VaeStep):
         if level == "auto":
             level = "full" if on_gpu else "none"
         self.level = "full" if level == "full_offload" else level
-        self.family, weights_dtype = section.model.family(), DTYPES[section.weights_dtype()]
+        self.family = section.model.family()
+        weights_dtype = DTYPES[section.weights_dtype()]
         with torch.device("meta"):
             self.encoder, self.text_width = _text_encoder(section)
             self.transformer, class_name = _transformer(section, self.family.latent_channels, self.text_width)
@@ -181,7 +193,8 @@ class _FlowStep(_VaeStep):
     def encoding(self, on_gpu: bool) -> int:
         """Bytes of a pass that encodes one image, beside the text encoder."""
         modules: Modules = {VAE: self.autoencoder.module} | ({TEXT_ENCODER: self.encoder} if self.encoder else {})
-        height, width = self.work.height, self.work.width
+        height = self.work.height
+        width = self.work.width
         return sum(peak_of(modules, on_gpu, lambda: self.model.encode_images(torch.empty(1, 3, height, width))))
 
     def take(self) -> None:
@@ -193,9 +206,13 @@ class _FlowStep(_VaeStep):
         BlockRunner(self.model, CPU, self.dtype, self.level)
         named = FlowSettings.named_in(section.train)
         flow = _FlowMatchingStep(self.model, 0, samples_per_epoch=images, roles=roles, **named)
-        tokens, pixels = self.family.max_tokens, self.pixels()
+        tokens = self.family.max_tokens
+        pixels = self.pixels()
         ids = torch.zeros(images, tokens, dtype=torch.int64)
-        embeds = ids if section.trains_text() else torch.empty(images, tokens, self.text_width, dtype=self.dtype)
+        if section.trains_text():
+            embeds = ids
+        else:
+            embeds = torch.empty(images, tokens, self.text_width, dtype=self.dtype)
         prompts = PromptEmbeds(embeds, (tokens,) * images)
         if self.along:
             step = JointStep(self.autoencoder_step(), flow, self.model)
@@ -221,7 +238,8 @@ class _Model(LatentFlowModel):
         self, options: ModelLoadOptions, family: Any, class_name: str, parts: Mapping[str, Any], trains_text: bool
     ) -> None:
         self._adapter = TRANSFORMERS.load(class_name)
-        self._trains_text, self._trained_vae = trains_text, None
+        self._trains_text = trains_text
+        self._trained_vae = None
         FolderModel.__init__(self, options, family)
         self._parts = dict(parts)
 
@@ -255,7 +273,8 @@ class _Passes(Backward):
     roles: frozenset[str] = frozenset()
 
     def __init__(self, trained: Mapping[str, list[Tensor]]) -> None:
-        self.trained, self.roles = trained, frozenset(trained)
+        self.trained = trained
+        self.roles = frozenset(trained)
 
     def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
         inputs = [weight for role in losses for weight in self.trained[role]]
@@ -283,7 +302,8 @@ def _transformer(section: FlowTrainerConfig, channels: int, width: int) -> tuple
     if model.name_or_path:
         config = part_config(model.folder(), "transformer")
         return TRANSFORMERS.load(config["_class_name"]).model_class.from_config(config), config["_class_name"]
-    name, given = model.transformer.class_name, model.transformer.config
+    name = model.transformer.class_name
+    given = model.transformer.config
     adapter = TRANSFORMERS.load(name)
     fitting = adapter.fitting(given, channels, width)
     return build(adapter.model_class, {**fitting, **given}, "model.transformer.config"), name
@@ -298,19 +318,27 @@ def _text_encoder(section: FlowTrainerConfig) -> tuple[text.TextEncoder | None, 
         width = encoder.config.hidden_size
     else:
         given = Path(wanted.name_or_path).expanduser()
-        places = [model.folder() / "text_encoder"] if model.name_or_path else [given, given / "text_encoder"]
+        if model.name_or_path:
+            places = [model.folder() / "text_encoder"]
+        else:
+            places = [given, given / "text_encoder"]
         part = next((place for place in places if (place / "config.json").is_file()), None)
         if part is None:
             return None, wanted.projection_dim or 768
-        kind, transformers = text_encoder_kind(part), importlib.import_module("transformers")
+        kind = text_encoder_kind(part)
+        transformers = importlib.import_module("transformers")
         config = transformers.AutoConfig.from_pretrained(part, **NO_CODE)
         config = getattr(config, "text_config", None) or config
-        encoder, width = getattr(transformers, kind.class_name)(config, **kind.arguments), getattr(config, kind.width)
+        encoder = getattr(transformers, kind.class_name)(config, **kind.arguments)
+        width = getattr(config, kind.width)
         if (part / PROJECTION).is_file():
             outputs = text_width(part.parent)
             return text.TextEncoder(encoder.eval(), nn.Linear(width, outputs, bias=False)), outputs
     outputs = wanted.projection_dim
-    projection = nn.Linear(width, outputs, bias=False) if outputs else None
+    if outputs:
+        projection = nn.Linear(width, outputs, bias=False)
+    else:
+        projection = None
     return text.TextEncoder(encoder.eval(), projection), outputs or width
 
 

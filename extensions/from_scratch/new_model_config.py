@@ -42,10 +42,13 @@ class ModelFolderConfig(ProcessConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A file or somebody else's folder where the folder belongs."""
-        if file := file_in_the_way(self.folder()):
+        file = file_in_the_way(self.folder())
+        if file:
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
-        elif reason := why_not_replaced(self.folder()):
-            yield Diagnostic(("path",), reason)
+        else:
+            reason = why_not_replaced(self.folder())
+            if reason:
+                yield Diagnostic(("path",), reason)
 
 
 class NewModelConfig(ModelFolderConfig):
@@ -77,8 +80,14 @@ class NewModelConfig(ModelFolderConfig):
     def _class_name(self) -> str:
         """The class of the transformer, by `base`; that of the published model where `base` is not here yet."""
         index = Path(self.base).expanduser() / INDEX
-        entry = read_model_json(index).get("transformer") if index.is_file() else None
-        name = entry[-1] if isinstance(entry, list) and entry else None
+        if index.is_file():
+            entry = read_model_json(index).get("transformer")
+        else:
+            entry = None
+        if isinstance(entry, list) and entry:
+            name = entry[-1]
+        else:
+            name = None
         return name if name in SOURCES else PUBLISHED
 
     def missing(self) -> Iterator[tuple[str, str]]:
@@ -98,7 +107,9 @@ class NewModelConfig(ModelFolderConfig):
         """Subfolders of `base` or `vae` whose weights become part of the model; "" is the folder itself."""
         if key == "vae":
             return ("",) if self.vae else ()
-        return ("text_encoder",) if self.vae else ("text_encoder", "vae")
+        if self.vae:
+            return ("text_encoder",)
+        return ("text_encoder", "vae")
 
 
 class TinyModelConfig(ModelFolderConfig):

@@ -94,7 +94,8 @@ class NewModelProcess(ModelFolderProcess):
         return f", {count:,} random parameters (seed {self.section.seed})"
 
     def move_aside(self) -> None:
-        if moved := move_folder_aside(self.section.folder()):
+        moved = move_folder_aside(self.section.folder())
+        if moved:
             logger.info(f"moved the old model to {moved}")
 
     def _fill(self, folder: Path) -> int:
@@ -128,4 +129,6 @@ class NewModelProcess(ModelFolderProcess):
 def _recorded(folder: Path) -> object:
     """The recipe of the model in the folder; None where there is none."""
     file = folder / NEW_MODEL
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    return None

@@ -46,7 +46,8 @@ class PerceptualDistance(nn.Module):
                 layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
                 before = channels
             ends.append(len(layers) - 1)
-        self.features, self._ends = nn.Sequential(*layers), frozenset(ends)
+        self.features = nn.Sequential(*layers)
+        self._ends = frozenset(ends)
         self.heads = nn.ParameterList(nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in VGG_BLOCKS)
         self.requires_grad_(False)
         self.eval()
@@ -57,7 +58,8 @@ class PerceptualDistance(nn.Module):
         total_B = torch.zeros(len(output_B3HW), device=output_B3HW.device)
         heads = iter(self.heads)
         for index, layer in enumerate(self.features):
-            x_BCHW, y_BCHW = layer(x_BCHW), layer(y_BCHW)
+            x_BCHW = layer(x_BCHW)
+            y_BCHW = layer(y_BCHW)
             if index in self._ends:
                 difference_BCHW = (_unit(x_BCHW) - _unit(y_BCHW)).square()
                 total_B = total_B + (next(heads) * difference_BCHW).sum(1).mean((1, 2))

@@ -106,25 +106,37 @@ class StepBytes:
             "gaps": int(gaps * self.step),
         }
         training = step | {"optimizer": self.optimizer}
-        phases = {ENCODING: {"encoders": self.encoding}} if self.encoding else {}
+        if self.encoding:
+            phases = {ENCODING: {"encoders": self.encoding}}
+        else:
+            phases = {}
         phases |= {"first step": step, "training": training}
         copies = {"copies to be saved": self.save.file + self.save.state}
         if not on_gpu:
             phases["saving"] = training | copies
-        always = {"context": CUDA_CONTEXT} if on_gpu else {"process baseline": PROCESS_BASELINE}
+        if on_gpu:
+            always = {"context": CUDA_CONTEXT}
+        else:
+            always = {"process baseline": PROCESS_BASELINE}
         found = (Phase(name, positive(always | parts)) for name, parts in phases.items())
-        host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies) if on_gpu else {}
+        if on_gpu:
+            host = {"process baseline": PROCESS_BASELINE_WITH_CUDA} | positive(copies)
+        else:
+            host = {}
         return MemoryEstimate(tuple(found), on_gpu, host)
 
 
 def memory_advice(section: RolesSection) -> str:
     """One sentence of what may be changed to take less memory, what changes the result most at its end."""
     named = list(_less_memory(section))
-    return f"To save memory, in order of effect: {'; '.join(named)}." if named else ""
+    if named:
+        return f"To save memory, in order of effect: {'; '.join(named)}."
+    return ""
 
 
 def _less_memory(section: RolesSection) -> Iterator[str]:
-    train, along = section.train, section.trained_autoencoder()
+    train = section.train
+    along = section.trained_autoencoder()
     if train.batch_size > 1:
         yield f"train.batch_size: 1 with gradient_accumulation: {train.batch_size * train.gradient_accumulation}"
     if isinstance(train, TrainConfig) and train.checkpointing_level() not in ("auto", "full", "full_offload"):
@@ -134,7 +146,8 @@ def _less_memory(section: RolesSection) -> Iterator[str]:
     if train.ema_config.use_ema:
         yield "train.ema_config.use_ema: false"
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-    if smaller := smaller_resolution(largest):
+    smaller = smaller_resolution(largest)
+    if smaller:
         yield f"datasets[].resolution: {smaller}"
     if along and along.losses.lpips:
         yield f"{along.place}losses.lpips: 0"
@@ -170,7 +183,10 @@ class RolesPlanner(Planner[SectionT]):
         """What is trained with which optimizer."""
         for role in self.section.roles():
             own = self.section.role_optimizer(role)
-            count = f"{self.step.trained[role]:,} parameters, " if self.step and role in self.step.trained else ""
+            if self.step and role in self.step.trained:
+                count = f"{self.step.trained[role]:,} parameters, "
+            else:
+                count = ""
             every = f", each {own.every} steps" if own.every > 1 else ""
             yield f"{role}: {count}{own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}{every}"
 
@@ -200,7 +216,8 @@ class RolesPlanner(Planner[SectionT]):
         if self.unknown_memory:
             yield f"memory: {self.unknown_memory}"
         yield from super().length_notes(steps)
-        if along := self.section.trained_autoencoder():
+        along = self.section.trained_autoencoder()
+        if along:
             yield from too_short(along.losses, along.discriminator, steps)
 
 
@@ -215,17 +232,28 @@ class VaePlanner(RolesPlanner[VaeTrainerConfig]):
         section, train = self.section, self.section.train
         if section.model.is_yet_to_come(self.job):
             yield f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
-            limit = f", at most {train.step_limit:,} optimizer steps" if train.step_limit else ""
+            if train.step_limit:
+                limit = f", at most {train.step_limit:,} optimizer steps"
+            else:
+                limit = ""
             yield f"{train.epochs:,} epochs{limit}" if train.epochs else f"{train.steps:,} optimizer steps"
-            if (stop := section.stop_when) and stop.below is not None:
+            stop = section.stop_when
+            if stop and stop.below is not None:
                 yield f"or until the mean of {stop.metric} is below {stop.below:g}"
             yield from self.describe_roles()
 
     def describe_parts(self) -> Iterator[str]:
         model = self.section.model
-        start = f"from {model.folder()}" if model.name_or_path else "with random weights"
-        part = "the decoder; the encoder is frozen" if model.train == "decoder" else "all of it"
-        kind, scale = model.arguments()["_class_name"], model.latent_scale()
+        if model.name_or_path:
+            start = f"from {model.folder()}"
+        else:
+            start = "with random weights"
+        if model.train == "decoder":
+            part = "the decoder; the encoder is frozen"
+        else:
+            part = "all of it"
+        kind = model.arguments()["_class_name"]
+        scale = model.latent_scale()
         spade = "; SPADE in the decoder" if model.uses_spade() else ""
         yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
         if model.name_or_path and model.arguments().get(SPADE) and not model.uses_spade():
@@ -238,7 +266,10 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
     def without_model(self) -> Iterator[str]:
         model = self.section.model
         if model.is_yet_to_come(self.job):
-            folder = model.name_or_path if self.job.yet_to_come(model.name_or_path) else model.vae
+            if self.job.yet_to_come(model.name_or_path):
+                folder = model.name_or_path
+            else:
+                folder = model.vae
             yield f"starts from {folder}, which an earlier process of the job writes: counted then"
             yield from self.describe_parts()
             yield from self.describe_roles()
@@ -257,12 +288,15 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
             if text.projection_dim:
                 yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
         vae = model.vae or model.name_or_path
-        if new := model.new_vae:
+        new = model.new_vae
+        if new:
             yield f"Auto-created vae: {new.class_name}{_listed(new.config)}, trained along"
-        elif along := section.autoencoder:
-            yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
         else:
-            yield f"Freezing vae ({vae})"
+            along = section.autoencoder
+            if along:
+                yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
+            else:
+                yield f"Freezing vae ({vae})"
         if not section.trains_text():
             random = ", random weights" if model.has_random_text() else ""
             yield f"Freezing text_encoder ({text.name_or_path or model.name_or_path or 'new'}{random})"
@@ -272,7 +306,10 @@ class FlowPlanner(RolesPlanner[FlowTrainerConfig]):
         captions = {text for item in data.items for text in item.sample.texts}
         if len(captions) == 1 and len({item.sample.image for item in data.items}) > 1:
             caption = captions.pop()
-            found = f"all captions are {caption!r}" if caption else "no image has a caption"
+            if caption:
+                found = f"all captions are {caption!r}"
+            else:
+                found = "no image has a caption"
             yield f"warning: {found}: prompts will have no effect on what is drawn"
 
 
@@ -282,4 +319,6 @@ def pixels_at_once(item: BucketedSample) -> int:
 
 
 def _listed(config: dict[str, Any]) -> str:
-    return " with " + ", ".join(f"{key}={value}" for key, value in config.items()) if config else ""
+    if config:
+        return " with " + ", ".join(f"{key}={value}" for key, value in config.items())
+    return ""

@@ -76,15 +76,20 @@ class Spade(nn.Module):
 
     def _begin(self, decoder: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         latents = inputs[0]
-        self._latents_BZhw = latents[:, :, 0] if latents.ndim == 5 else latents
+        if latents.ndim == 5:
+            self._latents_BZhw = latents[:, :, 0]
+        else:
+            self._latents_BZhw = latents
 
     def _end(self, decoder: nn.Module, inputs: Any, output: Any) -> None:
-        self._latents_BZhw, self._resized = torch.empty(0), {}
+        self._latents_BZhw = torch.empty(0)
+        self._resized = {}
 
     def _modulate(self, modulation: Modulation, norm: nn.Module, inputs: Any, normalised: Tensor) -> Tensor:
         gamma_BCHW, beta_BCHW = modulation(self._of_size(tuple(normalised.shape[-2:])))
         if normalised.ndim == 5:
-            gamma_BCHW, beta_BCHW = gamma_BCHW[:, :, None], beta_BCHW[:, :, None]
+            gamma_BCHW = gamma_BCHW[:, :, None]
+            beta_BCHW = beta_BCHW[:, :, None]
         modulated: Tensor = normalised + normalised * gamma_BCHW + beta_BCHW
         return modulated
 

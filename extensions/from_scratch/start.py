@@ -75,14 +75,19 @@ def require_start(folder: Path, checkpoint: Path) -> None:
     if own != folder.resolve() and own.is_dir():
         with atomic_write_dir(folder, known_by=INDEX) as made:
             place_parts(own, made, without=())
-    elif fault := FAMILY.config_error(folder):
-        remedy = "Restore the folder, or add --restart to move the old run aside and start over."
-        raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
+    else:
+        fault = FAMILY.config_error(folder)
+        if fault:
+            remedy = "Restore the folder, or add --restart to move the old run aside and start over."
+            raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
 
 
 def source_hashes(model: FlowModelConfig) -> dict[str, str]:
     """The hashes of the folders that the model is made of, by their key."""
-    folders = {} if model.new_vae else {"model.vae": model.autoencoder().folder()}
+    if model.new_vae:
+        folders = {}
+    else:
+        folders = {"model.vae": model.autoencoder().folder()}
     if model.name_or_path:
         folders["model.name_or_path"] = model.folder()
     elif model.text_encoder.name_or_path:
@@ -104,7 +109,10 @@ def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
     UserError where they hold none."""
     text = model.text_encoder
     given = _local(text.name_or_path, "name_or_path")
-    encoder = given if (given / "config.json").is_file() else given / "text_encoder"
+    if (given / "config.json").is_file():
+        encoder = given
+    else:
+        encoder = given / "text_encoder"
     if not (encoder / "config.json").is_file():
         raise UserError(f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder.")
     if text.tokenizer:
@@ -115,4 +123,6 @@ def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
 
 def _local(path: str, key: str) -> Path:
     folder = Path(path).expanduser().resolve()
-    return folder if folder.is_dir() else download_encoder(path, f"model.text_encoder.{key}")
+    if folder.is_dir():
+        return folder
+    return download_encoder(path, f"model.text_encoder.{key}")

@@ -83,7 +83,8 @@ class RolesTrainer(ImageTrainer):
         return self.section.trained_autoencoder()
 
     def scan(self) -> ImageData:
-        data, gan = super().scan(), self.training.discriminator if self.training else None
+        data = super().scan()
+        gan = self.training.discriminator if self.training else None
         if data.stream and gan:
             data = replace(data, stream=replace(data.stream, least_side=PatchDiscriminator.smallest(gan.layers)))
         return data
@@ -93,44 +94,55 @@ class RolesTrainer(ImageTrainer):
 
     def refuse_parts(self) -> None:
         _ = self._perceptual  # its files are read before anything else
-        if self.training and (gan := self.training.discriminator):
-            try:
-                refuse_small_images(gan, self.data.sizes)
-            except UserError as error:
-                raise UserError(f"{self.training.place}{error}") from error
+        if self.training:
+            gan = self.training.discriminator
+            if gan:
+                try:
+                    refuse_small_images(gan, self.data.sizes)
+                except UserError as error:
+                    raise UserError(f"{self.training.place}{error}") from error
 
     @cached_property
     def _perceptual(self) -> PerceptualDistance | None:
         """The distance of `losses.lpips`, loaded once."""
         losses = self.training.losses if self.training else None
-        return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses and losses.lpips else None
+        if losses and losses.lpips:
+            return load_perceptual(Path(losses.lpips_backbone).expanduser())
+        return None
 
     def trained_vae(self, autoencoder: Autoencoder, scale: LatentScale | None = None) -> TrainedVae:
         """The autoencoder, set to training, with its discriminator, which continues that of its folder, and LPIPS."""
         assert self.training
         autoencoder.module.train()
         adversary = None
-        if gan := self.training.discriminator:
+        gan = self.training.discriminator
+        if gan:
             network = PatchDiscriminator(gan.channels, gan.layers, self.seed)
             if self.training.model.name_or_path:
                 continue_discriminator(network, self.training.model.folder())
             adversary = Adversary(network.to(self.device), gan)
-        perceptual = self._perceptual.to(self.device) if self._perceptual else None
+        if self._perceptual:
+            perceptual = self._perceptual.to(self.device)
+        else:
+            perceptual = None
         return TrainedVae(autoencoder, adversary, perceptual, scale)
 
     def vae_roles(self, trained: TrainedVae) -> dict[str, Role]:
         """The roles of the autoencoder and its discriminator, equal on all ranks."""
         assert self.training
-        steps, group = self.plan.optimizer_steps, self.process_group
+        steps = self.plan.optimizer_steps
+        group = self.process_group
         parameters = trained_parameters(trained.autoencoder, self.training.model.train)
         if not parameters:
             raise RunError("model.train: nothing of the autoencoder is trained.")
         ema = self.section.train.ema_config
         roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, self.seed, group, ema)}
-        if scale := trained.scale:
+        scale = trained.scale
+        if scale:
             roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
         if trained.adversary:
-            network, own = trained.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
+            network = trained.adversary.network
+            own = self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
             roles[DISCRIMINATOR] = build_role(own, weights, steps, self.seed, group, after_step=network.after_step)
             roles[DISCRIMINATOR].buffers = network.vectors()
@@ -155,7 +167,8 @@ class LossBalance(Callback):
     def on_metrics(self, run: Run, result: StepResult) -> None:
         if self._losses is None:
             return
-        losses, numbers = self._losses, result.extra_metrics
+        losses = self._losses
+        numbers = result.extra_metrics
         metrics = PIXEL_METRICS | {"lpips": LPIPS_METRIC, "adversarial": "loss_gen"}
         weighted = {key: getattr(losses, key) * numbers[name] for key, name in metrics.items() if name in numbers}
         if "adversarial" in weighted and ADVERSARIAL_WEIGHT in numbers:

@@ -105,14 +105,17 @@ class VaeTrainerConfig(RolesSection):
         if not model.name_or_path:
             for key, message in faults(model.class_name, model.config):
                 yield Diagnostic(("model", "config", *key), message)
-        elif not any(model.check(job)) and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
-            yield Diagnostic(("model", "name_or_path"), fault)
+        elif not any(model.check(job)) and not model.is_yet_to_come(job):
+            fault = autoencoder_fault(model)
+            if fault:
+                yield Diagnostic(("model", "name_or_path"), fault)
 
     def size_multiple(self) -> int:
         return self.model.latent_scale()
 
     def scan(self) -> ImageData:
-        cache, multiple = ScanCache.beside(self.training_folder), self.size_multiple()
+        cache = ScanCache.beside(self.training_folder)
+        multiple = self.size_multiple()
         found = split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
         return ImageData(*found, self.stream())
 

@@ -69,7 +69,8 @@ class VaeTrainerProcess(RolesTrainer):
         count = sum(p.numel() for p in autoencoder.module.parameters())
         logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {self.device}")
         self.trained = self.trained_vae(autoencoder)
-        if adversary := self.trained.adversary:
+        adversary = self.trained.adversary
+        if adversary:
             logger.info(f"discriminator: {sum(p.numel() for p in adversary.network.parameters()):,} parameters")
 
     def attach(self) -> None:
@@ -109,13 +110,15 @@ class VaeTrainerProcess(RolesTrainer):
         return Samples(partial(self._draw, self.trained.autoencoder, pictures), [one.name for one in pictures])
 
     def _drawn(self) -> Sequence[Picture]:
-        settings, data = self.section.sample, self.data
+        settings = self.section.sample
+        data = self.data
         assert settings is not None  # there are samples
         if not settings.images:
             if data.stream and not data.held_out:
                 return Picture.first_of(data.stream, settings.count)
             return [Picture.of(item) for item in (data.held_out or data.items)[: settings.count]]
-        resolution, scale = self.section.datasets[0].resolution[0], self.section.model.latent_scale()
+        resolution = self.section.datasets[0].resolution[0]
+        scale = self.section.model.latent_scale()
         found = []
         for path in settings.images:
             size = inspect_image(path).size
@@ -141,7 +144,8 @@ class VaeTrainerProcess(RolesTrainer):
     # ------------------------------------------------------------ the loop
 
     def fit(self, run: Run) -> None:
-        section, data = self.section, self.data
+        section = self.section
+        data = self.data
         step = self.trained.step(section.losses, run.seed, DTYPES[section.train.dtype])
         run.callbacks = [*run.callbacks, LossBalance(section.losses)]
         if self.process_group.is_single_process and self.plan.memory:
@@ -153,8 +157,10 @@ class VaeTrainerProcess(RolesTrainer):
             ]
         loader: Loader[PixelBatch] = StreamPixels(data.stream) if data.stream else PixelLoader(data.items)
         source, largest = self.batches(run, loader, lambda item: prod(item.crop.bucket))
-        if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
-            logger.info(line)
+        if run.state.step < run.steps:
+            line = try_largest_batch(run, largest(), step)
+            if line:
+                logger.info(line)
         self.run_loop(run, source, step)
 
 
@@ -190,10 +196,13 @@ def ssim(output_B3HW: Tensor, target_B3HW: Tensor) -> float:
         return conv2d(image_B3HW, kernel, groups=3)
 
     x, y = (image.detach().double().cpu() for image in (output_B3HW, target_B3HW))
-    mean_x, mean_y = local_mean(x), local_mean(y)
-    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    mean_x = local_mean(x)
+    mean_y = local_mean(y)
+    var_x = local_mean(x * x) - mean_x**2
+    var_y = local_mean(y * y) - mean_y**2
     covariance = local_mean(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    c1 = (0.01 * RANGE) ** 2
+    c2 = (0.03 * RANGE) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (var_x + var_y + c2)
     return float((luminance * structure).mean())

@@ -44,8 +44,14 @@ class FolderWriter(ABC):
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or `<name>_best/`. The result writes
         the folder and returns its path."""
-        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
-        path, write_into = run.folder / stem, self.copied(run)
+        if step is None:
+            stem = run.name
+        elif step == "best":
+            stem = best_stem(run.name)
+        else:
+            stem = step_stem(run.name, step)
+        path = run.folder / stem
+        write_into = self.copied(run)
 
         def write() -> list[Path]:
             with atomic_write_dir(path, known_by=self.known_by) as folder:
@@ -62,10 +68,13 @@ class AutoencoderWriter(FolderWriter):
 
     def __init__(self, trained: TrainedVae, save: SaveIntervalConfig, pictures: Sequence[Picture]) -> None:
         """pictures: what the latents are measured on."""
-        self.trained, self.save, self.pictures = trained, save, pictures
+        self.trained = trained
+        self.save = save
+        self.pictures = pictures
 
     def copied(self, run: Run) -> Callable[[Path], None]:
-        autoencoder, weights = self.trained.autoencoder, self.trained.copied(run, self.save.dtype)
+        autoencoder = self.trained.autoencoder
+        weights = self.trained.copied(run, self.save.dtype)
         with run.roles[VAE].using_eval_weights():
             config = autoencoder.config() | scale_by(autoencoder, self.pictures)
         return lambda folder: write_autoencoder(folder, weights[VAE], config, weights.get(DISCRIMINATOR))
@@ -80,7 +89,10 @@ class FlowWriter(FolderWriter):
         self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig, along: TrainedVae | None
     ) -> None:
         """start: folder of the model as it began. networks: of each role. along: what is trained besides."""
-        self.start, self.networks, self.save, self.along = start, networks, save, along
+        self.start = start
+        self.networks = networks
+        self.save = save
+        self.along = along
 
     def copied(self, run: Run) -> Callable[[Path], None]:
         weights = {
@@ -109,5 +121,6 @@ class FlowWriter(FolderWriter):
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
     own = {name.removeprefix("encoder."): weight for name, weight in weights.items() if name.startswith("encoder.")}
     write_safetensors_verified(part / TEXT_WEIGHTS, own, None)
-    if (projection := weights.get("projection.weight")) is not None:
+    projection = weights.get("projection.weight")
+    if projection is not None:
         write_safetensors_verified(part / PROJECTION, {"weight": projection}, None)

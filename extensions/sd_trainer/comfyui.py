@@ -54,7 +54,8 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
     edits, plain: whether some images were trained with control images, and without. Never raises for a disk that
     refuses: the LoRA is saved.
     """
-    family, folder = family_for(section.model), model_folder(section.model)
+    family = family_for(section.model)
+    folder = model_folder(section.model)
     if family.block_count(folder) < LARGE_MODEL_BLOCKS:
         return []
     title = title_of(section.model, family)
@@ -63,7 +64,10 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
         return []
     written = []
     for ending, with_images in zip(WORKFLOWS, (False, True), strict=True):
-        wanted = edits and family.max_references > 0 if with_images else plain and not family.min_references
+        if with_images:
+            wanted = edits and family.max_references > 0
+        else:
+            wanted = plain and not family.min_references
         path = file.with_name(f"{file.stem}{ending}")
         if not wanted:
             continue
@@ -84,7 +88,8 @@ def write_workflows(file: Path, section: DiffusionSection, edits: bool, plain: b
 
 def _shift(section: DiffusionSection, with_images: bool) -> float:
     """The factor by which the job's own samples shift their noise levels, by the size of the image."""
-    picture, family = _picture(section, with_images), family_for(section.model)
+    picture = _picture(section, with_images)
+    family = family_for(section.model)
     if picture and picture.flow_shift:
         return picture.flow_shift
     size = Size(picture.width, picture.height) if picture else SIDE
@@ -174,9 +179,14 @@ def workflow(file: str, section: DiffusionSection, title: str, with_images: bool
 
     file: its name. title: a key of `MODELS`. shift: factor of the noise levels, as ModelSamplingAuraFlow has it.
     """
-    picture, family, graph = _picture(section, with_images), family_for(section.model), _Graph()
+    picture = _picture(section, with_images)
+    family = family_for(section.model)
+    graph = _Graph()
     comfy = _with_own_files(MODELS[title], section)
-    guidance = family.guidance if picture is None or picture.guidance_scale is None else picture.guidance_scale
+    if picture is None or picture.guidance_scale is None:
+        guidance = family.guidance
+    else:
+        guidance = picture.guidance_scale
     steps = (picture.sample_steps if picture else None) or family.sample_steps
     width, height = (picture.width, picture.height) if picture else SIDE
     prompt = _text(section, picture.prompt if picture else section.trigger_word or "a photo")
@@ -193,7 +203,8 @@ def workflow(file: str, section: DiffusionSection, title: str, with_images: bool
         at = (760, 140 * (place - len(loras)))
         (model,) = graph.add("LoraLoaderModelOnly", at, (340, 82), {"model": model}, [("MODEL", "MODEL")], lora)
     if comfy.is_shifted:
-        name, ends = "ModelSamplingAuraFlow", [("MODEL", "MODEL")]
+        name = "ModelSamplingAuraFlow"
+        ends = [("MODEL", "MODEL")]
         (model,) = graph.add(name, (1140, 0), (300, 58), {"model": model}, ends, [shift])
     if comfy.is_shifted and guidance > 1:
         (model,) = graph.add("CFGNorm", (1140, 110), (300, 82), {"model": model}, [("patched_model", "MODEL")], [1.0])
@@ -226,16 +237,21 @@ def _encoded(
     """The conditioning of the prompt, and of the negative one. encoders: the text encoder and the VAE. side: of a
     control image, where a node scales it."""
     clip, vae = encoders
-    inputs = {"clip": clip, "vae": vae, **images} if images or comfy.encodes_both else {"clip": clip}
+    if images or comfy.encodes_both:
+        inputs = {"clip": clip, "vae": vae, **images}
+    else:
+        inputs = {"clip": clip}
     if comfy.encodes_both:
         both = [("positive", "CONDITIONING"), ("negative", "CONDITIONING"), ("latent", "LATENT")]
         positive, negative, _ = graph.add(comfy.encoder, (760, 140), (340, 300), inputs, both, [*texts, side])
         return positive, negative
-    ends, found = [("CONDITIONING", "CONDITIONING")], []
+    ends = [("CONDITIONING", "CONDITIONING")]
+    found = []
     for row, (title, text) in enumerate(zip(("prompt", "negative prompt"), texts, strict=True)):
         (slot,) = graph.add(comfy.encoder, (760, 140 + 220 * row), (340, 180), inputs, ends, [text], title)
         if images and comfy.reference_method:
-            name, at = "FluxKontextMultiReferenceLatentMethod", (760, 580 + 100 * row)
+            name = "FluxKontextMultiReferenceLatentMethod"
+            at = (760, 580 + 100 * row)
             (slot,) = graph.add(name, at, (340, 58), {"conditioning": slot}, ends, [comfy.reference_method])
         found.append(slot)
     return found[0], found[1]
@@ -243,10 +259,15 @@ def _encoded(
 
 def _images(graph: _Graph, comfy: ComfyModel, picture: SamplePicture | None) -> dict[str, Slot]:
     """A node for each control image of a sample, by the input it is for; one without."""
-    names = [Path(path).name for path in picture.ctrl_img] if picture else []
-    found, ends = dict[str, Slot](), [("IMAGE", "IMAGE"), ("MASK", "MASK")]
+    if picture:
+        names = [Path(path).name for path in picture.ctrl_img]
+    else:
+        names = []
+    found = dict[str, Slot]()
+    ends = [("IMAGE", "IMAGE"), ("MASK", "MASK")]
     for place, (given, name) in enumerate(zip(comfy.images, names or ["control image.png"], strict=False)):
-        at, title = (360, 420 + 380 * place), f"control image {place + 1}"
+        at = (360, 420 + 380 * place)
+        title = f"control image {place + 1}"
         found[given] = graph.add("LoadImage", at, (360, 330), {}, ends, [name, "image"], title)[0]
     return found
 

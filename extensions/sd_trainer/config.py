@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 def _child(entries: dict[str, ConfigNode], section: str, key: str) -> ConfigNode | None:
     node = entries.get(section)
-    return node.child(key) if node is not None and isinstance(node.value, dict) else None
+    if node is not None and isinstance(node.value, dict):
+        return node.child(key)
+    return None
 
 
 RESERVED_NAMES = ("state", "samples", "control", "superseded")
@@ -46,8 +48,12 @@ def _warn_about_step_count(entries: dict[str, ConfigNode], diagnostics: Diagnost
         f"steps, save_every and sample_every count optimizer steps of {key.value} micro-batches; with this key "
         "ai-toolkit counts micro-batches."
     )
-    epochs, given = _child(entries, "train", "epochs"), _child(entries, "train", "steps")
-    steps = TrainConfig.model_fields["steps"].default if given is None or given.is_blank else given.value
+    epochs = _child(entries, "train", "epochs")
+    given = _child(entries, "train", "steps")
+    if given is None or given.is_blank:
+        steps = TrainConfig.model_fields["steps"].default
+    else:
+        steps = given.value
     if isinstance(steps, int) and steps and not (epochs and epochs.value):
         message += (
             f" steps: {steps} is {steps * key.value:,} micro-batches; there it would stop after {steps:,}, "
@@ -78,7 +84,10 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
 
     def logged_numbers(self) -> Sequence[str]:
         """Metrics of a step, and of the validation where there is one."""
-        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        if self.validation:
+            levels = noise_levels(self.validation.timesteps)
+        else:
+            levels = ()
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
         few = ["few_step"] if self.train.few_step_loss else []
@@ -94,7 +103,10 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             *scaled,
             *(f"max_norm/{name}" for name in limited),
         )
-        ways = [loss_in(way.label) for way in self.deployments().values()] if levels else []
+        if levels:
+            ways = [loss_in(way.label) for way in self.deployments().values()]
+        else:
+            ways = []
         held_out = (HELD_OUT_RIGHT, HELD_OUT_MARGIN) if levels and pairs else ()
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels), *ways, *held_out)
 
@@ -102,9 +114,11 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         """Combinations of keys of several subsections."""
         yield from super().check(job)
         yield from findings(self)
-        if self.network.trains_model and (name := self.display_name(job)) in RESERVED_NAMES:
-            message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
-            yield error("name" if self.name else "network.type", message)
+        if self.network.trains_model:
+            name = self.display_name(job)
+            if name in RESERVED_NAMES:
+                message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
+                yield error("name" if self.name else "network.type", message)
 
     def inputs_digest(self, job: JobContext) -> str:
         """Digest of the images, as a resume compares them; empty where they cannot be read, which the run reports."""

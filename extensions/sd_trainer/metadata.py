@@ -54,8 +54,12 @@ def job_metadata(
     """
     if section.save.no_metadata:
         return {}
-    network, model = section.network, section.model
-    recovery = model.accuracy_recovery_adapter if model.quantize else None
+    network = section.network
+    model = section.model
+    if model.quantize:
+        recovery = model.accuracy_recovery_adapter
+    else:
+        recovery = None
     sizes = {"rank": "linear", "alpha": "linear_alpha"}
     without_effect = KINDS[network.type].without_effect
     of_kind: dict[str, Any] = {name: getattr(network, key) for name, key in sizes.items() if key not in without_effect}
@@ -75,13 +79,16 @@ def job_metadata(
             {"file": named(lora.path, "model", "base_loras", index, "path"), "multiplier": lora.multiplier}
             for index, lora in enumerate(model.base_loras)
         ]
-    if beside := section.train.assistant:
+    beside = section.train.assistant
+    if beside:
         file = named(beside.path, "train", "assistant", "path")
         used["assistant"] = {"file": file, "multiplier": beside.multiplier}
-    if few := section.train.few_step_loss:
+    few = section.train.few_step_loss
+    if few:
         file = named(few.lora, "train", "few_step_loss", "lora")
         used["few_step_loss"] = {"file": file, **few.model_dump(mode="json", exclude={"lora"})}
-    if preference := section.train.preference:
+    preference = section.train.preference
+    if preference:
         used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
         if preference.reference:
             used["preference"]["reference"] = named(preference.reference, "train", "preference", "reference")
@@ -118,7 +125,9 @@ def _training(
     optimizer: object,
     spelling: Spelling,
 ) -> dict[str, Any]:
-    train, model, network = section.train, section.model, section.network
+    train = section.train
+    model = section.model
+    network = section.network
     kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
     arguments = redact_json(train.optimizer_params, by_key=True)
     comment = meta.get("training_comment", meta.get("comment"))
@@ -177,9 +186,11 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
                 "buckets": [[bucket.width, bucket.height, bucket.images] for bucket in folder.buckets],
             }
         )
-        unique, copies = name, 2
+        unique = name
+        copies = 2
         while unique in dirs:  # a second folder with the same name gets a number
-            unique, copies = f"{name} ({copies})", copies + 1
+            unique = f"{name} ({copies})"
+            copies = copies + 1
         dirs[unique] = {"n_repeats": folder.repeats, "img_count": folder.images}
         for bucket in folder.buckets:
             uses[bucket.width, bucket.height] += bucket.images * folder.repeats
@@ -198,15 +209,21 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
 def _resolution(section: DiffusionSection, plan: RunPlan | None) -> tuple[int, int]:
     """The largest size of the datasets; the largest bucket where all images are much smaller, as none is enlarged."""
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-    buckets = [(each.width, each.height) for folder in plan.datasets for each in folder.buckets] if plan else []
+    if plan:
+        buckets = [(each.width, each.height) for folder in plan.datasets for each in folder.buckets]
+    else:
+        buckets = []
     trained = max(buckets, key=prod, default=sides_of(largest))
-    return trained if 2 * prod(trained) < area_of(largest) else sides_of(largest)
+    if 2 * prod(trained) < area_of(largest):
+        return trained
+    return sides_of(largest)
 
 
 def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str, plan: RunPlan | None) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which has no value for flow matching."""
     architecture, implementation = family_for(section.model).modelspec
-    network, train = section.network, section.train
+    network = section.network
+    train = section.train
     width, height = _resolution(section, plan)
     trigger = section.as_written(section.trigger_word, "trigger_word")
     bounded = train.min_timestep > 0 or train.max_timestep < 1000

@@ -148,14 +148,19 @@ class SdTrainerProcess(ImageTrainer):
     def open_model(self) -> None:
         section, train, device, group = self.section, self.section.train, self.device, self.process_group
         self.check_base()
-        self.pretrained = None if self.resumption.state else load_pretrained_lora(section)
+        if self.resumption.state:
+            self.pretrained = None
+        else:
+            self.pretrained = load_pretrained_lora(section)
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         self.files = load_files_beside(section)
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
-        dtype, sharing = DTYPES[train.dtype], None
+        dtype = DTYPES[train.dtype]
+        sharing = None
         if self._is_sharded:
             sharing = shard_block_fn(device, dtype, group.world_size, group.run_collective)
-        settings, weights = self._as_planned().model, DTYPES[section.weights_dtype()]
+        settings = self._as_planned().model
+        weights = DTYPES[section.weights_dtype()]
         self.model = load_base_model(
             settings,
             device,
@@ -200,13 +205,20 @@ class SdTrainerProcess(ImageTrainer):
         if self._is_sharded:
             enable_forward_prefetch(self.model.blocks())
         # A run that began compiled goes on so, whatever compiling takes now: its results stay those of one run.
-        against_compiling = "" if self.resumption.ran_compiled else self.plan.against_compiling
+        if self.resumption.ran_compiled:
+            against_compiling = ""
+        else:
+            against_compiling = self.plan.against_compiling
         self.block_runner = build_block_runner(self.section, self.model, self.device, against_compiling)
         sharded = self.network.sharded_params()
         self.process_group.broadcast([p for name, p in self.network.parameters().items() if name not in sharded])
-        steps, few = self.plan.optimizer_steps, self.section.train.few_step_loss
+        steps = self.plan.optimizer_steps
+        few = self.section.train.few_step_loss
         self.roles = build_roles(self.section, self.network, steps, self.seed, self.process_group)
-        self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps)) if few else None
+        if few:
+            self.teacher = Teacher(self.roles[NETWORK], few.first_step(steps))
+        else:
+            self.teacher = None
         self.make_base_images(self._generate_by_base)
 
     def _generate_by_base(self, sampler: Sampler, index: int) -> Image.Image:
@@ -231,13 +243,15 @@ class SdTrainerProcess(ImageTrainer):
     def weights_writer(self) -> PrepareNetwork:
         in_one = SingleFileWriter if self.section.network.trains_model else LoraWriter
         kind = ModelFolderWriter if self.saves_folders else in_one
-        optimizer, steps = self.roles[NETWORK].optimizer, self.plan.optimizer_steps
+        optimizer = self.roles[NETWORK].optimizer
+        steps = self.plan.optimizer_steps
         newest = family_for(self.section.model).lora_spelling
         spelling = SPELLINGS[self.resumption.record_spelling(newest, STORED.name)]
         metadata = job_metadata(self.section, self.meta, self.name, steps, self.seed, optimizer, self.plan, spelling)
         writer = kind(self.network, self.section, metadata, spelling)
         controlled = {bool(item.sample.control_images) for item in self.data.items} or {False}
-        edits, plain = True in controlled, False in controlled
+        edits = True in controlled
+        plain = False in controlled
         writer.at_end = partial(write_workflows, section=self.section, edits=edits, plain=plain)
         return writer.snapshot
 
@@ -245,7 +259,8 @@ class SdTrainerProcess(ImageTrainer):
         validator = self.validator
         if validator is None:
             return None
-        if preference := self.section.train.preference:
+        preference = self.section.train.preference
+        if preference:
             validator.compared = ComparedWith(preference.beta, self.reference)
 
         def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
@@ -278,16 +293,26 @@ class SdTrainerProcess(ImageTrainer):
 
         prompts = sampler.prompts
         texts = [f"{p.prompt} [{p.deployment}, {p.steps} steps]" if p.deployment else p.prompt for p in prompts]
-        of_each_set = len(self.section.sample.all_items()) if self.section.sample else 0
+        if self.section.sample:
+            of_each_set = len(self.section.sample.all_items())
+        else:
+            of_each_set = 0
         ways = {index: prompt.deployment for index, prompt in enumerate(prompts) if prompt.deployment}
-        in_many = len(self.section.sample.samples) if self.section.sample else 0
+        if self.section.sample:
+            in_many = len(self.section.sample.samples)
+        else:
+            in_many = 0
         pairs: dict[str, list[tuple[int, int]]] = {}
         for index, name in ways.items():
             pairs.setdefault(name, []).append((index % in_many, index))
-        survival = SurvivalScores(pairs, without_network) if pairs else None
+        if pairs:
+            survival = SurvivalScores(pairs, without_network)
+        else:
+            survival = None
         layers = {index: prompt.layers for index, prompt in enumerate(prompts) if prompt.layers}
         samples = Samples(generate, texts, drift=sampler.drift, deployments=ways, layers=layers, survival=survival)
-        if (first := self.section.first_sample) is None:
+        first = self.section.first_sample
+        if first is None:
             return samples
         return replace(samples, texts=texts[:of_each_set], first=texts[of_each_set:], first_format=first.format)
 
@@ -303,22 +328,28 @@ class SdTrainerProcess(ImageTrainer):
     def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
         """Further prompts of a sample by name, the same names for all. Their embeddings, with the control images of the
         sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
-        train, prompts = self.section.train, dict[str, str]()
+        train = self.section.train
+        prompts = dict[str, str]()
         if train.preservations():
             prompts = train.preserved_prompts(sample.caption, self.section.trigger_words())
-        if few := train.few_step_loss:
+        few = train.few_step_loss
+        if few:
             prompts[NEGATIVE] = few.neg or self.model.family.empty_negative
         return prompts
 
     def make_step(self) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
-        train, uses = self.section.train, self.plan.samples_per_epoch
+        train = self.section.train
+        uses = self.plan.samples_per_epoch
         named = {**FlowSettings.named_in(train), "noise_levels": train.noise_levels_per_sample}
         make: Callable[..., FlowMatchingStep] = FlowMatchingStep
-        if (few := train.few_step_loss) and (teacher := self.teacher):
-            with_lora, alone = (partial(self.beside.using, name) for name in (FEW_STEP_LOSS, ""))
-            mixture = partial(FewStepMixture, few=few, network=self.network, teacher=teacher)
-            make = partial(mixture, with_lora=with_lora, alone=alone)
+        few = train.few_step_loss
+        if few:
+            teacher = self.teacher
+            if teacher:
+                with_lora, alone = (partial(self.beside.using, name) for name in (FEW_STEP_LOSS, ""))
+                mixture = partial(FewStepMixture, few=few, network=self.network, teacher=teacher)
+                make = partial(mixture, with_lora=with_lora, alone=alone)
         if train.preference:
             named["noise_levels"] = 1
             make = partial(PreferenceStep, preference=train.preference, reference=self.reference)
@@ -328,7 +359,8 @@ class SdTrainerProcess(ImageTrainer):
         return step
 
     def fit(self, run: Run) -> None:
-        section, dataset = self.section, self.dataset
+        section = self.section
+        dataset = self.dataset
         step = self.make_step()
         loader = BatchLoader(dataset, self.seed) if isinstance(dataset, EncodedDataset) else dataset
         source, largest = self.batches(
@@ -345,8 +377,12 @@ class SdTrainerProcess(ImageTrainer):
             batch = largest()
             self._choose_checkpointing(run, batch, step)
             # With a sharded model no rank may repeat a pass alone.
-            ways_out = [] if self._is_sharded else [self.block_runner.increase_checkpointing]
-            if line := try_largest_batch(run, batch, step, *ways_out):
+            if self._is_sharded:
+                ways_out = []
+            else:
+                ways_out = [self.block_runner.increase_checkpointing]
+            line = try_largest_batch(run, batch, step, *ways_out)
+            if line:
                 logger.info(line)
             self.resumption.record_compiled(self.programs.record)
         self.run_loop(run, _Announced(source, step, self._latent_size), step)
@@ -354,7 +390,8 @@ class SdTrainerProcess(ImageTrainer):
     def _choose_checkpointing(self, run: Run, largest: LatentBatch, step: FlowMatchingStep) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
         assert self.plan.memory and self.plan.memory.step  # a start plans it in any case
-        planned, compile = self.plan.memory.step, self.section.train.compile
+        planned = self.plan.memory.step
+        compile = self.section.train.compile
         levels = max(step.levels(largest, row) for row in range(len(largest)))
         targets_BCHW = largest.latents_BCHW.repeat_interleave(levels, 0)
         tokens = self.model.num_tokens(targets_BCHW, largest.prompts, largest.control_latents)
@@ -372,7 +409,8 @@ class SdTrainerProcess(ImageTrainer):
 
     def _measure_memory(self, run: Run) -> None:
         """Compares the peak of the first step with the estimate, where memory can be measured."""
-        section, planned = self.section, self._as_planned()
+        section = self.section
+        planned = self._as_planned()
         on_gpu = self.device.type == "cuda"
         # On the CPU the peak is that of the whole process so far.
         phases = [] if on_gpu else ["encoding", "loading", GENERATING]
@@ -380,7 +418,8 @@ class SdTrainerProcess(ImageTrainer):
             phases.append("sampling")
 
         def predict(resumed: bool) -> int:
-            machine, groups = Machine("cuda" if on_gpu else "cpu"), groups_of(section, self.data)
+            machine = Machine("cuda" if on_gpu else "cpu")
+            groups = groups_of(section, self.data)
             plan = plan_memory(planned, groups, machine, self.block_runner.level, self.programs.used)
             return plan.allocated("training" if resumed else "first step", *phases)
 
@@ -405,7 +444,8 @@ class _Announced:
 
 def _pixels_in_model(model: DiffusionModel, item: BucketedSample) -> int:
     """Pixels of an item in the transformer, control images taken as square: a measure of its memory."""
-    bucket, layers = item.crop.bucket, len(item.sample.layers)
+    bucket = item.crop.bucket
+    layers = len(item.sample.layers)
     references = len(item.sample.control_images) or min(layers, 1)
     square = Size(max(bucket), max(bucket))
     pixels = prod(bucket) * (layers + model.predicts_composite if layers else 1) + (

@@ -96,7 +96,9 @@ def _arch(s: DiffusionSection) -> Findings:
 
 
 def _model_or_adapter(s: DiffusionSection) -> Findings:
-    train, model, network = s.train, s.model, s.network
+    train = s.train
+    model = s.model
+    network = s.network
     if network.trains_model:
         if model.quantize:
             message = (
@@ -136,21 +138,25 @@ def _weight_files(s: DiffusionSection) -> Findings:
     for key, path in files.items():
         if path:
             yield from weight_file_findings(s, key, path)
-    if not (given := single_files(s.model)):
+    given = single_files(s.model)
+    if not given:
         return
     for key, fault in single_file_faults(s.model, s.model.files_folder()):
         yield error(f"model.{key}", fault)
-    if s.saves_folders and (encoders := given.keys() - {"transformer"}):
-        remedy = "Put the weights there, or set save.layout: single_file."
-        message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
-        yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
+    if s.saves_folders:
+        encoders = given.keys() - {"transformer"}
+        if encoders:
+            remedy = "Put the weights there, or set save.layout: single_file."
+            message = f"network.type 'full' saves the encoders of the model folder. {remedy}"
+            yield from (error(f"model.{part}_path", message) for part in sorted(encoders))
 
 
 def weight_file_findings(s: DiffusionSection, key: str, path: str) -> Findings:
     """What a LoRA file says against the model that it is for."""
     from toolkit.models.adapter_origin import origin_findings, unreadable, width_findings
 
-    if fault := unreadable(path):
+    fault = unreadable(path)
+    if fault:
         yield error(key, fault)
         return
     found = list(origin_findings(key, path, s.model, s.model.files_folder()))
@@ -173,7 +179,8 @@ def _files_beside(s: DiffusionSection) -> Findings:
 
 def _other_models(s: DiffusionSection) -> Findings:
     """Models of `sample.also` that are of another family, or whose weights cannot be exchanged with the model's."""
-    if not (own := _family(s)):
+    own = _family(s)
+    if not own:
         return
     for key, way in s.deployments().items():
         try:
@@ -203,7 +210,10 @@ def _optimizer(s: DiffusionSection) -> Findings:
     train, network, optimizer = s.train, s.network, s.train.optimizer
     for key in ("fused_backward_pass", "full_bf16"):
         if getattr(train, key) and optimizer not in PER_PARAMETER_OPTIMIZERS:
-            why = "keeps its own average" if train.is_schedule_free else "may need all gradients"
+            if train.is_schedule_free:
+                why = "keeps its own average"
+            else:
+                why = "may need all gradients"
             remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
             yield error(f"train.{key}", f"updates one parameter at a time, but {optimizer} {why}. {remedy}")
     if train.fused_backward_pass and train.dtype == "float16":
@@ -270,11 +280,13 @@ def _schedule(s: DiffusionSection) -> Findings:
     for field, key in KEYS.items():
         if field not in ("warmup", *SCHEDULES[scheduler].uses):
             yield from below("train", train.unused(key, f": lr_scheduler {scheduler} ignores it."))
-    for param, message in remarks(scheduler, params) if (params := train.lr_scheduler_params) else ():
+    params = train.lr_scheduler_params
+    for param, message in remarks(scheduler, params) if params else ():
         yield warning(f"train.lr_scheduler_params.{param}", message)
     if s.stop_when and 0 < _steps(s) <= s.stop_when.min_steps:
         yield warning("stop_when.min_steps", f"{s.stop_when.min_steps}: training already ends at step {train.steps}.")
-    if (few := train.few_step_loss) and 0 < _steps(s) <= few.first_step(_steps(s)):
+    few = train.few_step_loss
+    if few and 0 < _steps(s) <= few.first_step(_steps(s)):
         yield warning("train.few_step_loss.start", f"{few.start:g}: no step is left for it. Lower it.")
 
 
@@ -287,7 +299,8 @@ def _noise_levels(s: DiffusionSection) -> Findings:
     """Parts of an epoch of unknown length; several noise levels in one pass, with a model that cannot share it."""
     if s.train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples:
         yield error("train.num_timestep_buckets", "a stream needs 'datasets[0].webdataset.samples' for this. Set both.")
-    asked, family = s.train.noise_levels_per_sample, _family(s)
+    asked = s.train.noise_levels_per_sample
+    family = _family(s)
     if family and asked != "auto" and most_levels(asked) > 1 and not family.shares_prefix:
         message = f"in a {family.title} text and control images see the image's noise level. Use 1, or leave it out."
         yield error("train.noise_levels_per_sample", message)
@@ -295,7 +308,8 @@ def _noise_levels(s: DiffusionSection) -> Findings:
 
 def _distilled(s: DiffusionSection) -> Findings:
     """A model that is made for few steps, trained without an adapter that keeps it so."""
-    if not (family := _family(s)) or not family.sample_sigmas:
+    family = _family(s)
+    if not family or not family.sample_sigmas:
         return
     if not s.train.assistant:
         remedy = f"Train on {next(iter(family.published))} and use the LoRA with this model, or set train.assistant."
@@ -305,7 +319,8 @@ def _distilled(s: DiffusionSection) -> Findings:
 
 def _memory(s: DiffusionSection) -> Findings:
     model, count = s.model, s.model.blocks_to_swap
-    if count and (blocks := _blocks(s)) is not None and count >= blocks:
+    blocks = _blocks(s) if count else None
+    if blocks is not None and count >= blocks:
         most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
         message = f"{count} is more than the model allows: it has {blocks} blocks, of which one must stay on the GPU."
         yield error("model.blocks_to_swap", f"{message} Use {f'{most} or fewer' if most else 0}.")
@@ -351,7 +366,8 @@ def _blocks(s: DiffusionSection) -> int | None:
 
 
 def _compile(s: DiffusionSection) -> Findings:
-    train, network = s.train, s.network
+    train = s.train
+    network = s.network
     drops = not network.trains_model and (network.dropout or network.rank_dropout or network.module_dropout)
     recomputes = train.checkpointing_level() != "none"
     if train.compile.enabled and train.compile.backend in REDRAWS_DROPOUT and drops and recomputes:
@@ -371,7 +387,9 @@ def _offloads(s: DiffusionSection) -> Findings:
 
 
 def _processes(s: DiffusionSection) -> Findings:
-    train, model, processes = s.train, s.model, read_distributed_env().world_size
+    train = s.train
+    model = s.model
+    processes = read_distributed_env().world_size
     if read_distributed_env().is_single_process:
         yield from below(
             "train", train.unused("parallel ddp_timeout", " with one process. Start several with torchrun.")
@@ -406,7 +424,8 @@ def _processes(s: DiffusionSection) -> Findings:
 
 
 def _images(s: DiffusionSection) -> Findings:
-    weight, regularises = s.train.reg_weight, any(dataset.is_reg for dataset in s.datasets)
+    weight = s.train.reg_weight
+    regularises = any(dataset.is_reg for dataset in s.datasets)
     if weight != 1 and not regularises:
         yield warning("train.reg_weight", "has no effect: no dataset has 'is_reg: true'.")
     if weight == 0 and regularises:
@@ -487,13 +506,16 @@ def _unseen_sizes(s: DiffusionSection) -> Findings:
         for index, dataset in enumerate(s.datasets)
     }
     for key, sides in {**sizes, "sample": [(item.width, item.height) for item in s.sample_pictures()]}.items():
-        if note := folder.size_note(sides):
+        note = folder.size_note(sides)
+        if note:
             yield warning(key, note)
 
 
 def _first_samples(s: DiffusionSection) -> Findings:
     """Keys about the first set: those that contradict each other, and those that do nothing."""
-    train, sample, first = s.train, s.sample, s.first_sample
+    train = s.train
+    sample = s.sample
+    first = s.first_sample
     wants_none = "skip_first_sample" in train.model_fields_set and not train.skip_first_sample
     asks = {
         "sample.sample_at_first": sample and sample.sample_at_first and "sample_at_first: true",
@@ -501,7 +523,10 @@ def _first_samples(s: DiffusionSection) -> Findings:
         "first_sample": first and "first_sample",
         "train.skip_first_sample": wants_none and "skip_first_sample: false",
     }
-    denied = "skip_first_sample: true" if train.skip_first_sample else "sample_at_first: false"
+    if train.skip_first_sample:
+        denied = "skip_first_sample: true"
+    else:
+        denied = "sample_at_first: false"
     if train.skip_first_sample or (sample and sample.sample_at_first is False):
         for key, asked in [(key, asked) for key, asked in asks.items() if asked][:1]:
             yield error(key, f"'{asked}' and '{denied}' contradict each other. Remove one of them.")
@@ -529,8 +554,10 @@ def _samples(s: DiffusionSection) -> Findings:
         items: list[tuple[str, SampleConfig | SampleItem]] = [(name, section)]
         for key, item in items + [(f"{name}.samples.{i}", item) for i, item in enumerate(section.samples)]:
             for side in ("width", "height"):
-                if family and (message := rounded_side(family, getattr(item, side))):
-                    yield warning(f"{key}.{side}", message)
+                if family:
+                    message = rounded_side(family, getattr(item, side))
+                    if message:
+                        yield warning(f"{key}.{side}", message)
             if not family or not family.sample_sigmas:
                 continue
             for what, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
@@ -550,12 +577,17 @@ def _decoder(s: DiffusionSection, name: str, path: str) -> Findings:
 
 
 def _validation(s: DiffusionSection) -> Findings:
-    validation, stop, steps = s.validation, s.stop_when, _steps(s)
+    validation = s.validation
+    stop = s.stop_when
+    steps = _steps(s)
     if validation is None:
         return
     folder = validation.folder_path is not None
     if validation.edits and not (validation.control_path if folder else any(d.references[1] for d in s.datasets)):
-        key = "validation.control_path" if folder else "datasets[].control_path"
+        if folder:
+            key = "validation.control_path"
+        else:
+            key = "datasets[].control_path"
         yield warning("validation.edits", f"has no effect: no image has a control image. Give {key}.")
     if validation.folder_path is not None and not s.streamed:
         folders = (validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
@@ -572,9 +604,13 @@ def _validation(s: DiffusionSection) -> Findings:
 
 
 def _files(s: DiffusionSection) -> Findings:
-    save, kind = s.save, s.network.type
+    save = s.save
+    kind = s.network.type
     if "merged_lora" in save.also and kind not in MERGED:
-        why = "no adapter is trained" if s.network.trains_model else "the files are already plain LoRAs"
+        if s.network.trains_model:
+            why = "no adapter is trained"
+        else:
+            why = "the files are already plain LoRAs"
         if KINDS[kind].library_class:
             why = "none is extracted of LyCORIS's modules"
         message = f"'merged_lora' needs network.type {' or '.join(MERGED)}; with '{kind}' {why}. Remove it."

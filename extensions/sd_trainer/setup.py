@@ -43,9 +43,11 @@ def build_block_runner(
 ) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached; before it the modulation cache. against:
     `RunPlan.against_compiling`."""
-    if reason := model.enable_modulation_cache(BlockSwap):
+    reason = model.enable_modulation_cache(BlockSwap)
+    if reason:
         logger.info(f"model.modulation_table: not possible here, {reason}")
-    train, qtype = section.train, section.model.qtype if section.model.quantize else ""
+    train = section.train
+    qtype = section.model.qtype if section.model.quantize else ""
     sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
     against = train.against_compiling() or against
     return BlockRunner(
@@ -74,7 +76,8 @@ def bring_assistant(section: DiffusionSection) -> None:
     """Downloads the file of `train.assistant` where it is one of the hub that is not here yet. Raises UserError where
     it cannot be had, or is not of this model, whose weights are not needed for that."""
     assistant = section.train.assistant
-    if not assistant or not (name := assistant.to_download()):
+    name = assistant.to_download() if assistant else None
+    if not name:
         return
     key = "train.assistant"
     file = download_lora(name, key)
@@ -89,10 +92,13 @@ def load_files_beside(section: DiffusionSection) -> dict[str, tuple[Changes, flo
 
     Raises UserError, which names the key, for a file that cannot be read, is of another model or changes nothing.
     """
-    if not (files := section.files_beside()):
+    files = section.files_beside()
+    if not files:
         return {}
-    family, folder = family_for(section.model), model_folder(section.model)
-    layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
+    family = family_for(section.model)
+    folder = model_folder(section.model)
+    layers = family.every_linear_layer(folder)
+    weights = family.weight_shapes(folder)
     # Several keys may name one file.
     read = cache(lambda file: load_adapter_file(Path(file).expanduser(), layers, weights))
     found: dict[str, tuple[Changes, float]] = {}

@@ -84,7 +84,9 @@ class LoraWriter:
 
         The result writes the files and returns their paths, while the training goes on.
         """
-        copies, metadata, done = self.copies(run, step), self.metadata_at(run.state), run.state.step
+        copies = self.copies(run, step)
+        metadata = self.metadata_at(run.state)
+        done = run.state.step
         weights = None
         if "merged_lora" in self.section.save.also and step != "best":  # that one is written while the training waits
             weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
@@ -98,7 +100,9 @@ class LoraWriter:
             if step is None and isinstance(self.network, LinearAdapterNetwork):
                 self._report_limits(files[0].name, copies[files[0]], metadata)
                 self.at_end(files[0])
-            return files + self._extract(run, files[0], weights, metadata, step, done) if weights else files
+            if weights:
+                return files + self._extract(run, files[0], weights, metadata, step, done)
+            return files
 
         return write
 
@@ -126,7 +130,8 @@ class LoraWriter:
     ) -> list[Path]:
         """Writes the LoRA that is nearest to the weights beside the main file; none where a stop is requested."""
         assert isinstance(self.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
-        file, save = main.with_name(f"{main.stem}_lora.safetensors"), self.section.save
+        file = main.with_name(f"{main.stem}_lora.safetensors")
+        save = self.section.save
         # A stop does not wait for the extraction, as the checkpoint is written after it; the end of a run does.
         extracted = extract_network_lora(
             self.network, weights, save.merged_lora_rank, save.dtype, lambda: step is not None and run.interrupted
@@ -145,7 +150,8 @@ class LoraWriter:
 
     def metadata_at(self, state: TrainState) -> dict[str, str]:
         """The metadata with the step and the completed epochs of a state; empty where there is none."""
-        step, epoch = state.step, state.epochs_done
+        step = state.step
+        epoch = state.epochs_done
         info = json.dumps({"step": step, "epoch": epoch})
         progress = {"training_info": info, "ss_steps": str(step), "ss_epoch": str(epoch)}
         return {**self.metadata, **progress} if self.metadata else {}
@@ -158,7 +164,10 @@ class LoraWriter:
     def _copy(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a file, sorted by key, in `save.dtype`. Alphas stay in float32: bfloat16 would round them."""
         tensors = spelled(self.network.export(weights), self.spelling)
-        alphas = {name for name in tensors if name.endswith(ALPHA)} if self.spelling is not STORED else set()
+        if self.spelling is not STORED:
+            alphas = {name for name in tensors if name.endswith(ALPHA)}
+        else:
+            alphas = set()
         in_dtype = to_cpu_copies(
             {name: t for name, t in tensors.items() if name not in alphas}, self.section.save.dtype
         )
@@ -167,7 +176,12 @@ class LoraWriter:
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
         """The files of a step (as in `snapshot`) -> whether the file has the raw weights (`Role.weights`)."""
-        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
+        if step is None:
+            stem = run.name
+        elif step == "best":
+            stem = best_stem(run.name)
+        else:
+            stem = step_stem(run.name, step)
         found = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
             found[run.folder / f"{stem}_raw{self.suffix}"] = True
@@ -188,7 +202,8 @@ class SingleFileWriter(LoraWriter):
         training waits."""
         if not self.network.sharded_params():
             return super().snapshot(run, step)
-        metadata, written = self.metadata_at(run.state), self.files(run, step)
+        metadata = self.metadata_at(run.state)
+        written = self.files(run, step)
         for file, raw in written.items():
             self._write_sharded(run, file, raw, metadata)
         return lambda: list(written)
@@ -237,7 +252,8 @@ class ModelFolderWriter(LoraWriter):
         """
         metadata = self.metadata_at(run.state)
         if self.section.save.mem_eff_save or self.network.sharded_params():
-            dtype, written = DTYPES[self.section.save.dtype], self.files(run, step)
+            dtype = DTYPES[self.section.save.dtype]
+            written = self.files(run, step)
             for path, raw in written.items():
                 with network_tensors_in_turn(run, self.network, NETWORK, dtype, raw) as (shapes, gather):
                     self._write(path, shapes, gather, metadata)

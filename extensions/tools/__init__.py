@@ -7,7 +7,8 @@ from toolkit.extension import STAGES, Extension
 def _tool(stage: str, uid: str, name: str, purpose: str, folder: str = "", command: str = "") -> type[Extension]:
     """The extension class of a tool; see `Extension` for the arguments. Of `align` the folder, where none is given, is
     `align`, the section `.align.config:AlignConfig` and the process `.align.process:AlignProcess`."""
-    place, stem = f".{folder or uid}", uid.title().replace("_", "")
+    place = f".{folder or uid}"
+    stem = uid.title().replace("_", "")
     attributes = {
         "uid": uid,
         "name": name,

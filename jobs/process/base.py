@@ -124,9 +124,13 @@ class BaseTrainProcess(BaseProcess):
         """As in the job; None when it is not set."""
         self.process_group = job.process_group
         own_name = self.get_conf("name")
-        self.save_root = self.training_folder / job.name / own_name if own_name else self.training_folder / job.name
-        if isinstance(self.section, ProcessConfig) and (own := self.section.run_folder(JobContext(job.name))):
-            self.save_root = own
+        self.save_root = self.training_folder / job.name
+        if own_name:
+            self.save_root = self.save_root / own_name
+        if isinstance(self.section, ProcessConfig):
+            own = self.section.run_folder(JobContext(job.name))
+            if own:
+                self.save_root = own
 
     def run(self) -> None:
         """Creates the folder and saves the job in it."""

@@ -173,7 +173,10 @@ class ImageTrainer(Trainer):
         if not self.process_group.is_single_process:
             self.process_group.all_gather_object("encoded")
             fill_texts([each.texts() for each in self.dataset.entries], self.model, self.progress)
-        what = "latents and text embeddings" if self.caches_latents else "text embeddings"
+        if self.caches_latents:
+            what = "latents and text embeddings"
+        else:
+            what = "text embeddings"
         self.status.finish(f"{what} of {len(self.dataset.items)} items are ready")
 
     def _unload_encoders(self) -> None:
@@ -185,14 +188,21 @@ class ImageTrainer(Trainer):
             self.model.unload_encoders(keep=[part for encoder, own in parts if needed[encoder] for part in own])
 
     def _encode_dataset(self) -> None:
-        section, group, model = self.section, self.process_group, self.model
-        stores, dtype, extra_prompts = self.stores, DTYPES[section.train.dtype], self.extra_prompts
-        if stream := self.data.stream:
-            keep_text, encoder = bool(section.requested_text_cache(stream.settings)), ItemEncoder(model, dtype)
+        section = self.section
+        group = self.process_group
+        model = self.model
+        stores = self.stores
+        dtype = DTYPES[section.train.dtype]
+        extra_prompts = self.extra_prompts
+        stream = self.data.stream
+        if stream:
+            keep_text = bool(section.requested_text_cache(stream.settings))
+            encoder = ItemEncoder(model, dtype)
             self.dataset = StreamLatents(stream, model, encoder, self.seed, stores.on_disk, keep_text, extra_prompts)
             return
         items = tuple(item for item in self.data.items if item.sample.image not in self.unmade)
-        of_sample, latents = stores.of_samples(section), self.caches_latents
+        of_sample = stores.of_samples(section)
+        latents = self.caches_latents
         if not group.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
             share = items[group.rank :: group.world_size]
             encode_items(share, model, of_sample, dtype, self.progress, extra_prompts, latents, later=self._texts)
@@ -204,9 +214,11 @@ class ImageTrainer(Trainer):
         """The texts of images that are not made yet, while the text encoder is there: as prompts, and as captions."""
         if not self.unmade:
             return
-        section, group = self.section, self.process_group
+        section = self.section
+        group = self.process_group
         waiting = [item for item in self.data.items if item.sample.image in self.unmade]
-        of_sample, dtype = self.stores.of_samples(section), DTYPES[section.train.dtype]
+        of_sample = self.stores.of_samples(section)
+        dtype = DTYPES[section.train.dtype]
         extra = self.extra_prompts
         encode_items(waiting, self.model, of_sample, dtype, self.progress, extra, latents=False, later=self._texts)
         own = [sample.made for sample in self.unmade.values() if sample.made][group.rank :: group.world_size]
@@ -217,10 +229,8 @@ class ImageTrainer(Trainer):
         sampler's prompt by the base model. What a stop leaves is there for the next start."""
         if not self.unmade:
             return
-        group, own = (
-            self.process_group,
-            [*self.unmade.values()][self.process_group.rank :: self.process_group.world_size],
-        )
+        group = self.process_group
+        own = [*self.unmade.values()][self.process_group.rank :: self.process_group.world_size]
         for index, sample in enumerate(own):
             self.progress(BASE_IMAGES, index, len(own))
             assert self.base_sampler is not None  # it has as many prompts
@@ -243,8 +253,11 @@ class ImageTrainer(Trainer):
             self.sampler = self._encoded_sampler(prompts)
 
     def _encode_validation(self) -> None:
-        section, model, split = self.section, self.model, self.data.split
-        if not split or not (measured := section.validation):
+        section = self.section
+        model = self.model
+        split = self.data.split
+        measured = section.validation
+        if not split or not measured:
             return
         stores = self.stores
         of_sample = stores.of_samples(section) if split.from_training else lambda _: stores.on_disk
@@ -295,9 +308,14 @@ class ImageTrainer(Trainer):
         loader: makes them; of a stream a `StreamLoader`. cost: pixels of an item in the model. prefetched: False:
         batches are made between the steps.
         """
-        data, group, seed = self.data, self.process_group, run.seed
+        data = self.data
+        group = self.process_group
+        seed = run.seed
         size = self.section.images_per_micro_batch
-        workers = max(dataset.num_workers for dataset in self.section.datasets) if prefetched else 0
+        if prefetched:
+            workers = max(dataset.num_workers for dataset in self.section.datasets)
+        else:
+            workers = 0
         splits = splits_per_micro_batch(run.grad_accum_steps, group.world_size)
         if data.stream:
             ranks = group.rank, group.world_size
@@ -314,5 +332,8 @@ class ImageTrainer(Trainer):
     def run_loop(self, run: Run, source: BatchSource, step: TrainStep[Any]) -> None:
         """Trains to the end, or until a stop; then says what of a stream could not be used."""
         train(run, source, step)
-        if (stream := self.data.stream) and (line := stream.unreadable.summary()):
-            logger.warning(line)
+        stream = self.data.stream
+        if stream:
+            line = stream.unreadable.summary()
+            if line:
+                logger.warning(line)

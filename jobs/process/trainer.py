@@ -274,7 +274,10 @@ class Trainer(BaseTrainProcess):
                     shapes=self.trained_shapes(),
                 )
             except UserError as error:
-                field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
+                if isinstance(error, ArgumentError):
+                    field = "optimizer_params"
+                else:
+                    field = "optimizer"
                 raise UserError(f"{key}.{field}: {error}") from error
             for line in found.lines():
                 logger.info(line)
@@ -327,8 +330,11 @@ class Trainer(BaseTrainProcess):
             reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
             return OutOfMemory(f"{reason}. {self.memory_advice()}")
         if short:
-            return OutOfMemory(str(short)) if short is MEMORY else RunError(str(short))
-        place, folder = getattr(error, "filename", None), self.training_folder.absolute()
+            if short is MEMORY:
+                return OutOfMemory(str(short))
+            return RunError(str(short))
+        place = getattr(error, "filename", None)
+        folder = self.training_folder.absolute()
         if isinstance(place, str) and Path(place).absolute().is_relative_to(folder):
             return RunError(f"{place}: cannot be used: {getattr(error, 'strerror', error)}")
         return None
@@ -357,7 +363,8 @@ class Trainer(BaseTrainProcess):
         """Raises RunError on a rank that does not see the state which rank 0 has verified, or sees another one."""
         if start.checkpoint is None or self.process_group.is_single_process:
             return
-        if fault := verify(start.checkpoint, by_hash=False):
+        fault = verify(start.checkpoint, by_hash=False)
+        if fault:
             raise RunError(
                 f"{start.checkpoint.absolute()}: process {self.process_group.rank} does not see this state ({fault}). "
                 "All machines need the same training_folder: give one that they share."
@@ -378,9 +385,11 @@ class Trainer(BaseTrainProcess):
 
     def set_up(self, start: Start) -> None:
         """Refuses a run that cannot work, and writes the first files of the folder."""
-        group, writes = self.process_group, self.process_group.is_main_process
+        group = self.process_group
+        writes = self.process_group.is_main_process
         for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders and writes else ():
-            if reason := why_not_replaced(self.save_root / stem, run_files.is_own_result):
+            reason = why_not_replaced(self.save_root / stem, run_files.is_own_result)
+            if reason:
                 raise UserError(reason)
         if writes:
             self.refuse()
@@ -402,7 +411,8 @@ class Trainer(BaseTrainProcess):
         self.device = group.device(pick_device(self.section.device))
         logger.info(f"device {self.device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
         if self.chooses_threads():
-            free, cores = threads.free_cores(), threads.usable_cores()
+            free = threads.free_cores()
+            cores = threads.usable_cores()
             found = "1" if free == 1 else "found by the first steps"
             logger.info(f"threads of the CPU: {found} (free cores: {free} of {cores}); OMP_NUM_THREADS sets them")
         self.status = self.now.line = StatusLine()  # standard output is copied to the log by now
@@ -427,8 +437,12 @@ class Trainer(BaseTrainProcess):
 
     def build_callbacks(self) -> list[Callback]:
         """The callbacks of the run, in call order; only rank 0 has any."""
-        status = StatusLine(every_s=0) if self.section.logging.log_every else self.status
-        validation, samples = self.validation(), self.samples()
+        if self.section.logging.log_every:
+            status = StatusLine(every_s=0)
+        else:
+            status = self.status
+        validation = self.validation()
+        samples = self.samples()
         # All of a validation and of an image comes from blocks of one kind.
         if validation:
             validation = replace(validation, measure=partial(self.programs.whole, validation.measure))
@@ -436,9 +450,13 @@ class Trainer(BaseTrainProcess):
             samples = replace(samples, draw=partial(self.programs.whole, samples.draw))
         writer = self.weights_writer()
         times = []
-        if (time := self.plan.time) and self.process_group.is_single_process:
+        time = self.plan.time
+        if time and self.process_group.is_single_process:
             keep = TimesCallback(partial(remember_run_times, self.section.training_folder, time.key))
-            samples = replace(samples, draw=keep.timed(samples.draw)) if samples else None
+            if samples:
+                samples = replace(samples, draw=keep.timed(samples.draw))
+            else:
+                samples = None
             times = [keep]
         compiled = self.programs.used
         folder = self.save_root
@@ -447,7 +465,10 @@ class Trainer(BaseTrainProcess):
 
     def build_run(self) -> Run:
         """The run before its first step."""
-        callbacks = self.build_callbacks() if self.process_group.is_main_process else []
+        if self.process_group.is_main_process:
+            callbacks = self.build_callbacks()
+        else:
+            callbacks = []
         run = Run(
             name=self.name,
             folder=self.save_root,

@@ -6,7 +6,9 @@ import ast
 
 import pytest
 
-from benchmarks.source_figures import circles, figures, imported, line_kinds
+from benchmarks.bench_walks import LIBRARY
+from benchmarks.source_figures import circles, figures, idioms, imported, line_kinds, sources
+from tests.conftest import ROOT
 
 TEXT = '''"""Head.
 
@@ -39,6 +41,39 @@ def test_the_figures_of_a_file() -> None:
     assert (found["files"], found["lines"], found["functions"]) == (1, 19, 1)
     assert found["function_longest"] == ["a.py:13 read", 7]
     assert (found["any_parameters"], found["annotated_parameters"]) == (1, 2)
+
+
+DENSE = """
+a, b = 1, 2
+first, rest = a
+if (c := a) and [d for d in {e for e in b}]:
+    f = 1 if c else 2
+"""
+
+
+def test_dense_idioms_are_counted_for_each_1000_statements() -> None:
+    """Four statements."""
+    assert idioms([ast.parse(DENSE)]) == {
+        "conditional_expressions": 250,
+        "assignment_expressions": 250,
+        "comprehensions": 500,
+        "tuple_assignments": 250,
+    }
+
+
+CEILINGS = {
+    "conditional_expressions": 27,
+    "assignment_expressions": 1,
+    "comprehensions": 58,
+    "tuple_assignments": 8,
+}
+"""The most for each 1,000 statements of the program. Libraries that read well have 14 to 27, 0, 17 to 42 and 0 to 11.
+The ceiling of comprehensions is what there was when they were first counted: it may only fall."""
+
+
+def test_the_program_is_not_dense() -> None:
+    found = idioms(ast.parse(text) for text in sources(ROOT, LIBRARY).values())
+    assert {name: count for name, count in found.items() if count > CEILINGS[name]} == {}
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,9 @@ class BatchSpec:
     def first(self) -> int:
         """Position of the first item of the whole micro-batch. It keys what is drawn once for all of its items, so that
         each piece of the micro-batch (`select`) draws the same."""
-        return self.positions[0] if self.piece_of is None else self.piece_of
+        if self.piece_of is None:
+            return self.positions[0]
+        return self.piece_of
 
     def select(self, rows: Iterable[int]) -> BatchSpec:
         """The given items: a piece of this micro-batch."""

@@ -32,8 +32,10 @@ def archive_in(path: str) -> tuple[str, str] | None:
         return None
     parts = Path(os.path.expanduser(path)).parts
     for count in range(1, len(parts) + 1):
-        if parts[count - 1].lower().endswith(suffixes) and os.path.isfile(file := os.path.join(*parts[:count])):
-            return file, os.path.join("", *parts[count:])
+        if parts[count - 1].lower().endswith(suffixes):
+            file = os.path.join(*parts[:count])
+            if os.path.isfile(file):
+                return file, os.path.join("", *parts[count:])
     return None
 
 
@@ -72,7 +74,8 @@ def unpacked(file: str, home: Path) -> Path:
 def _extract(file: str, folder: Path) -> None:
     """The files of a zip file."""
     with opened(file) as (archive, members):
-        if fault := lacks_room(sum(member.file_size for member in members), folder):
+        fault = lacks_room(sum(member.file_size for member in members), folder)
+        if fault:
             raise OSError(fault)
         for member in members:
             archive.extract(member, folder)
@@ -131,7 +134,8 @@ def _check_directory(file: str | Path, limits: Limits) -> None:
         raw.seek(-min(os.path.getsize(file), 22 + 65535), os.SEEK_END)  # APPNOTE.TXT 4.3.16: it ends with a comment
         tail = raw.read()
     end = tail[tail.rfind(b"PK\5\6") :]
-    count, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    count = int.from_bytes(end[10:12], "little")
+    size = int.from_bytes(end[12:16], "little")
     if count > limits.files or size > limits.files * _ENTRY:
         raise OSError(f"holds more than {limits.files:,} files. Split it")
 

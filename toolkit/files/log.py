@@ -43,7 +43,9 @@ def escape_controls(text: str, carriage_returns: bool = True) -> str:
     carriage_returns: also those within a line.
     """
     text = _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-    return re.sub("\r(?!\n)", r"\\u000d", text) if carriage_returns else text
+    if carriage_returns:
+        return re.sub("\r(?!\n)", r"\\u000d", text)
+    return text
 
 
 class RedactingStream:
@@ -59,7 +61,8 @@ class RedactingStream:
     """Why the rest was dropped; None: nothing was."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._held = stream, ""
+        self._stream = stream
+        self._held = ""
         self._terminal = stream.isatty()
         self._lock = threading.RLock()  # re-entrant, as in Tee
 
@@ -70,7 +73,8 @@ class RedactingStream:
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
-            ready, self._held = held[:end], held[end:]
+            ready = held[:end]
+            self._held = held[end:]
             self._pass_on(ready)
         return len(text)
 
@@ -87,7 +91,8 @@ class RedactingStream:
     def release(self) -> None:
         """Lets go of an unfinished line."""
         with self._lock:
-            ready, self._held = self._held, ""
+            ready = self._held
+            self._held = ""
             self._pass_on(ready)
 
     def _pass_on(self, text: str) -> None:
@@ -176,7 +181,9 @@ class Tee:
     """A stream that also copies its finished lines to a log; everything else is the stream's own."""
 
     def __init__(self, stream: TextIO, log: LogFile) -> None:
-        self._stream, self._log, self._pending = stream, log, ""
+        self._stream = stream
+        self._log = log
+        self._pending = ""
         self._lock = threading.RLock()  # re-entrant: a signal handler may print in the middle of a print
 
     def write(self, text: str) -> int:
@@ -196,7 +203,8 @@ class Tee:
 
     def close_line(self) -> None:
         """Copies a last line that has no line end."""
-        if rest := _last_state(self._pending):
+        rest = _last_state(self._pending)
+        if rest:
             self._log.write_line(rest)
         self._pending = ""
 
@@ -273,7 +281,8 @@ class StatusLine:
         """stream: standard output by default. every_s: seconds between two plain lines."""
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
-        self._every_s, self._clock = every_s, clock
+        self._every_s = every_s
+        self._clock = clock
         self._next_s = float("-inf")
         self._quiet_since = clock()
         self._shown = ""
@@ -315,14 +324,19 @@ class StatusLine:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
         global _last_drawn
-        text, width = escape_controls(redact_text(text)), shutil.get_terminal_size().columns - 1
+        text = escape_controls(redact_text(text))
+        width = shutil.get_terminal_size().columns - 1
         if len(text) > width:  # the parts between ` | ` that have room; the beginning of the first where none has
-            whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
+            if " | " in text[: width + 3]:
+                whole = text[: text.rfind(" | ", 0, width + 3)]
+            else:
+                whole = text
             text = whole[:width]
         if _last_drawn is not None and _last_drawn is not self:
             _last_drawn._erase()
         self._stream.write("\r" + text.ljust(len(self._shown)))
-        self._shown, _last_drawn = text, self
+        self._shown = text
+        _last_drawn = self
 
     def _erase(self) -> None:
         if self._shown:

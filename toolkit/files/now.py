@@ -57,12 +57,18 @@ class Now:
         if self.done is None:
             return self.phase
         count = _figure(self.done) + (f" of {_figure(self.of)}" if self.of is not None else "")
-        words = (self.phase, self.unit, count) if self.unit == BLOCK else (self.phase, count, self.unit)
+        if self.unit == BLOCK:
+            words = (self.phase, self.unit, count)
+        else:
+            words = (self.phase, count, self.unit)
         return " ".join(word for word in words if word)
 
     def left(self) -> str:
         """What is left of the phase, and of everything; of a step only the latter. Empty where neither is known."""
-        of_phase = "" if self.phase == STEP or self.phase_left_s is None else f"{span(self.phase_left_s)} left"
+        if self.phase == STEP or self.phase_left_s is None:
+            of_phase = ""
+        else:
+            of_phase = f"{span(self.phase_left_s)} left"
         if self.left_s is None:
             return of_phase
         of_all = span(self.left_s)
@@ -94,12 +100,16 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 def _figure(value: float) -> str:
     """12, 2,000, 0.5: whole from 10 on."""
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+    if value >= 10 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}"
 
 
 def span(seconds: float) -> str:
     """A time that is left: 45 s, 14 min, 5.3 h."""
-    return f"{max(0, round(seconds))} s" if seconds < 60 else amount(seconds)
+    if seconds < 60:
+        return f"{max(0, round(seconds))} s"
+    return amount(seconds)
 
 
 def of_bytes(done: float, of: float | None) -> tuple[float, float | None, str]:
@@ -148,7 +158,8 @@ def is_heard() -> bool:
 def told_to(listener: Listener) -> Iterator[None]:
     """Inside the block `listener` is told."""
     global _listener
-    before, _listener = _listener, listener
+    before = _listener
+    _listener = listener
     try:
         yield
     finally:

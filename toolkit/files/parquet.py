@@ -99,7 +99,9 @@ class ParquetRows:
             batch = next(self._file.iter_batches(_LOOKED_AT, columns=[column]), None)
         except self._damage as error:
             raise ParquetError(f"is damaged at its first row ({_first_line(error)})") from error
-        return [row[column] for row in batch.to_pylist()] if batch else []
+        if batch:
+            return [row[column] for row in batch.to_pylist()]
+        return []
 
     def rows(self, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows from `first` on, values that are missing left out."""
@@ -158,7 +160,9 @@ def suffix_of(picture: bytes) -> str:
     if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
         return ".webp"
     if picture[4:8] == b"ftyp":
-        return ".avif" if picture[8:12] in (b"avif", b"avis") else ".heic"
+        if picture[8:12] in (b"avif", b"avis"):
+            return ".avif"
+        return ".heic"
     return next((suffix for begin, suffix in _KINDS if picture.startswith(begin)), _UNKNOWN)
 
 
@@ -171,7 +175,9 @@ def plain(value: Any) -> Any:
         return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list):
         return [plain(each) for each in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    return str(value)
 
 
 def has_pictures(path: str | Path) -> bool:
@@ -198,7 +204,8 @@ def unpack(path: str | Path, folder: Path) -> None:
     file = ParquetRows(path)
     if not file.pictures:
         raise ParquetError("is a table without pictures. Give it as 'captions_file'")
-    if fault := lacks_room(Path(path).stat().st_size, folder):
+    fault = lacks_room(Path(path).stat().st_size, folder)
+    if fault:
         raise ParquetError(fault)
     with open(folder / TABLE, "w", encoding="utf-8") as table:
         for number, row in enumerate(file.rows()):
@@ -212,7 +219,8 @@ def _written(value: Any, column: str, name: str, folder: Path) -> Any:
     """The path of a picture that was written, from `folder`; of several a list."""
     if isinstance(value, list):
         return [_written(each, column, f"{name}_{number}", folder) for number, each in enumerate(value)]
-    if not (picture := picture_of(value)):
+    picture = picture_of(value)
+    if not picture:
         raise ParquetError(f"has no picture in {column!r} of row {name.lstrip('0') or 0}. Remove the row")
     place = column.replace("/", "_").lstrip(".") or "image"
     (folder / place).mkdir(exist_ok=True)

@@ -135,7 +135,9 @@ def _forms_of(value: str) -> set[str]:
 
 def _whole(form: str) -> str:
     """A pattern for `form`; digits alone match as a number of their own only, not within another one."""
-    return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)" if form.isdecimal() else re.escape(form)
+    if form.isdecimal():
+        return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)"
+    return re.escape(form)
 
 
 # ---------------------------------------------------------------- replacing
@@ -159,10 +161,13 @@ def _black_out_parts(text: str) -> str:
     done = []
     for mark, after in zip(rest[::2], rest[1::2], strict=True):
         for form in map(_in_any_case, _forms):
-            plain_before, plain_after = _in_any_case(before), _in_any_case(after)
-            if (at := plain_before.rfind(form[:_PART])) >= 0 and form.startswith(plain_before[at:]):
+            plain_before = _in_any_case(before)
+            plain_after = _in_any_case(after)
+            at = plain_before.rfind(form[:_PART])
+            if at >= 0 and form.startswith(plain_before[at:]):
                 before = before[:at] + REDACTED
-            if (at := plain_after.find(form[-_PART:])) >= 0 and form.endswith(plain_after[: at + _PART]):
+            at = plain_after.find(form[-_PART:])
+            if at >= 0 and form.endswith(plain_after[: at + _PART]):
                 after = REDACTED + after[at + _PART :]
         done += [before, mark]
         before = after

@@ -100,7 +100,9 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds}s"
     minutes, seconds = divmod(seconds, 60)
-    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def amount(seconds: float) -> str:
@@ -113,7 +115,9 @@ def amount(seconds: float) -> str:
 
 def about(seconds: float) -> str:
     """An estimate of any length: about 14 min."""
-    return "under a minute" if seconds < 60 else f"about {amount(seconds)}"
+    if seconds < 60:
+        return "under a minute"
+    return f"about {amount(seconds)}"
 
 
 def parse_time(text: str) -> datetime | None:
@@ -167,7 +171,8 @@ def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})")
     by_step: dict[int, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (match := pattern.fullmatch(path.name)) and _is_product(path):
+        match = pattern.fullmatch(path.name)
+        if match and _is_product(path):
             by_step.setdefault(int(match.group(1)), []).append(path)
     return by_step
 
@@ -220,7 +225,9 @@ def saved_like(pattern: str) -> list[Path]:
 def _epoch_in(path: Path) -> int:
     """The epochs that were complete when a network file was written; -1 where it does not say it."""
     try:
-        return int(read_metadata(path)["ss_epoch"]) if path.is_file() else -1
+        if path.is_file():
+            return int(read_metadata(path)["ss_epoch"])
+        return -1
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 
@@ -228,7 +235,10 @@ def _epoch_in(path: Path) -> int:
 def step_in(path: Path) -> float:
     """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
     try:
-        metadata = json.loads(read_regular(path / FOLDER_METADATA)) if path.is_dir() else read_metadata(path)
+        if path.is_dir():
+            metadata = json.loads(read_regular(path / FOLDER_METADATA))
+        else:
+            metadata = read_metadata(path)
         return int(json.loads(metadata["training_info"])["step"])
     except (OSError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return math.inf

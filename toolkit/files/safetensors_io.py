@@ -55,7 +55,8 @@ def read_header(file: BinaryIO) -> Header:
     """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged, or
     the file is of another kind."""
     start = file.read(LENGTH_BYTES)
-    if words := next((words for magic, words in MAGIC.items() if start.startswith(magic)), ""):
+    words = next((words for magic, words in MAGIC.items() if start.startswith(magic)), "")
+    if words:
         raise ValueError(f"it is {words}")
     length = int.from_bytes(start, "little")
     here = file.tell()
@@ -112,7 +113,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with open_regular(path) as file:
             header = read_header(file)
-            begin, end = file.tell(), file.seek(0, 2)
+            begin = file.tell()
+            end = file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         check_count(len(entries))
         if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
@@ -127,7 +129,8 @@ def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, st
     """One file with the tensors of several, bytes copied as they are. files: each with what is put before its tensors'
     names. Raises ValueError for a damaged file and for two tensors of one name."""
     merged: Header = {METADATA: dict(metadata)}
-    begins, end = list[int](), 0
+    begins = list[int]()
+    end = 0
     for file, prefix in files.items():
         with file.open("rb") as source:
             header = read_header(source)

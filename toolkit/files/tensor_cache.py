@@ -49,7 +49,8 @@ class TensorCache:
         path = self._path(self.folder, key)
         try:
             with path.open("rb") as file:
-                changed, raw = os.fstat(file.fileno()).st_mtime_ns, file.read()
+                changed = os.fstat(file.fileno()).st_mtime_ns
+                raw = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -59,7 +60,8 @@ class TensorCache:
         if self._verified.get(key) != version:
             try:
                 header, _, digest = _hashed(raw, key)
-                whole = isinstance(found := header.get(METADATA), dict) and found.get("sha256") == digest
+                found = header.get(METADATA)
+                whole = isinstance(found, dict) and found.get("sha256") == digest
             except (ValueError, RecursionError):
                 whole = False
             if not whole:
@@ -91,7 +93,9 @@ class TensorCache:
 
     def has(self, key: str) -> bool:
         """Whether the entry is there; a damaged one is too."""
-        return key in self._memory if self.folder is None else self._path(self.folder, key).is_file()
+        if self.folder is None:
+            return key in self._memory
+        return self._path(self.folder, key).is_file()
 
     def sizes(self) -> dict[str, int]:
         """Key -> bytes of every entry on disk, damaged ones included."""

@@ -67,9 +67,11 @@ def cause_of(path: Path, error: Exception) -> Cause | None:
     with suppress(OSError):
         if path.stat().st_size <= LONGEST:
             head = read_regular(path)
-    if found := stand_in(head):
+    found = stand_in(head)
+    if found:
         return found
-    if remedy := _KINDS.get(str(error)):
+    remedy = _KINDS.get(str(error))
+    if remedy:
         return Cause(str(error), remedy)
     return None
 
@@ -78,7 +80,8 @@ def stand_in(contents: bytes) -> Cause | None:
     """What stands in the place of a file, by its whole contents: a pointer of Git LFS, a link that became text."""
     if len(contents) > LONGEST:
         return None
-    if found := pointer(contents):
+    found = pointer(contents)
+    if found:
         return found
     text = contents.decode("utf-8", "replace").strip()
     if _LINK.fullmatch(text):
@@ -91,7 +94,9 @@ def in_its_place(contents: bytes) -> str:
     """What stands in the place of a file, by its first bytes (`LONGEST` and one more), with the remedy, in words that
     follow its name; empty where it is a file."""
     found = stand_in(contents)
-    return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}" if found else ""
+    if found:
+        return f"{found.what.replace('it is', 'is', 1)}. {found.remedy}"
+    return ""
 
 
 def pointer(contents: bytes) -> Cause | None:
@@ -107,7 +112,8 @@ def explained(path: Path, error: Exception, damaged: str, again: str) -> str:
     >>> explained(Path("a"), ValueError("it is cut off"), "damaged weights", "Copy or download the model again.")
     'damaged weights (it is cut off). Copy or download the model again.'
     """
-    if cause := cause_of(path, error):
+    cause = cause_of(path, error)
+    if cause:
         return f"not readable ({cause.what}). {cause.remedy}."
     return f"{damaged} ({error}). {again}"
 
@@ -125,7 +131,9 @@ def unread_file(folder: Path) -> str:
                 return f"{place}: not readable ({found.what}). {found.remedy}."
     except OSError as error:
         found = cause_of(place, error)
-        return f"{place}: not readable ({found.what}). {found.remedy}." if found else ""
+        if found:
+            return f"{place}: not readable ({found.what}). {found.remedy}."
+        return ""
     return ""
 
 
@@ -144,9 +152,15 @@ def denied(path: Path) -> Cause:
     own = status.st_uid == os.getuid()
     owner = f"{_user(status.st_uid)}, mode {status.st_mode & 0o777:03o}"
     what = f"Permission denied: {'it' if place == file else place} belongs to {owner}"
-    who = "" if own else f", and this program runs as {_user(os.getuid())}"
+    if own:
+        who = ""
+    else:
+        who = f", and this program runs as {_user(os.getuid())}"
     command = f"Run: chmod {'u' if own else 'a'}+{rights} {shlex.quote(str(place))}"
-    by = "" if own else ", as the owner or root; or run this program as the owner"
+    if own:
+        by = ""
+    else:
+        by = ", as the owner or root; or run this program as the owner"
     if os.access(place, os.R_OK | (os.X_OK if is_folder else 0)):  # not by its mode
         return Cause(f"{what}{who}", "Look at the rights of its mount, its access list and the container's")
     return Cause(f"{what}{who}", f"{command}{by}")

@@ -51,7 +51,10 @@ def find_config(argument: str) -> Path:
     Raises UserError that lists every place it looked.
     """
     given = Path(os.path.expanduser(argument))  # leaves the name of an unknown user as it is
-    named = Path(*given.parts[1:]) if given.parts[:1] == ("config",) else given
+    if given.parts[:1] == ("config",):
+        named = Path(*given.parts[1:])
+    else:
+        named = given
     bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
     places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
     for place in places:
@@ -61,7 +64,10 @@ def find_config(argument: str) -> Path:
             return place
     if len(os.fsencode(argument)) > MOST_NAME_BYTES:
         raise UserError(f"{argument[:80]!r}... is neither a file nor a command that can be read.")
-    what = _folder_instead(given) if os.path.isdir(given) else f"no such config.{_near_config(bases)}"
+    if os.path.isdir(given):
+        what = _folder_instead(given)
+    else:
+        what = f"no such config.{_near_config(bases)}"
     looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
     raise UserError(f"{argument}: {what} Working directory: {os.getcwd()}. Looked for:{looked}")
 
@@ -81,7 +87,8 @@ def _near_config(bases: Iterable[Path]) -> str:
         with suppress(OSError, ValueError):
             found = [name for name in sorted(os.listdir(base.parent)) if name.endswith(CONFIG_SUFFIXES)]
             stems = {os.path.splitext(name)[0].lower(): name for name in reversed(found)}
-            if near := get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6):
+            near = get_close_matches(base.stem.lower(), stems, n=1, cutoff=0.6)
+            if near:
                 return f" Did you mean {str(base.parent / stems[near[0]])!r}?"
     return ""
 
@@ -89,7 +96,9 @@ def _near_config(bases: Iterable[Path]) -> str:
 def moved_examples() -> dict[str, str]:
     """Folder -> where it is, of the program's own examples, in a working directory without them: the small model, and
     what the jobs of the examples name."""
-    return {} if Path("config/examples").is_dir() else {"config/examples": str(CONFIG_ROOT / "examples")}
+    if Path("config/examples").is_dir():
+        return {}
+    return {"config/examples": str(CONFIG_ROOT / "examples")}
 
 
 def read_source(path: str | Path) -> bytes:
@@ -240,7 +249,11 @@ def why_not_replaced(path: Path, is_own: Callable[[Path], bool] = is_own_folder)
     """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
     if not os.path.lexists(path) or is_own(path):
         return ""
-    named = f"'{path}' holds '{added}', which" if (added := added_to(path)) else f"'{path}'"
+    added = added_to(path)
+    if added:
+        named = f"'{path}' holds '{added}', which"
+    else:
+        named = f"'{path}'"
     return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
 
 
@@ -255,7 +268,9 @@ def added_to(folder: Path) -> str:
     """The first file of a folder that its marker does not list; empty where there is none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
-        return min(_files_in(folder).difference(listed), default="") if listed is not None else ""
+        if listed is not None:
+            return min(_files_in(folder).difference(listed), default="")
+        return ""
     except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return ""
 
@@ -289,7 +304,8 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
 
 
 def _require_own(path: Path, known_by: str) -> None:
-    if reason := why_not_replaced(path, lambda place: is_own_folder(place, known_by)):
+    reason = why_not_replaced(path, lambda place: is_own_folder(place, known_by))
+    if reason:
         raise RunError(reason)
 
 
@@ -325,7 +341,9 @@ def settle(path: Path) -> None:
 
 def folder_at(path: Path) -> Path:
     """Where the folder that belongs at `path` is: there, or aside, if a process was killed while it replaced it."""
-    return path if os.path.lexists(path) or not os.path.lexists(_aside(path)) else _aside(path)
+    if os.path.lexists(path) or not os.path.lexists(_aside(path)):
+        return path
+    return _aside(path)
 
 
 def settle_all(folder: Path) -> None:

@@ -45,7 +45,8 @@ def trigonometric_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tupl
     arXiv:2209.15571, section 2 (trigonometric interpolant), with time reversed.
     """
     x0_BCHW, noise_BCHW, t_B111 = _alike(x0_BCHW, noise_BCHW, t_B)
-    cos_B111, sin_B111 = torch.cos(math.pi / 2 * t_B111), torch.sin(math.pi / 2 * t_B111)
+    cos_B111 = torch.cos(math.pi / 2 * t_B111)
+    sin_B111 = torch.sin(math.pi / 2 * t_B111)
     return cos_B111 * x0_BCHW + sin_B111 * noise_BCHW, cos_B111 * noise_BCHW - sin_B111 * x0_BCHW
 
 
@@ -191,4 +192,6 @@ def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
         return by_scheme * flex(t_B)
     if settings.linear_timesteps2:
         return by_scheme * half_bell(t_B)
-    return by_scheme * bell(t_B) if settings.linear_timesteps else by_scheme
+    if settings.linear_timesteps:
+        return by_scheme * bell(t_B)
+    return by_scheme

@@ -23,7 +23,10 @@ def sigmas(steps: int, mu: float, terminal: float | None, levels: Sequence[float
     Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with exponential dynamic shifting
     and `stretch_shift_to_terminal`.
     """
-    even = np.array(levels) if levels else np.linspace(1.0, 1 / steps, steps)
+    if levels:
+        even = np.array(levels)
+    else:
+        even = np.linspace(1.0, 1 / steps, steps)
     shifted = math.exp(mu) / (math.exp(mu) + (1 / even.astype(np.float32) - 1))
     if terminal is not None and shifted[-1] < 1:
         below_one = 1 - shifted

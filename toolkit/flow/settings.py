@@ -91,7 +91,9 @@ def levels_of(setting: NoiseLevels, references: int, prefix: int, target: int) -
     """Noise levels of an image with so many references, prefix tokens (text and references) and target tokens."""
     if setting == "auto":
         return AUTO_LEVELS if prefix >= target else 1
-    return setting if isinstance(setting, int) else setting[min(references, len(setting) - 1)]
+    if isinstance(setting, int):
+        return setting
+    return setting[min(references, len(setting) - 1)]
 
 
 def most_levels(setting: NoiseLevels) -> int:

@@ -112,9 +112,13 @@ def mixture(uniform: Tensor, settings: FlowSettings, parts: Sequence[tuple[float
 
     parts: the share of each, which add up to 1, and the sampling.
     """
-    t, low = torch.empty_like(uniform), 0.0
+    t = torch.empty_like(uniform)
+    low = 0.0
     for share, transform in parts:
-        chosen = (uniform >= low) & (uniform < low + share) if low + share < 1 - SMALLEST else uniform >= low
+        if low + share < 1 - SMALLEST:
+            chosen = (uniform >= low) & (uniform < low + share)
+        else:
+            chosen = uniform >= low
         rest = ((uniform[chosen] - low) / share).clamp(SMALLEST, 1 - SMALLEST)
         t[chosen] = transform(torch.special.ndtri(rest), settings)
         low += share
@@ -128,7 +132,8 @@ def low_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
 
 def qinglong_flux(uniform: Tensor, settings: FlowSettings, context: TimestepContext) -> Tensor:
     """79 % `flux_shift`, 11 % `logsnr`, 10 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_flux`."""
-    by_size, by_ratio = partial(flux_shift, context=context), partial(logsnr, context=context)
+    by_size = partial(flux_shift, context=context)
+    by_ratio = partial(logsnr, context=context)
     return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, low_noise)])
 
 
@@ -150,7 +155,8 @@ def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
     The three quarters are 1 - x / x_max, x log-normal with sigma 1/3 and x_max the largest of 750 draws: itself
     random, averaged over here.
     """
-    sigma, draws = 1 / 3, 750
+    sigma = 1 / 3
+    draws = 750
     levels = np.linspace(0, 1, 2001)
     middle_of_share = torch.arange(0.5, 200, dtype=torch.float64) / 200
     log_max = sigma * torch.special.ndtri(middle_of_share ** (1 / draws))
@@ -249,7 +255,8 @@ def timesteps(base: Tensor, settings: FlowSettings, context: TimestepContext) ->
     `get_noisy_model_input_and_timesteps`.
     """
     sampling = sampling_for(settings)
-    low, high = settings.min_timestep, settings.max_timestep
+    low = settings.min_timestep
+    high = settings.max_timestep
     t = sampling.transform(base, settings, context)
     if not sampling.discrete:
         return t * ((high - low) / LEVELS) + low / LEVELS
@@ -266,7 +273,10 @@ def timesteps_from_uniform(share: Tensor, settings: FlowSettings, context: Times
         return _cut_off(share, settings, context)
     sampling = sampling_for(settings)
     if settings.content_or_style != "balanced":
-        noise = 1 - share**3 if settings.content_or_style == "content" else share**3
+        if settings.content_or_style == "content":
+            noise = 1 - share**3
+        else:
+            noise = share**3
         share = noise if sampling.increasing else 1 - noise
     if sampling.base is torch.randn:
         share = torch.special.ndtri(share.clamp(SMALLEST, 1 - SMALLEST))
@@ -278,7 +288,8 @@ def _cut_off(share: Tensor, settings: FlowSettings, context: TimestepContext) ->
 
     musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000 times; this never gives up.
     """
-    low, high = settings.min_timestep / LEVELS, settings.max_timestep / LEVELS
+    low = settings.min_timestep / LEVELS
+    high = settings.max_timestep / LEVELS
     whole = replace(settings, min_timestep=0.0, max_timestep=float(LEVELS), preserve_distribution_shape=False)
     first, last = _shares_between(whole, context, low, high)
     return timesteps_from_uniform(first + (last - first) * share, whole, context).clamp(low, high)
@@ -294,7 +305,8 @@ def _shares_between(settings: FlowSettings, context: TimestepContext, low: float
     rises = t_of(0.0) < t_of(1.0)
 
     def share_of(bound: float) -> float:
-        first, last = 0.0, 1.0
+        first = 0.0
+        last = 1.0
         for _ in range(50):
             middle = (first + last) / 2
             first, last = (middle, last) if (t_of(middle) < bound) == rises else (first, middle)

@@ -105,12 +105,16 @@ class Account:
         yield "  peak by phase: " + ", ".join(f"{name} {gigabytes(peak)}" for name, peak in self.phases.items())
         yield "  alive at the peak, by the line that made it:"
         yield from map(_line, self.groups[:SHOWN])
-        if rest := self.groups[SHOWN:]:
+        rest = self.groups[SHOWN:]
+        if rest:
             yield _line(Group("other lines", sum(g.bytes for g in rest), sum(g.blocks for g in rest), 0))
 
 
 def _line(group: Group) -> str:
-    largest = f", the largest {group.largest / 1e6:.1f} MB" if group.largest else ""
+    if group.largest:
+        largest = f", the largest {group.largest / 1e6:.1f} MB"
+    else:
+        largest = ""
     return f"    {group.bytes / 1e9:7.3f} GB  {group.name} ({group.blocks} blocks{largest})"
 
 
@@ -122,11 +126,18 @@ def account_of(snapshot: Mapping[str, Any], device: int = 0, phase: str = START)
 
     The events may begin late: what was alive then follows from the blocks at the end, going backwards.
     """
-    events = snapshot["device_traces"][device] if snapshot["device_traces"] else []
+    if snapshot["device_traces"]:
+        events = snapshot["device_traces"][device]
+    else:
+        events = []
     alive, reserved = _at_begin(snapshot["segments"], events, device)
     sizes = {address: size for address, (size, _) in alive.items()}
     now = peak = sum(sizes.values())
-    at, peak_phase, most_reserved, phases, place_of = -1, phase, reserved, dict[str, int](), _Places()
+    at = -1
+    peak_phase = phase
+    most_reserved = reserved
+    phases = dict[str, int]()
+    place_of = _Places()
     for index, event in enumerate(events):
         action = event["action"]
         if action == "alloc":
@@ -135,7 +146,9 @@ def account_of(snapshot: Mapping[str, Any], device: int = 0, phase: str = START)
             now += event["size"]
             phases[phase] = max(phases.get(phase, 0), now)
             if now > peak:
-                peak, peak_phase, at = now, phase, index
+                peak = now
+                peak_phase = phase
+                at = index
         elif action == "free_completed":
             now -= sizes.pop(event["addr"], 0)
         reserved += _reserved_by(event)
@@ -176,7 +189,9 @@ def _reserved_by(event: Mapping[str, Any]) -> int:
     """Bytes by which an event changes what PyTorch has reserved."""
     if event["action"] in ("segment_alloc", "segment_map"):
         return int(event["size"])
-    return -int(event["size"]) if event["action"] in ("segment_free", "segment_unmap") else 0
+    if event["action"] in ("segment_free", "segment_unmap"):
+        return -int(event["size"])
+    return 0
 
 
 def _grouped(blocks: Iterator[tuple[str, int]]) -> list[Group]:
@@ -210,7 +225,8 @@ def line_of(stack: Stack) -> str:
     """The innermost line of this program, or else of a library; with a note where compiled code allocates."""
     compiled = f", {COMPILED}" * any("torchinductor" in frame["filename"] for frame in stack)
     for frame in stack:
-        if own := _own(frame["filename"]):
+        own = _own(frame["filename"])
+        if own:
             return f"{own}:{frame['line']} {frame['name']}{compiled}"
     libraries = [frame for frame in stack if "/site-packages/" in frame["filename"]]
     if compiled or not libraries:
@@ -232,7 +248,9 @@ ROOTS = tuple(f"{root}/" for root in (TOOLKIT_ROOT, Path(__file__).parents[2]))
 def _own(file: str) -> str:
     """The path of a file of this program; empty for others."""
     root = next((root for root in ROOTS if file.startswith(root)), "")
-    return file.removeprefix(root) if root and "/site-packages/" not in file else ""
+    if root and "/site-packages/" not in file:
+        return file.removeprefix(root)
+    return ""
 
 
 # ------------------------------------------------------------ on a device
@@ -264,7 +282,8 @@ class Recorder(MemoryAccount):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._phase, self._seen = START, 0
+        self._phase = START
+        self._seen = 0
         self._account: Account | None = None
         self._record()
 
@@ -275,7 +294,10 @@ class Recorder(MemoryAccount):
     def take(self, ended: str = "") -> None:
         found = account_of(torch.cuda.memory._snapshot(), self._device.index or 0, self._phase)
         self._phase, self._seen = found.last_phase, peak_memory(self._device)
-        self._account = self._account.merged(found) if self._account else found
+        if self._account:
+            self._account = self._account.merged(found)
+        else:
+            self._account = found
         self._record()
 
     def take_if_grown(self) -> None:
@@ -329,7 +351,8 @@ def shortage_lines(
     sizes = Counter(
         block["size"] for segment in own for block in segment["blocks"] if block["state"].startswith("active")
     )
-    held, reserved = sum(size * count for size, count in sizes.items()), sum(segment["total_size"] for segment in own)
+    held = sum(size * count for size, count in sizes.items())
+    reserved = sum(segment["total_size"] for segment in own)
     others = f"{gigabytes(max(0, total - free - reserved))} CUDA and other programs"
     gaps = f"{gigabytes(reserved - held)} gaps between them"
     yield f"memory at the error: {gigabytes(held)} tensors, {gaps}, {others}; {gigabytes(asked)} more were asked for"
@@ -350,7 +373,8 @@ def memory_account(device: torch.device, record: bool) -> Iterator[MemoryAccount
     try:
         yield account
     except BaseException as error:
-        ran_out, is_stop = isinstance(error, OutOfMemory) or is_out_of_memory(error), not isinstance(error, Exception)
+        ran_out = isinstance(error, OutOfMemory) or is_out_of_memory(error)
+        is_stop = not isinstance(error, Exception)
         if ran_out or (record and is_stop):
             _log(account)
         raise

@@ -44,7 +44,8 @@ class BlockRunner:
         """level: of `CHECKPOINTING_LEVELS`, or "auto". swapped: number of blocks whose weights stay in CPU memory.
         compile_settings: None where the blocks are not compiled, see `decide_compiling`. trained: whether the blocks
         themselves are trained, without an adapter."""
-        self._model, self._device = model, device
+        self._model = model
+        self._device = device
         self._is_auto = level == "auto"
         self._fitting: Callable[..., str] = lambda levels, compiled, flops: levels[0]
         self._compile = compile_settings
@@ -103,7 +104,8 @@ class BlockRunner:
         For a batch that does not fit."""
         if not self._is_auto or self.level == self.levels[-1]:
             return False
-        before, self.level = self.level, self._fastest(self.levels[self.levels.index(self.level) + 1 :])
+        before = self.level
+        self.level = self._fastest(self.levels[self.levels.index(self.level) + 1 :])
         logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
         self._wrap()
         return True
@@ -124,7 +126,10 @@ class BlockRunner:
     def _wrap(self) -> None:
         """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
         used = self.programs.used
-        compilation = [compile_wrapper(self._compile, self.programs)] if self._compile and used else []
+        if self._compile and used:
+            compilation = [compile_wrapper(self._compile, self.programs)]
+        else:
+            compilation = []
         offload: list[BlockWrapper] = [*offloading(self._device)] if self.level == "full_offload" else []
         if self.level == "block_offload":
             offload = [recomputing(self._device)]

@@ -82,7 +82,9 @@ Policy = Callable[..., CheckpointPolicy]
 
 
 def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+    if op in ATTENTION:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _keeps_costly(
@@ -95,8 +97,14 @@ def _keeps_costly(
     told by their small inner size alone.
     """
     if op in MATMULS:
-        factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
-        is_of_tokens = factor.dim() == 2 if tokens is None else prod(factor.shape[:-1]) in tokens
+        if op in (_aten.addmm.default, _aten.baddbmm.default):
+            factor = args[1]
+        else:
+            factor = args[0]
+        if tokens is None:
+            is_of_tokens = factor.dim() == 2
+        else:
+            is_of_tokens = prod(factor.shape[:-1]) in tokens
         if is_of_tokens and factor.shape[-1] >= min_width:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)

@@ -56,10 +56,14 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
             "inductor, or leave it out."
         )
         raise UserError(message)
-    if settings.backend == "inductor" and (missing := _missing(device)):
-        raise UserError(f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that.")
-    if settings.backend == "inductor" and (reason := _unable(device, qtype)):
-        raise UserError(f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false.")
+    if settings.backend == "inductor":
+        missing = _missing(device)
+        if missing:
+            raise UserError(f"{settings.place}: inductor needs {missing}. Write enabled: false, or install that.")
+    if settings.backend == "inductor":
+        reason = _unable(device, qtype)
+        if reason:
+            raise UserError(f"{settings.place}: {reason}. Write model.qtype: int8, or {settings.place}.enabled: false.")
 
 
 def decide_compiling(
@@ -69,11 +73,18 @@ def decide_compiling(
     pay; empty where it does."""
     if settings.enabled != "auto" or device.type != "cuda":
         return settings.enabled is True
-    lack = "the blocks are sharded over the processes" if sharded else against
+    if sharded:
+        lack = "the blocks are sharded over the processes"
+    else:
+        lack = against
     if not lack and settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
         lack = f"PyTorch has no backend {settings.backend!r} on this machine"
     if not lack and settings.backend == "inductor":
-        lack = f"inductor needs {missing}" if (missing := _missing(device)) else _unable(device, qtype)
+        missing = _missing(device)
+        if missing:
+            lack = f"inductor needs {missing}"
+        else:
+            lack = _unable(device, qtype)
     if lack:
         logger.info(f"{settings.place} auto: the blocks are not compiled: {lack}")
     return not lack
@@ -143,7 +154,8 @@ class _CompileClock:
         return CompileTime(torch._dynamo.utils.counters["stats"]["unique_graphs"], time.perf_counter())
 
     def _begin(self, of: object) -> None:
-        self._begun, self._before = self._now(), now.enter("compiling")
+        self._begun = self._now()
+        self._before = now.enter("compiling")
 
     def _end(self, of: object) -> None:
         took = self._now().since(self._begun)
@@ -199,7 +211,9 @@ class Programs:
     @property
     def took(self) -> CompileTime:
         """What compiling has taken so far."""
-        return _clock.total.since(self._begun) if self._settings else CompileTime()
+        if self._settings:
+            return _clock.total.since(self._begun)
+        return CompileTime()
 
     def may_replace(self, error: Exception) -> bool:
         """Whether what failed with this error is to be computed again without them."""
@@ -219,13 +233,17 @@ class Programs:
     def report(self, reason: str) -> None:
         """Logs why they were given up, once. reason: `failure` of the error; empty where it is reported already."""
         if reason and self._settings is not None:
-            self.failure, place = reason, self._settings.place
+            self.failure = reason
+            place = self._settings.place
             logger.warning(f"{place} auto: a compiled block failed, all run uncompiled from here on ({reason})")
 
     def whole(self, compute: Callable[..., T], *arguments: Any) -> T:
         """`compute(*arguments)`, once more where they are given up within: the result comes from blocks of one kind."""
-        compiled, result = self.used, compute(*arguments)
-        return compute(*arguments) if compiled and not self.used else result
+        compiled = self.used
+        result = compute(*arguments)
+        if compiled and not self.used:
+            return compute(*arguments)
+        return result
 
 
 def failure(error: Exception) -> str:
@@ -274,7 +292,8 @@ def compile_wrapper(settings: CompileConfig, programs: Programs | None = None) -
                 return program(block, *(_as_stream(tensor, settings) for tensor in tensors))
             except Exception as error:
                 if not programs.may_replace(error):
-                    if message := _user_message(error, limit, settings.place):
+                    message = _user_message(error, limit, settings.place)
+                    if message:
                         raise RunError(message) from error
                     raise
                 reason = failure(error)  # the block runs below: inside the handler the error still holds memory

@@ -173,7 +173,9 @@ class StepShape:
 def gaps_on_gpu(activations: float, level: str = "full") -> float:
     """Bytes that the allocator of a GPU holds beside so many bytes of activations."""
     least = min(GAPS_SHARE * activations, GAPS_AT_MOST)
-    return max(least, GAPS_OF_ALL * activations) if level == "none" else least
+    if level == "none":
+        return max(least, GAPS_OF_ALL * activations)
+    return least
 
 
 def step_peak(work: StepShape, level: str, gaps: Callable[[float], float] | None = None) -> tuple[int, int]:
@@ -184,7 +186,8 @@ def step_peak(work: StepShape, level: str, gaps: Callable[[float], float] | None
     where the peak is; the result is without it. None: that of a GPU.
     """
     gaps = gaps or partial(gaps_on_gpu, level=level)
-    kept, block = work.kept(level), work.block_backward_bytes(level)
+    kept = work.kept(level)
+    block = work.block_backward_bytes(level)
     if work.gradients_wait:
         return kept + block, work.gradients
     share = 1 / work.blocks
@@ -224,7 +227,9 @@ def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape, f
     """
     levels = list(levels)
     fitting = [level for level in levels if activation_bytes(level, work) <= free] or levels[-1:]
-    return fitting[0] if flops is None else min(fitting, key=lambda level: step_seconds(level, work, flops))
+    if flops is None:
+        return fitting[0]
+    return min(fitting, key=lambda level: step_seconds(level, work, flops))
 
 
 GB = 10**9

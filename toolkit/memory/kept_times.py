@@ -59,7 +59,10 @@ def remember_compile_seconds(gpu: str, seconds: float) -> None:
 def run_times(training_folder: str, key: str) -> RunTimes | None:
     """What the last run of this key took (`toolkit.plan.run_time.times_key`); None where none is known."""
     found = _known(lambda: _run_file(training_folder)).get(key)
-    if not isinstance(found, dict) or not (step_s := _seconds(found.get("step_s"))):
+    if not isinstance(found, dict):
+        return None
+    step_s = _seconds(found.get("step_s"))
+    if not step_s:
         return None
     return RunTimes(step_s, _seconds(found.get("picture_s")) or 0.0)
 
@@ -71,7 +74,9 @@ def remember_run_times(training_folder: str, key: str, times: RunTimes) -> None:
 
 
 def _seconds(found: object) -> float | None:
-    return float(found) if isinstance(found, int | float) and found > 0 else None
+    if isinstance(found, int | float) and found > 0:
+        return float(found)
+    return None
 
 
 def _known(file: Callable[[], Path]) -> dict[str, object]:

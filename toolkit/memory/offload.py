@@ -160,7 +160,8 @@ class PinnedWindow:
         """Each with the end of its last copy; the one used longest ago first."""
         for _ in range(2):
             self._pieces.append((pinned(partial(torch.empty, size, dtype=torch.uint8)), None))
-        self._stream, self._worker = stream, ThreadPoolExecutor(1, "mapped weights")
+        self._stream = stream
+        self._worker = ThreadPoolExecutor(1, "mapped weights")
 
     def send(self, source: Tensor, target: Tensor, ready: torch.cuda.Event) -> Future[torch.cuda.Event]:
         """Copies a mapped piece to the device once `ready` has come; the event of its arrival."""
@@ -204,7 +205,8 @@ class BlockSwap:
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device, trained: bool = False) -> None:
         """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU.
         trained: those that are trained too; each has to be stepped as soon as its gradient is complete."""
-        self._device, self._trained = device, trained
+        self._device = device
+        self._trained = trained
         self._waiting = [HostBlock(block, device, trained) for block in blocks]
         self._place_of = {block: place for place, block in enumerate(blocks)}
         size = max(len(host_block.memory) for host_block in self._waiting)
@@ -231,7 +233,10 @@ class BlockSwap:
             if after == len(self._waiting):
                 # The backward pass begins with the last two, which are loaded. Trained blocks may be written to between
                 # two passes, when none may be on its way.
-                after = None if has_backward or self._trained else 0
+                if has_backward or self._trained:
+                    after = None
+                else:
+                    after = 0
             self._ensure_loaded(place, after)
             if not has_backward:
                 return run(block, *tensors)
@@ -253,7 +258,8 @@ class BlockSwap:
         """The buffer with the weights of one block, once they have arrived; starts prefetching those of another."""
         current = self._fetch(place, keep=None)
         if current.arriving is not None:
-            current.arrived, current.arriving = current.arriving.result(), None
+            current.arrived = current.arriving.result()
+            current.arriving = None
         if current.arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(current.arrived)
         if ahead is not None:
@@ -277,7 +283,8 @@ class BlockSwap:
                 assert not leaving.is_mapped  # its weights are frozen
                 self._copy_back(buffer, leaving.memory)
             leaving.point_to(leaving.memory)  # a wrong use of it raises an error on CUDA
-        buffer.place, arriving = place, self._waiting[place]
+        buffer.place = place
+        arriving = self._waiting[place]
         self._copy(arriving.memory, buffer)
         arriving.point_to(buffer.memory)
         buffer.versions = arriving.versions()
@@ -313,7 +320,8 @@ class BlockSwap:
         """Saves a view of a swapped weight as its position: by the backward pass the buffer holds another block."""
         if all(tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr() for b in self._buffers):
             return None
-        dtype, geometry = tensor.dtype, (tensor.shape, tensor.stride(), tensor.storage_offset())
+        dtype = tensor.dtype
+        geometry = (tensor.shape, tensor.stride(), tensor.storage_offset())
         return lambda: self._ensure_loaded(place, None).memory.view(dtype).as_strided(*geometry)
 
 
@@ -473,4 +481,6 @@ def _memory(tensor: Tensor) -> int:
 
 def offloading(device: torch.device) -> list[ActivationOffload]:
     """The wrapper for this device; none without CUDA."""
-    return [ActivationOffload(CudaCopies(device))] if device.type == "cuda" else []
+    if device.type == "cuda":
+        return [ActivationOffload(CudaCopies(device))]
+    return []

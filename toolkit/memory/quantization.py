@@ -145,7 +145,9 @@ class RowwiseQuantized(QuantizedWeight):
         self.register_buffer("scale_O1", scale_O1)
 
     def _values(self, dtype: torch.dtype) -> Tensor:
-        return self.codes_OI.to(dtype) if self.code_type == torch.int8 else decode_e4m3(self.codes_OI, dtype)
+        if self.code_type == torch.int8:
+            return self.codes_OI.to(dtype)
+        return decode_e4m3(self.codes_OI, dtype)
 
     def dequantize(self) -> Tensor:
         return (self.scale_O1 * self._values(self.scale_O1.dtype)).to(self.dtype)
@@ -171,7 +173,10 @@ class RowwiseQuantized(QuantizedWeight):
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
     """y times the scale plus the bias, in place of y: one pass over it."""
     if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
-        scaled = y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
+        if bias_O is None:
+            scaled = y_MO * scale_1O
+        else:
+            scaled = torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
         return scaled.to(y_MO.dtype)
     if bias_O is None:
         return y_MO.mul_(scale_1O)
@@ -253,7 +258,10 @@ class ZeroPointQuantized(QuantizedWeight):
         for width, lowest in self._parts():
             part_GS = unpack(getattr(self, f"packed_{width}"), width, getattr(self, f"places_{width}"))
             part_GS = part_GS[: len(self.scale_G1)]
-            codes_GS = part_GS if codes_GS is None else codes_GS.add_(part_GS, alpha=2**lowest)
+            if codes_GS is None:
+                codes_GS = part_GS
+            else:
+                codes_GS = codes_GS.add_(part_GS, alpha=2**lowest)
         assert codes_GS is not None  # there is a part for each bit
         return codes_GS
 
@@ -391,11 +399,20 @@ def quantizer(
         for layer in [layer for layer, module in block.named_modules() if isinstance(module, nn.Linear)]:
             linear = block.get_submodule(layer)
             assert isinstance(linear, nn.Linear)  # as those listed
-            own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
-            chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
+            if recovery is not None:
+                own = recovery.pop(f"{name}.{layer}", None)
+            else:
+                own = None
+            if recovery is None or own:
+                chosen = qtype
+            else:
+                chosen = DEFAULT_RECOVERY_QTYPE
             stored: tuple[Tensor, Tensor, int] | None = getattr(linear, STORED_CODES, None)
             stored = stored if chosen in FILE_CODES else None
-            weight = as_stored(*stored, linear.weight) if stored else quantize_weight(linear.weight.detach(), chosen)
+            if stored:
+                weight = as_stored(*stored, linear.weight)
+            else:
+                weight = quantize_weight(linear.weight.detach(), chosen)
             if make:
                 own = make(f"{name}.{layer}", linear.weight.detach(), weight)
             if own:
@@ -453,7 +470,9 @@ def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
 
 def _zero_for_nan(codes: Tensor) -> Tensor:
     """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
-    return codes.float().nan_to_num_(0.0).to(codes.dtype) if codes.is_floating_point() else codes
+    if codes.is_floating_point():
+        return codes.float().nan_to_num_(0.0).to(codes.dtype)
+    return codes
 
 
 def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
@@ -463,9 +482,11 @@ def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
     Source: ai-toolkit, toolkit/util/uintx_quant.py, `UIntXQuantizer` (as torchao 0.10, `UIntXWeightOnlyConfig`), whose
     accuracy-recovery adapters were made for exactly these numbers.
     """
-    inputs, highest = weight_OI.shape[1], 2**bits - 1
+    inputs = weight_OI.shape[1]
+    highest = 2**bits - 1
     values_GS = weight_OI.reshape(-1, BLOCK if inputs % BLOCK == 0 else inputs)
-    lowest_G1, most_G1 = values_GS.amin(1, keepdim=True).clamp(max=0), values_GS.amax(1, keepdim=True).clamp(min=0)
+    lowest_G1 = values_GS.amin(1, keepdim=True).clamp(max=0)
+    most_G1 = values_GS.amax(1, keepdim=True).clamp(min=0)
     scale_G1 = ((most_G1 - lowest_G1) / highest).clamp(min=torch.finfo(torch.float32).eps)
     zero_G1 = (-torch.round(lowest_G1 / scale_G1)).clamp(0, highest)
     # A reciprocal that overflows float16 belongs to a group of zeros, and 0 * inf is NaN.

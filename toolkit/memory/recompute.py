@@ -36,7 +36,8 @@ class _Saved:
     """What autograd keeps in place of a saved tensor."""
 
     def __init__(self, call: _Call, index: int) -> None:
-        self.call, self.index = call, index
+        self.call = call
+        self.index = index
 
 
 class _Waiting:
@@ -45,7 +46,8 @@ class _Waiting:
     def __init__(self, copies: HostCopies, tensor: Tensor, is_largest: bool = False) -> None:
         # One tensor is on its way while the next is computed; of the largest ones none beside the next.
         copies.release() if is_largest else copies.begin_block()
-        self._copies, self._host = copies, copies.to_host(tensor.detach())
+        self._copies = copies
+        self._host = copies.to_host(tensor.detach())
         self._arrive: Callable[[], Tensor] | None = None
         self.bytes = _bytes(tensor)
 
@@ -56,7 +58,8 @@ class _Waiting:
     def __call__(self) -> Tensor:
         """The tensor on the device. Each call but one after `copy_ahead` is another copy."""
         self.copy_ahead()
-        arrive, self._arrive = self._arrive, None
+        arrive = self._arrive
+        self._arrive = None
         assert arrive is not None
         return arrive()
 
@@ -74,7 +77,10 @@ class _Call:
         self, run: BlockForward, block: nn.Module, copies: HostCopies, leaves: Callable[[Tensor], bool]
     ) -> None:
         """leaves: whether a tensor that is large may leave the device."""
-        self._run, self._block, self._copies, self._leaves = run, block, copies, leaves
+        self._run = run
+        self._block = block
+        self._copies = copies
+        self._leaves = leaves
         self._inputs: list[Input] = []
         self._saved: list[weakref.ref[_Saved]] = []
         self._again: dict[int, Kept] = {}
@@ -175,7 +181,9 @@ def _as_given(kept: Input) -> Tensor | None:
     """A block's input again, without what it was made by."""
     there, needs_grad = kept
     tensor = there() if isinstance(there, _Waiting) else there
-    return tensor.detach().requires_grad_(needs_grad) if isinstance(tensor, Tensor) else tensor
+    if isinstance(tensor, Tensor):
+        return tensor.detach().requires_grad_(needs_grad)
+    return tensor
 
 
 def _give_back(saved: _Saved) -> Tensor:
@@ -191,14 +199,16 @@ class RecomputeOffload:
 
     def __init__(self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = on_cuda) -> None:
         """is_elsewhere: whether a tensor is in device memory."""
-        self._copies, self._is_elsewhere = copies, is_elsewhere
+        self._copies = copies
+        self._is_elsewhere = is_elsewhere
         self._latest: Callable[[], _Call | None] = lambda: None
 
     def __call__(self, run: BlockForward) -> BlockForward:
         def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             if not torch.is_grad_enabled():
                 return run(block, *tensors)
-            before, call = self._latest, _Call(run, block, self._copies, self._is_elsewhere)
+            before = self._latest
+            call = _Call(run, block, self._copies, self._is_elsewhere)
             self._latest = weakref.ref(call)  # weak: blocks after their backward pass need no prefetch
             try:
                 return call(tensors, before)

@@ -64,10 +64,14 @@ def _made(described: Described, prefix: str, tensors: Mapping[str, Tensor]) -> Q
 def _as_json(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
-    return {"shape": list(value)} if isinstance(value, torch.Size) else value
+    if isinstance(value, torch.Size):
+        return {"shape": list(value)}
+    return value
 
 
 def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return getattr(torch, value["dtype"]) if "dtype" in value else torch.Size(value["shape"])
+    if "dtype" in value:
+        return getattr(torch, value["dtype"])
+    return torch.Size(value["shape"])

@@ -37,7 +37,8 @@ class UnfusedSums(CustomGraphPass):
 def _take_apart(graph: fx.Graph, node: fx.Node, addend: fx.Node, factors: list[fx.Node]) -> None:
     with graph.inserting_before(node):
         product = graph.call_function(_aten.mm.default, tuple(factors))
-        if (beta := node.kwargs.get("beta", 1)) != 1:
+        beta = node.kwargs.get("beta", 1)
+        if beta != 1:
             addend = graph.call_function(_aten.mul.Tensor, (addend, beta))
         total = graph.call_function(_aten.add.Tensor, (addend, product), {"alpha": node.kwargs.get("alpha", 1)})
     for made in (product, addend, total):

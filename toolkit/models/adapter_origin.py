@@ -59,9 +59,15 @@ def unreadable(path: str) -> str:
             read_metadata(file)
     except (UserError, ValueError) as error:
         reason = error.__cause__ or error
-        cause = cause_of(file, reason) if isinstance(reason, Exception) else None
+        if isinstance(reason, Exception):
+            cause = cause_of(file, reason)
+        else:
+            cause = None
         what = cause.what if cause else str(reason)
-        remedy = cause.remedy if cause else "Download it again, or save it as safetensors in the program that made it"
+        if cause:
+            remedy = cause.remedy
+        else:
+            remedy = "Download it again, or save it as safetensors in the program that made it"
         return f"{path!r} cannot be read as a safetensors file ({what}). {remedy}."
     return ""
 
@@ -81,7 +87,8 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     """
     try:
         family = family_for(model)
-        keys, metadata = tensor_shapes(Path(path).expanduser()), read_metadata(Path(path).expanduser())
+        keys = tensor_shapes(Path(path).expanduser())
+        metadata = read_metadata(Path(path).expanduser())
         own = _kinds(family, folder)
     except (UserError, OSError, ValueError):
         return
@@ -90,7 +97,10 @@ def origin_findings(key: str, path: str, model: ModelSection, folder: Path) -> F
     named = named_families(metadata)
     others = [one for one in named or known if _kinds(one, Path(next(iter(one.published)))) != own]
     if (named and others) or (not named and not _fits(keys, own)):
-        found = others if named else [one for one in others if _fits(keys, _kinds(one, Path()))]
+        if named:
+            found = others
+        else:
+            found = [one for one in others if _fits(keys, _kinds(one, Path()))]
         if found:
             titles = " or ".join(one.title for one in found)
             yield error(key, f"{path} is a LoRA of {titles}, and this model is {family.title}. Give one of this model.")

@@ -93,7 +93,8 @@ def parts_around(name: str, arch: str | None, revision: str | None, given: Mappi
     path = Path(os.path.expanduser(name))
     if not os.path.isfile(path):
         return None
-    if fault := transformer_fault(name):
+    fault = transformer_fault(name)
+    if fault:
         return Around(fault=fault)
     try:
         if "transformer" in given:
@@ -125,18 +126,23 @@ def transformer_fault(name: str) -> str:
         fault = unread(path) or _no_transformer(path, name)
     except UserError as error:
         fault = str(error)
-    return fault if not fault or name in fault else f"{name!r}: {fault}"
+    if not fault or name in fault:
+        return fault
+    return f"{name!r}: {fault}"
 
 
 def _no_transformer(path: Path, name: str) -> str:
     """What a readable file is instead of a transformer that can be trained; empty: it has the keys of one."""
-    if words := lora_words(path):
+    words = lora_words(path)
+    if words:
         return f"{name!r} is not a model. {words}"
-    if parts := encoders_in(encoder_stored(path)):
+    parts = encoders_in(encoder_stored(path))
+    if parts:
         remedy = "Give the transformer as model.name_or_path."
         return f"{name!r} is {part_words(parts[0])}: that is model.{parts[0]}_path. {remedy}"
     bare = {without_prefix(tensor) for tensor in shapes_of(path)}
-    if other := next((other for tensor, other in OTHER_MODELS.items() if tensor in bare), ""):
+    other = next((other for tensor, other in OTHER_MODELS.items() if tensor in bare), "")
+    if other:
         return f"{name!r} is another model: this is {other}. Give a transformer of the Qwen-Image family."
     if not _candidates(path):
         some = ", ".join(sorted(bare)[:3]) or "none at all"
@@ -158,7 +164,8 @@ def _candidates(path: Path) -> list[Candidate]:
     for family in map(FAMILIES.load, FAMILIES):
         for hub_id, title in family.published.items():
             expected = {_pattern(weight) for weight in family.weight_shapes(Path(hub_id))}
-            if (differ := len(expected ^ names)) <= len(expected) / 2 and (not markers or title in markers):
+            differ = len(expected ^ names)
+            if differ <= len(expected) / 2 and (not markers or title in markers):
                 near.setdefault(differ, []).append(Candidate(hub_id, title, family.of_title(title)))
     return near[min(near)] if near else []
 
@@ -179,7 +186,8 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
     found = _candidates(path)
     titles = ", ".join(candidate.title for candidate in found)
     if arch:
-        name, version = ARCH_SPELLINGS.get(arch, arch.split(":")[0]), re.search(r"25\d\d", arch)
+        name = ARCH_SPELLINGS.get(arch, arch.split(":")[0])
+        version = re.search(r"25\d\d", arch)
         of_arch = [one for one in found if one.family.arch == ARCH_SPELLINGS.get(name, name)]
         if not of_arch:
             raise UserError(
@@ -189,12 +197,15 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
     by = "by its weights" + f" and arch {arch}" * bool(arch)
     if len(found) == 1:
         return found[0], f"{found[0].title} {by}"
-    if home and (of_home := [one for one in found if one.family.title == home.family.title]):
-        return of_home[0], f"{home.title} {by} and the folder that it lies in"
+    if home:
+        of_home = [one for one in found if one.family.title == home.family.title]
+        if of_home:
+            return of_home[0], f"{home.title} {by} and the folder that it lies in"
     metadata = read_metadata(path)
     texts = [(metadata.get(key, ""), "metadata") for key in ("base_model", "modelspec.architecture")]
     for text, where in (*texts, (path.name, "name")):
-        if named := _named(str(text).split("/")[-1], found):
+        named = _named(str(text).split("/")[-1], found)
+        if named:
             return named, f"{named.title} {by}, which other models have too, and its {where}"
     found = [one for one in found if not one.family.sample_sigmas] or found  # a distilled one has to be named
     if len({(one.family.arch, one.family.title) for one in found}) == 1:  # text to image: no version differs in use
@@ -205,7 +216,9 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
 
 def _tag(candidate: Candidate) -> str:
     version = re.search(r"25\d\d", candidate.title)
-    return f":{version[0]}" if version and len(candidate.family.published) > 1 else ""
+    if version and len(candidate.family.published) > 1:
+        return f":{version[0]}"
+    return ""
 
 
 def _named(text: str, found: list[Candidate]) -> Candidate | None:
@@ -216,7 +229,9 @@ def _named(text: str, found: list[Candidate]) -> Candidate | None:
         title = re.sub(r"[^a-z0-9]", "", candidate.title.lower())
         if plain.startswith(title):
             rest = plain.removeprefix(title)
-            return None if re.match(r"\d|edit|plus|layered", rest) or ("edit" in rest) else candidate
+            if re.match(r"\d|edit|plus|layered", rest) or ("edit" in rest):
+                return None
+            return candidate
     return None
 
 
@@ -234,7 +249,8 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
         if len(fits) == 1:
             yield part, str(fits[0])
             continue
-        words, key = part_words(part), f"model.{part}_path"
+        words = part_words(part)
+        key = f"model.{part}_path"
         if fits:
             faults.append(f"{', '.join(map(str, fits))} fit it. Choose one with {key}.")
             continue
@@ -244,7 +260,10 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
             if quantization_fault(found.folder / part):
                 faults.append(str(error))
                 continue
-            unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})" if others else ""
+            if others:
+                unfit = f" ({'; '.join(other.rstrip('.') for other in others[:3])})"
+            else:
+                unfit = ""
             is_hub = found.id in found.family.published
             places = (
                 f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {'the hub cache of ' * is_hub}{found.id}"
@@ -291,7 +310,8 @@ def _files_around(path: Path, part: str) -> list[Path]:
         tops = dict.fromkeys((place.parent, *(root / name for root in roots for name in PART_FOLDERS[part])))
         for top in tops:
             for folder, below, names in os.walk(top, followlinks=True):
-                if top == place.parent or (real := Path(folder).resolve()) in seen:
+                real = Path(folder).resolve()
+                if top == place.parent or real in seen:
                     below.clear()  # beside it alone; and links may lead back
                 else:
                     seen.add(real)

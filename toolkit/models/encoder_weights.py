@@ -44,7 +44,8 @@ encoder.conv_{in,out}.{weight,bias} encoder.norm_out.gamma decoder.conv_{in,out}
 
 def _expanded(pattern: str) -> Iterator[str]:
     """The names that a pattern such as `norm{1,2}.{weight,bias}` stands for."""
-    if not (braces := re.search(r"\{([^}]*)\}", pattern)):
+    braces = re.search(r"\{([^}]*)\}", pattern)
+    if not braces:
         yield pattern
         return
     for choice in braces[1].split(","):
@@ -57,7 +58,8 @@ def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> 
     config: of the model; where it is empty or has not the key, it is the published one with these layers and this
     hidden size. Qwen3-VL is the one whose published hidden size is 4096, or whose `model_type` says so.
     """
-    text, vision = config.get("text_config") or config, config.get("vision_config") or {}
+    text = config.get("text_config") or config
+    vision = config.get("vision_config") or {}
     is_qwen3 = str(config.get("model_type", "qwen3_vl" if width == 4096 else "")).startswith("qwen3")
     counts = {
         "language_model": text.get("num_hidden_layers", layers),
@@ -66,7 +68,10 @@ def text_encoder_weights(config: Mapping[str, Any], layers: int, width: int) -> 
     }
     shapes: Shapes = {}
     for pattern in (_QWEN3 if is_qwen3 else _QWEN25).split():
-        count = next(counts[start] for start in (*counts, "") if pattern.startswith(start)) if "*" in pattern else 1
+        if "*" in pattern:
+            count = next(counts[start] for start in (*counts, "") if pattern.startswith(start))
+        else:
+            count = 1
         for name in _expanded(pattern):
             shapes |= {name.replace("*", str(at)): () for at in range(count)}
     return shapes | {"language_model.embed_tokens.weight": (0, text.get("hidden_size", width))}
@@ -78,8 +83,11 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
     published: the keys below as the published config has them, for those that `config` has not.
     """
     c = {key: config.get(key, value) for key, value in published.items()}
-    dims, blocks, temporal = c["dim_mult"], c["num_res_blocks"], c["temperal_downsample"]
-    is_21, last = "decoder_base_dim" in c, len(dims) - 1
+    dims = c["dim_mult"]
+    blocks = c["num_res_blocks"]
+    temporal = c["temperal_downsample"]
+    is_21 = "decoder_base_dim" in c
+    last = len(dims) - 1
     names = [name for pattern in _VAE.split() for name in _expanded(pattern)]
 
     def resnet(at: str, widens: bool) -> None:
@@ -99,7 +107,10 @@ def vae_weights(config: Mapping[str, Any], published: Mapping[str, Any]) -> Shap
             resample(f"encoder.down_blocks.{f'{level}.downsampler' if is_21 else place}", temporal[level])
             place += 1
     for level, (before, after) in enumerate(pairwise([dims[-1], *dims[::-1]])):
-        halved = before if is_21 or level == 0 else before / 2
+        if is_21 or level == 0:
+            halved = before
+        else:
+            halved = before / 2
         for block in range(blocks + 1):
             resnet(f"decoder.up_blocks.{level}.resnets.{block}", block == 0 and halved != after)
         if level < last:
@@ -130,7 +141,8 @@ def is_of_decoder(name: str) -> bool:
 
 def of_wan(name: str) -> str:
     """The name in AutoencoderKLQwenImage of a weight of Wan's VAE, with two blocks at each size; others stay."""
-    if (start := name.split(".")[0]) in _OF_WAN:
+    start = name.split(".")[0]
+    if start in _OF_WAN:
         return name.replace(start, _OF_WAN[start], 1)
     if not name.startswith(("encoder.", "decoder.")):
         return name

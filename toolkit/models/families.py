@@ -380,7 +380,8 @@ def arch_of(model: ModelSection) -> str | None:
     index = local_index(model.name_or_path, model.revision)
     if index is None:
         return None
-    if fault := ModelFolder(index.parent, model.name_or_path).index_fault():
+    fault = ModelFolder(index.parent, model.name_or_path).index_fault()
+    if fault:
         raise UserError(f"model.name_or_path: {fault}")
     family = family_of(ModelFolder(index.parent).pipeline())
     return family.arch if family else None
@@ -400,10 +401,13 @@ def family_for(model: ModelSection) -> ModelFamily:
     Raises UserError when they contradict each other or the family is not supported, UnknownFamilyError when nothing
     says it. A folder that is not there is taken for the first family: an earlier process of the job may write it.
     """
-    name, wanted = model.name_or_path, model.arch
+    name = model.name_or_path
+    wanted = model.arch
     found = arch_of(model)
-    if found is None and (known := published_family(name)):
-        found = known.arch
+    if found is None:
+        known = published_family(name)
+        if known:
+            found = known.arch
     if found and wanted and found != wanted:
         raise AnotherFamilyError(
             f"model.arch: {wanted!r}, but {name} is {found!r}. Leave it out, or give such a model."
@@ -420,7 +424,9 @@ def family_for(model: ModelSection) -> ModelFamily:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
     family: ModelFamily = FAMILIES.load(arch)
     index = local_index(name, model.revision)
-    return family.of_folder(index.parent) if index else family.of_title(title_of(model, family))
+    if index:
+        return family.of_folder(index.parent)
+    return family.of_title(title_of(model, family))
 
 
 def unknown_family(model: ModelSection) -> Iterator[str]:
@@ -434,7 +440,10 @@ def unknown_family(model: ModelSection) -> Iterator[str]:
 
 def deployed_grid(way: DeploymentConfig) -> tuple[int, tuple[float, ...]]:
     """Steps of an entry of `sample.also`, and the noise levels that it resamples to them; none: evenly spaced ones."""
-    other = family_for(ModelConfig(name_or_path=way.model)) if way.model else None
+    if way.model:
+        other = family_for(ModelConfig(name_or_path=way.model))
+    else:
+        other = None
     levels = way.levels or (other.sample_sigmas if other else ())
     return way.steps or len(levels) or (other.sample_steps if other else FEW_STEPS), levels
 
@@ -464,7 +473,8 @@ def single_file_faults(model: ModelConfig, folder: Path) -> Iterator[tuple[str, 
 
     folder: of the model; where it is not here, the published sizes count.
     """
-    if not (files := single_files(model)):
+    files = single_files(model)
+    if not files:
         return
     from toolkit.models.single_file import encoder_file_fault, single_file_fault
     from toolkit.models.vae_files import vae_config_fault
@@ -511,7 +521,8 @@ def kept_label(model: ModelConfig) -> str:
 def kept_bytes(model: ModelConfig, number_bytes: int) -> int:
     """Bytes on the disk of a section's quantized transformer (`model.keep_quantized`), about. number_bytes: of a weight
     that is not quantized."""
-    facts, recovery = family_for(model).footprint(model.files_folder()), 0
+    facts = family_for(model).footprint(model.files_folder())
+    recovery = 0
     if model.makes_recovery():
         layers = family_for(model).linear_layers(model.files_folder())
         recovery = AUTO_RANK * sum(map(sum, layers.values())) * number_bytes
@@ -525,8 +536,10 @@ def model_bytes(model: ModelConfig) -> int:
     """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
     from toolkit.models.single_file import shards_of
 
-    family, folder = family_for(model), model.files_folder()
-    given, whole = single_files(model), whole_files(model)
+    family = family_for(model)
+    folder = model.files_folder()
+    given = single_files(model)
+    whole = whole_files(model)
     parts = [part for part in family.weight_parts if part not in whole]
     files = [path for part in parts for path in (folder / part).glob("*.safetensors")]
     files += [shard for file in given.values() for shard in shards_of(file) if shard.is_file()]
@@ -575,19 +588,26 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 
     The size is that of the hub's own list, where an earlier download has left one, or of a published model.
     """
-    name, revision, given = model.name_or_path, model.revision, whole_files(model)
+    name = model.name_or_path
+    revision = model.revision
+    given = whole_files(model)
     if not next(yet_to_come(model, job), None):
         return None
     total = listed_bytes(name, revision, given)
     if total is None and published_family(name):
         total = published_bytes(family_for(model), model.folder(), given) or CONFIG_BYTES
-    left = None if total is None else max(0, total - downloaded_bytes(name))
+    if total is None:
+        left = None
+    else:
+        left = max(0, total - downloaded_bytes(name))
     return Download(left, hub_cache(), free_space(hub_cache()))
 
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
-    name, revision, given = model.name_or_path, model.revision, whole_files(model)
+    name = model.name_or_path
+    revision = model.revision
+    given = whole_files(model)
     if looks_like_a_path(name) or Path(name).is_dir() or job.will_write(name):
         return
     if cached_snapshot(name, revision, given):

@@ -138,7 +138,8 @@ class FolderFamily(ModelFamily):
 
     def transformer_config(self, folder: Path) -> dict[str, int]:
         """The sizes among its keys. Raises UserError naming the one that cannot be."""
-        part, published = folder / "transformer", self.published_transformer
+        part = folder / "transformer"
+        published = self.published_transformer
         config = {**published, **{key: value for key, value in part_config(part).items() if key in published}}
         if config["out_channels"] is None:  # as diffusers reads it
             config["out_channels"] = config["in_channels"]
@@ -160,9 +161,11 @@ class FolderFamily(ModelFamily):
 
     def _check_joints(self, folder: Path) -> None:
         """Raises UserError where one part makes something else than the next one takes, so is of another model."""
-        transformer, text = self.transformer_config(folder), text_config(folder)
+        transformer = self.transformer_config(folder)
+        text = text_config(folder)
         vae = part_config(folder / "vae")
-        latents, pixels = vae.get("z_dim", 0), self.pixel_channels * (vae.get("patch_size") or 1) ** 2
+        latents = vae.get("z_dim", 0)
+        pixels = self.pixel_channels * (vae.get("patch_size") or 1) ** 2
         path = folder / "processor" / "preprocessor_config.json"
         image = read_model_json(path) if path.is_file() else None
         if image is None:
@@ -179,7 +182,8 @@ class FolderFamily(ModelFamily):
         ):
             if has and wants and has != wants:
                 raise UserError(f"{place}: {key}: {has!r}, and the {other} of this model has {wants!r}. {_AGAIN}")
-        if "VLImageProcessor" not in (kind := str(image.get("image_processor_type", "VLImageProcessor"))):
+        kind = str(image.get("image_processor_type", "VLImageProcessor"))
+        if "VLImageProcessor" not in kind:
             raise UserError(
                 f"{path}: image_processor_type: {kind!r} is of another model than the text encoder. {_AGAIN}"
             )
@@ -189,7 +193,8 @@ class FolderFamily(ModelFamily):
 
     def linear_layers(self, folder: Path) -> Shapes:
         config = self.transformer_config(folder)
-        shapes, blocks = self.block_linears(width_of(config), config), range(config["num_layers"])
+        shapes = self.block_linears(width_of(config), config)
+        blocks = range(config["num_layers"])
         return {f"transformer_blocks.{index}.{name}": shape for index in blocks for name, shape in shapes.items()}
 
     def every_linear_layer(self, folder: Path) -> Shapes:
@@ -203,7 +208,10 @@ class FolderFamily(ModelFamily):
             for name, (inputs, outputs) in self.every_linear_layer(folder).items()
         }
         for name, count in self.norms(config).items():
-            places = [f"transformer_blocks.{i}" for i in range(config["num_layers"])] if name.startswith(".") else [""]
+            if name.startswith("."):
+                places = [f"transformer_blocks.{i}" for i in range(config["num_layers"])]
+            else:
+                places = [""]
             counts |= {place + name: count for place in places}
         return counts
 
@@ -226,23 +234,28 @@ class FolderFamily(ModelFamily):
         return self.transformer_config(folder)["num_layers"]
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
-        layers, all_modules = self.linear_layers(folder), self.modules(folder)
+        layers = self.linear_layers(folder)
+        all_modules = self.modules(folder)
         weights = {name: inputs * outputs for name, (inputs, outputs) in layers.items()}
         tabulated = {name: count for name, count in weights.items() if re.fullmatch(self.modulation_pattern, name)}
         of_text = text_config(folder)
         keys = zip(("hidden_size", "intermediate_size"), self.published_text_sizes, strict=True)
         text_width, text_inner = (of_text.get(key, published) for key, published in keys)
-        text, vae = self.published_text, self.published_vae
+        text = self.published_text
+        vae = self.published_vae
         text_layer = EncoderSize(text.linear_params // self.published_text_layers, 0)
         for part in ("text_encoder", "vae"):
             files = sorted((folder / part).glob("*.safetensors"))
-            if stored := {name: count for path in files for name, count in tensor_sizes(path).items()}:
+            stored = {name: count for path in files for name, count in tensor_sizes(path).items()}
+            if stored:
                 if part == "vae":
                     vae = EncoderSize(linear_params=0, other_params=sum(stored.values()))
                 else:
-                    text, text_layer = text_size(stored), text_layer_size(stored)
+                    text = text_size(stored)
+                    text_layer = text_layer_size(stored)
         vision = {**self.published_vision, **(of_text.get("vision_config") or {})}
-        patch_width, patch_inner = vision["hidden_size"], vision["intermediate_size"]
+        patch_width = vision["hidden_size"]
+        patch_inner = vision["intermediate_size"]
         merged = PATCHES_PER_TOKEN * patch_width
         text_layers = TextLayers(
             largest=text_layer,
@@ -374,7 +387,8 @@ def dynamic_shift(folder: Path, family: FolderFamily | None = None) -> DynamicSh
     defaults = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
     config = read_model_json(path)
     for key, value in SCHEDULER.items():
-        if (found := config.get(key, value)) != value:
+        found = config.get(key, value)
+        if found != value:
             what = f"{json.dumps(found)}: samples are made with {json.dumps(value)} alone"
             raise UserError(f"{path}: {key}: {what}. Copy the file of the published model.")
     values = {key: config.get(key, default) for key, default in defaults.items()}

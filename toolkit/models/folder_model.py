@@ -45,7 +45,8 @@ class FolderModel(DiffusionModel):
 
     def __init__(self, options: ModelLoadOptions, family: ModelFamily) -> None:
         """family: of the folder in `options`."""
-        self.options, self.family = options, family
+        self.options = options
+        self.family = family
         self._parts: dict[str, Any] = {}
         self._recorder: PromptRecorder | None = None
         self.wrap_blocks(())
@@ -93,7 +94,10 @@ class FolderModel(DiffusionModel):
     ) -> Iterator[Callable[[], EncodedPrompt]]:
         """See `DiffusionModel`. A text encoder that is not loaded already is read layer by layer."""
         loaded = "text_encoder" in self._parts or "text_encoder" in self.trained_parts()
-        encoder = None if loaded or not encodings else self.layerwise_encoder()
+        if loaded or not encodings:
+            encoder = None
+        else:
+            encoder = self.layerwise_encoder()
         if encoder is None:
             yield from encodings
             return
@@ -172,7 +176,8 @@ class FolderModel(DiffusionModel):
         self._clear_device()
         if guidance_B is not None:
             raise ValueError(f"a {self.family.title} has no guidance input")
-        if (most := max(map(len, references), default=0)) > self.family.max_references:
+        most = max(map(len, references), default=0)
+        if most > self.family.max_references:
             raise ValueError(f"{most} control images, and this model takes at most {self.family.max_references}")
         # Items of different shapes have different positions; texts of different lengths would need an attention mask.
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -181,7 +186,10 @@ class FolderModel(DiffusionModel):
         velocity: dict[int, Tensor] = {}
         levels = len(x_t_BCHW) // len(references)
         for number, rows in enumerate(groups.values(), start=1):
-            run = self._run_last_pass if number == len(groups) else self._run_block
+            if number == len(groups):
+                run = self._run_last_pass
+            else:
+                run = self._run_block
             of_group = [references[row] for row in rows]
             slots = [self.to_model(torch.stack(slot_B)) for slot_B in zip(*of_group, strict=True)]
             noisy = [row * levels + level for row in rows for level in range(levels)]
@@ -194,7 +202,10 @@ class FolderModel(DiffusionModel):
         self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
     ) -> None:
         self._run_block = self.compose(wrappers)
-        self._run_first_back = self._run_block if last_block_wrappers is None else self.compose(last_block_wrappers)
+        if last_block_wrappers is None:
+            self._run_first_back = self._run_block
+        else:
+            self._run_first_back = self.compose(last_block_wrappers)
 
     def _run_last_pass(self, index: int, *arguments: Any) -> Any:
         """The last block of the last group needs no recomputation: its backward comes first."""

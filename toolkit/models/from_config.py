@@ -24,7 +24,8 @@ def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
 def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) -> None:
     """Raises what `build` raises; nothing is allocated."""
     known = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
-    if unknown := sorted(arguments.keys() - set(known)):
+    unknown = sorted(arguments.keys() - set(known))
+    if unknown:
         hint = did_you_mean(unknown[0], known)
         raise UserError(f"{key}.{unknown[0]}: {kind.__name__} has no such argument. {hint}")
     with torch.device("meta"):

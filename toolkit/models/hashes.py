@@ -25,7 +25,8 @@ def weights_hash(folder: Path, parts: Sequence[str], files: Mapping[str, Path] |
     """
     digest = hashlib.sha256()
     for part in parts:
-        if file := (files or {}).get(part):
+        file = (files or {}).get(part)
+        if file:
             digest.update((folder / part / "config.json").read_bytes())
             if part == "vae" and is_decoder_only(file):
                 digest.update(encoder_hash(folder / part, file).encode())

@@ -58,15 +58,19 @@ def download(name: str, revision: str | None, given: Collection[str] = ()) -> Pa
     refuses, the model is not there, nothing can be reached, the disk is too small, or another program has quantized the
     weights, which the configs say before the weights are brought.
     """
-    if folder := cached_snapshot(name, revision, given):
+    folder = cached_snapshot(name, revision, given)
+    if folder:
         return folder
     with _asking(name, revision):
         disable_progress_bars()  # a few small files
         configs = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGS))
-        if (configs / INDEX).is_file() and (fault := ModelFolder(configs, name).quantization_fault(given)):
-            raise UserError(f"{KEY}: {fault}")
+        if (configs / INDEX).is_file():
+            fault = ModelFolder(configs, name).quantization_fault(given)
+            if fault:
+                raise UserError(f"{KEY}: {fault}")
         total = _print_download_size(name, revision, given)
-        wanted, unneeded = needed_files(), unneeded_files(given)
+        wanted = needed_files()
+        unneeded = unneeded_files(given)
         with _watched(name, total):
             return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unneeded))
 
@@ -77,7 +81,8 @@ def fetch_index(name: str, revision: str | None) -> Path:
     It comes by way of `snapshot_download`, which also keeps the list of the repository's files: only so is known
     later that the snapshot is not complete.
     """
-    if index := cached_index(name, revision):
+    index = cached_index(name, revision)
+    if index:
         return index
     disable_progress_bars()  # one small file
     with _asking(name, revision):
@@ -119,8 +124,10 @@ def download_encoder(name: str, key: str, weights: bool = True) -> Path:
         except LocalEntryNotFoundError:
             pass  # not in the cache: it is downloaded below
         configs = Path(snapshot_download(name, allow_patterns="config.json"))
-        if weights and (fault := quantization_fault(configs, "model")):
-            raise UserError(f"{key}: {fault}")
+        if weights:
+            fault = quantization_fault(configs, "model")
+            if fault:
+                raise UserError(f"{key}: {fault}")
         logger.info(f"downloading {name} to {hub_cache()}")
         with _watched(name):
             return Path(snapshot_download(name, **files))
@@ -155,7 +162,8 @@ def download_file(name: str, key: str) -> Path:
     Raises UserError when there is no such file or nothing can be reached.
     """
     owner, repo, file = name.split("/", 2)
-    place, repository = f"{key}: {name}", f"{owner}/{repo}"
+    place = f"{key}: {name}"
+    repository = f"{owner}/{repo}"
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -245,10 +253,13 @@ def _print_download_size(name: str, revision: str | None, given: Collection[str]
     target = hub_cache()
     free = free_space(target) + downloaded_bytes(name)
     logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
-    if message := why_no_room(name, total, free, target):
+    message = why_no_room(name, total, free, target)
+    if message:
         raise UserError(message)
     return total
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if str(error).strip():
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__

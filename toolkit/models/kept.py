@@ -106,7 +106,8 @@ def kept_entries(cache: Path) -> list[KeptEntry]:
     for manifest in (cache / MODELS).glob(f"[!.]*/{MANIFEST}"):
         with suppress(OSError):  # deleted by another process meanwhile
             files = manifest.parent.glob("*.safetensors")
-            size, said = sum(file.stat().st_size for file in files), read_object(manifest)
+            size = sum(file.stat().st_size for file in files)
+            said = read_object(manifest)
             found.append(KeptEntry(manifest.parent, size, manifest.stat().st_mtime, str(said.get("model", ""))))
     return sorted(found, key=lambda entry: entry.used)
 
@@ -119,7 +120,8 @@ def why_not_kept(cache: Path, needed: int, own: Path | None = None) -> str:
 def _room_for(cache: Path, needed: int, own: Path | None) -> tuple[list[KeptEntry], str]:
     """The entries that make room, and why there is none."""
     free = free_space(cache / MODELS)
-    lacks, going = needed + LEAST_FREE - free, list[KeptEntry]()
+    lacks = needed + LEAST_FREE - free
+    going = list[KeptEntry]()
     for entry in kept_entries(cache):
         if lacks <= 0:
             break
@@ -148,8 +150,13 @@ class Kept:
         """cache: of the training folder. name: of the entry. needed: its bytes, about. model: what it is called.
         describe, restore: the quantized layers of a block as JSON values, and a block of these and all its tensors.
         maps: whether blocks that wait may be mapped; not where something writes to their weights."""
-        self.cache, self.folder, self.needed, self.model = cache, cache / MODELS / name, needed, model
-        self.describe, self.restore, self.maps = describe, restore, maps
+        self.cache = cache
+        self.folder = cache / MODELS / name
+        self.needed = needed
+        self.model = model
+        self.describe = describe
+        self.restore = restore
+        self.maps = maps
 
     def is_there(self) -> bool:
         """Whether there is an entry; a damaged one counts too."""
@@ -241,7 +248,8 @@ class KeptReader:
     """Reads an entry file by file."""
 
     def __init__(self, kept: Kept) -> None:
-        self._kept, self.bytes = kept, 0
+        self._kept = kept
+        self.bytes = 0
 
     def fill(self, name: str, block: nn.Module, stays: Callable[[str], bool]) -> None:
         """Gives a block, whose own weights are never read, what was written of it. stays: of a tensor's name, whether
@@ -277,7 +285,8 @@ class KeptReader:
         try:
             with path.open("rb", buffering=0) as file:
                 header = read_header(file)
-                begin, end = file.tell(), file.seek(0, 2)
+                begin = file.tell()
+                end = file.seek(0, 2)
                 file.seek(begin)
                 memory = torch.empty(end - begin, dtype=torch.uint8)
                 _read_into(file, memory)
@@ -361,7 +370,8 @@ class KeptWriter:
         self._kept.say_not_kept(getattr(error, "strerror", None) or error)
 
     def _end(self) -> None:
-        stack, self._stack = self._stack, None
+        stack = self._stack
+        self._stack = None
         self._flusher.shutdown(cancel_futures=True)
         if stack is not None:
             with suppress(_NotFinished):

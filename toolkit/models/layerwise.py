@@ -58,7 +58,8 @@ class WaitingTensors:
 
     def __init__(self, folder: Path | None = None, limit: int = TEXTS_IN_MEMORY) -> None:
         """folder: of the file; None: the system's for temporary files."""
-        self.folder, self.limit = folder or Path(tempfile.gettempdir()), limit
+        self.folder = folder or Path(tempfile.gettempdir())
+        self.limit = limit
         self.held = 0
         self.on_disk = 0
         """Bytes of the file."""
@@ -137,7 +138,8 @@ class LayerwiseEncoder:
 
     def __init__(self, options: ModelLoadOptions, kind: str, final_norm: bool = True) -> None:
         """kind: its class in transformers. final_norm: whether the features are those behind the final norm."""
-        self.options, self.device = options, options.device
+        self.options = options
+        self.device = options.device
         self.part = options.folder / "text_encoder"
         of_kind = getattr(transformers, kind)
         with reading(self.part), init_empty_weights(include_buffers=False):
@@ -153,7 +155,8 @@ class LayerwiseEncoder:
         for name in self.names:
             self.model.get_submodule(name).forward = self._stand_in(name)
         self._place_buffers()
-        self._turn, self._prompt = "", 0
+        self._turn = ""
+        self._prompt = 0
         self._layer: Callable[..., Tensor] | None = None
         self.wait_in(None)
 
@@ -165,7 +168,8 @@ class LayerwiseEncoder:
 
     def _layer_names(self) -> list[str]:
         """The parts with weights, in the order in which the forward pass calls them."""
-        names, visual = [TABLE, PATCHES], self.model.visual
+        names = [TABLE, PATCHES]
+        visual = self.model.visual
         if hasattr(visual, "pos_embed"):
             names.append("visual.pos_embed")
         deepstack = list(getattr(visual, "deepstack_visual_indexes", ()))
@@ -182,7 +186,8 @@ class LayerwiseEncoder:
     def _stand_in(self, name: str) -> Callable[..., Tensor]:
         def forward(*args: Any, **named: Any) -> Tensor:
             key = (self._prompt, name)
-            if (kept := self._waiting.get(key)) is not None:
+            kept = self._waiting.get(key)
+            if kept is not None:
                 return kept.to(self.device)
             if key in self._shapes:  # nothing that is still to come depends on its values
                 return self._placeholder(self._shapes[key])
@@ -290,10 +295,14 @@ class LayerwiseEncoder:
         self._layer = None
 
     def _forward(self, prompt: int) -> Tensor:
-        self._prompt, inputs = prompt, self._inputs[prompt]
+        self._prompt = prompt
+        inputs = self._inputs[prompt]
         on_device = {name: value.to(self.device) for name, value in inputs.items() if name != PIXELS}
         if PIXELS in inputs:
-            pixels_NV = self._waiting.get((prompt, PIXELS)) if self._turn == PATCHES else None
+            if self._turn == PATCHES:
+                pixels_NV = self._waiting.get((prompt, PIXELS))
+            else:
+                pixels_NV = None
             on_device[PIXELS] = (
                 self._placeholder(inputs[PIXELS].shape) if pixels_NV is None else pixels_NV.to(self.device)
             )

@@ -85,7 +85,10 @@ class ShardReader:
         self._shards: dict[Path, Any] = {}
         paths = shards_of(file) if file else weight_files(folder)
         self._path_of = {name: path for path in paths for name in self._shard(path).keys()}  # noqa: SIM118 - not a dict
-        self._stored = stored_weights(shapes_of(file), names) if file else {}
+        if file:
+            self._stored = stored_weights(shapes_of(file), names)
+        else:
+            self._stored = {}
         self._rotations = rotations_of(file) if file else {}
         self.names = set(self._stored or self._path_of)
 
@@ -121,14 +124,18 @@ class ShardReader:
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
-        if not (stored := self._stored.get(name)):
+        stored = self._stored.get(name)
+        if not stored:
             tensor: torch.Tensor = self._shard_of(name).get_tensor(name)
             return tensor
         weight, scale = self._weight_and_scale(stored)
         if scale is None:
             return weight
         values = (weight.float().view(len(scale), scale.shape[1], -1) * scale[..., None]).view(weight.shape)
-        return rotate(values, regular_hadamard(group)) if (group := self._group(stored)) else values
+        group = self._group(stored)
+        if group:
+            return rotate(values, regular_hadamard(group))
+        return values
 
     def stored_codes(self, name: str, kind: str) -> tuple[torch.Tensor, torch.Tensor, int] | None:
         """A weight that the single file has in this number type of `FILE_CODES`, as `STORED_CODES`; None: it has it in
@@ -144,13 +151,17 @@ class ShardReader:
 
     def _weight_and_scale(self, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As they are in the file; scales float32, [1, 1], or [rows, blocks of a row]."""
-        weight, scale = self._shard_of(stored.name).get_tensor(stored.name), None
+        weight = self._shard_of(stored.name).get_tensor(stored.name)
+        scale = None
         if stored.scale:
             scale = self._shard_of(stored.scale).get_tensor(stored.scale).float()
             scale = scale.view(len(weight) if scale.numel() > 1 else 1, -1)
         if stored.half is None:
             return weight, scale
-        halved = scale.chunk(2)[stored.half] if scale is not None and len(scale) > 1 else scale
+        if scale is not None and len(scale) > 1:
+            halved = scale.chunk(2)[stored.half]
+        else:
+            halved = scale
         return weight.chunk(2)[stored.half], halved
 
 
@@ -181,9 +192,11 @@ def fill(
     kept = 0
     for name, layer in module.named_modules() if codes else ():
         full = f"{prefix}{name}.weight"
-        if isinstance(layer, nn.Linear) and full.startswith(codes_of) and (stored := reader.stored_codes(full, codes)):
-            setattr(layer, STORED_CODES, stored)
-            kept += 1
+        if isinstance(layer, nn.Linear) and full.startswith(codes_of):
+            stored = reader.stored_codes(full, codes)
+            if stored:
+                setattr(layer, STORED_CODES, stored)
+                kept += 1
     return kept
 
 
@@ -204,7 +217,8 @@ def reading(part: Path) -> Iterator[None]:
         short = shortage(error)
         if short:
             raise RunError(f"{part}: cannot be loaded: {short.what}. {short.remedy}.") from error
-        if unread := unread_file(part):
+        unread = unread_file(part)
+        if unread:
             raise RunError(unread) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again.") from error
@@ -242,7 +256,8 @@ def with_decoder(vae: Any, file: Path, dtype: torch.dtype, names: Renaming = str
         fill(vae.decoder, reader, "decoder.", dtype)
         if "post_quant_conv.weight" in reader.names:
             fill(vae.post_quant_conv, reader, "post_quant_conv.", dtype)
-    if more := [name for name in reader.names if not name.startswith(("encoder.", "quant_conv."))]:
+    more = [name for name in reader.names if not name.startswith(("encoder.", "quant_conv."))]
+    if more:
         raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, vae)
     return vae.requires_grad_(False).eval()
@@ -265,7 +280,8 @@ def fill_from_file(
     with ExitStack() as stack:
         reader = ShardReader(file, stack, file, names)
         fill(module, reader, "", dtype, codes=codes, codes_of=codes_of)
-    if more := reader.names.difference(unused):
+    more = reader.names.difference(unused)
+    if more:
         raise RunError(f"{file}: weights that config.json does not account for: {some(more)}.")
     check_finite(file, module)
     return module.requires_grad_(False).eval()
@@ -316,8 +332,12 @@ def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str
     kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory with `modulation_table`.
     Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
     """
-    read, make = partial(_read_kept, options, kind, tabulated), partial(_from_weights, options, kind, tabulated)
-    model = options.kept.used_by(read, make) if options.kept else make(None)
+    read = partial(_read_kept, options, kind, tabulated)
+    make = partial(_from_weights, options, kind, tabulated)
+    if options.kept:
+        model = options.kept.used_by(read, make)
+    else:
+        model = make(None)
     for name, child in model.named_children():
         if name != BLOCKS:
             child.to(options.device)
@@ -354,7 +374,8 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
     """From the published weights, straight from the memory-mapped shards; the same."""
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
-    merge, kept = options.merge_fn() if options.merge_fn else None, 0
+    merge = options.merge_fn() if options.merge_fn else None
+    kept = 0
     codes = "" if merge else options.keeps_codes  # merging changes the weights
     model = _empty(options, kind)
     with ExitStack() as stack:
@@ -384,7 +405,10 @@ def _from_weights(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str]
         if kept:
             logger.info(f"{part}: {kept} layers keep its {CODES[codes]} codes and scales")
         elif options.keeps_codes and reader.in_codes():
-            why = "LoRAs are merged into them" if merge else f"they are not in {CODES[codes]}"
+            if merge:
+                why = "LoRAs are merged into them"
+            else:
+                why = f"they are not in {CODES[codes]}"
             logger.info(f"{part}: its 8-bit weights are quantized again, since {why}")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
@@ -426,7 +450,10 @@ def checked_files(model: ModelConfig) -> dict[str, Path]:
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first of these names, for a message."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    if len(ordered) > most:
+        more = f" and {len(ordered) - most} more"
+    else:
+        more = ""
     return ", ".join(ordered[:most]) + more
 
 
@@ -457,10 +484,22 @@ def load_model(
     """
     folder = model_folder(model)
     family = family_for(model)
-    table = device.type == "cuda" if model.modulation_table == "auto" else model.modulation_table
-    keeps = FILE_CODES.get(model.qtype, "") if model.quantize and not model.accuracy_recovery_adapter else ""
-    keeps_text = FILE_CODES.get(model.qtype_te, "") if model.quantize_te and model.text_encoder_path else ""
-    as_stored = "-as-stored" if keeps_text and model.qtype_te in FP8_QTYPES else ""
+    if model.modulation_table == "auto":
+        table = device.type == "cuda"
+    else:
+        table = model.modulation_table
+    if model.quantize and not model.accuracy_recovery_adapter:
+        keeps = FILE_CODES.get(model.qtype, "")
+    else:
+        keeps = ""
+    if model.quantize_te and model.text_encoder_path:
+        keeps_text = FILE_CODES.get(model.qtype_te, "")
+    else:
+        keeps_text = ""
+    if keeps_text and model.qtype_te in FP8_QTYPES:
+        as_stored = "-as-stored"
+    else:
+        as_stored = ""
     options = ModelLoadOptions(
         folder=folder,
         files=checked_files(model),
@@ -491,7 +530,8 @@ def model_folder(model: ModelConfig) -> Path:
     Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
     model_index.json is brought before its family is known.
     """
-    name, given = model.name_or_path, whole_files(model)
+    name = model.name_or_path
+    given = whole_files(model)
     folder = Path(name).expanduser()
     if folder.is_dir() or looks_like_a_path(name):
         fault = model.file_fault or path_fault(name, given)

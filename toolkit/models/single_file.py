@@ -132,7 +132,10 @@ def stored_weights(shapes: Mapping[str, tuple[int, ...]], names: Callable[[str],
         if bare in MARKERS or bare.endswith((*SCALES, *UNUSED)) or name.startswith(OTHER_PARTS):
             continue
         stem = name.removesuffix(WEIGHT)
-        scale = next((stem + end for end in SCALES if stem + end in shapes), "") if stem != name else ""
+        if stem != name:
+            scale = next((stem + end for end in SCALES if stem + end in shapes), "")
+        else:
+            scale = ""
         layer, _, kind = bare.rpartition(".")
         whole = next((end for end in ROWS_OF if layer.endswith(f".{end}")), "")
         if not whole:
@@ -148,13 +151,17 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
     that cannot be read is the format itself. path: a file that `tensor_shapes` reads."""
     with open_regular(path) as file:
         header = read_header(file)
-        begin, texts = file.tell(), {}
+        begin = file.tell()
+        texts = {}
         for name in (name for name in header if name.endswith(FORMAT)):
             first, last = header[name]["data_offsets"]
             file.seek(begin + first)
             texts[name.removesuffix(FORMAT)] = file.read(last - first).decode(errors="replace")
     metadata = header.get(METADATA)
-    layers = _json(str(metadata.get(FORMATS))).get("layers") if isinstance(metadata, dict) else None
+    if isinstance(metadata, dict):
+        layers = _json(str(metadata.get(FORMATS))).get("layers")
+    else:
+        layers = None
     found = {**layers} if isinstance(layers, dict) else {}
     found |= {layer: _json(text) or {"format": text} for layer, text in texts.items()}
     return {layer: said if isinstance(said, dict) else {"format": said} for layer, said in found.items()}
@@ -162,14 +169,17 @@ def layer_formats(path: Path) -> dict[str, Mapping[str, Any]]:
 
 def _json(text: str) -> dict[str, Any]:
     try:
-        return found if isinstance(found := json.loads(text), dict) else {}
+        found = json.loads(text)
+        return found if isinstance(found, dict) else {}
     except (ValueError, RecursionError):
         return {}
 
 
 def _group(said: Mapping[str, Any]) -> Any:
     """Inputs of a layer that are rotated together; 0: it is not rotated."""
-    return said.get("convrot_groupsize", 256) if said.get("convrot") else 0
+    if said.get("convrot"):
+        return said.get("convrot_groupsize", 256)
+    return 0
 
 
 def rotations_of(path: Path) -> dict[str, int]:
@@ -180,7 +190,8 @@ def rotations_of(path: Path) -> dict[str, int]:
 
 def _format_fault(said: Mapping[str, Any], weight: tuple[int, ...], stored: str, has_scale: bool) -> str:
     """Why a layer of this format and shape, with this number type, is not read; empty: it is."""
-    name, group = said.get("format"), _group(said)
+    name = said.get("format")
+    group = _group(said)
     if name not in READ_FORMATS:
         return f"is in {name!r}, which is not read"
     if (stored == "I8") != (READ_FORMATS[name] == "I8"):
@@ -208,9 +219,11 @@ def without_prefix(name: str) -> str:
 def shards_of(path: Path) -> list[Path]:
     """The files that a part is in: this one, or with the name of a shard (`x-00001-of-00003.safetensors`) all of them
     beside it."""
-    if not (shard := SHARD.fullmatch(path.name)):
+    shard = SHARD.fullmatch(path.name)
+    if not shard:
         return [path]
-    stem, count = shard["stem"], int(shard["count"])
+    stem = shard["stem"]
+    count = int(shard["count"])
     return [path.with_name(f"{stem}-{at:05d}-of-{count:05d}.safetensors") for at in range(1, count + 1)]
 
 
@@ -230,19 +243,23 @@ def _unread_file(path: Path) -> str:
         return f"{path} does not exist (working directory: {Path.cwd()}). Give the file where it is now."
     try:
         with open_regular(path) as file:
-            if words := MAGIC.get(file.read(4)):
+            words = MAGIC.get(file.read(4))
+            if words:
                 return f"{path} is {words}, which is not read. {REMEDY}"
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror or error}). Give a file that this user may read."
-    shapes, formats = tensor_shapes(path), layer_formats(path)
+    shapes = tensor_shapes(path)
+    formats = layer_formats(path)
     shapes = {name: shape for name, shape in shapes.items() if not name.startswith(OTHER_PARTS)}
     with open_regular(path) as file:
         header = read_header(file)
     for layer, said in formats.items():
-        if (name := layer + WEIGHT) not in shapes:  # of another part, or the weights that are missing say so
+        name = layer + WEIGHT
+        if name not in shapes:  # of another part, or the weights that are missing say so
             continue
         has_scale = any(layer + end in shapes for end in SCALES)
-        if fault := _format_fault(said, shapes[name], header[name]["dtype"], has_scale):
+        fault = _format_fault(said, shapes[name], header[name]["dtype"], has_scale)
+        if fault:
             return f"{path}: {layer} {fault}. {REMEDY}"
     in_codes = {layer + WEIGHT for layer in formats}
     types = {header[name]["dtype"] for name in shapes.keys() - in_codes if not name.endswith(FORMAT)}
@@ -252,7 +269,8 @@ def _unread_file(path: Path) -> str:
     for one in stored_weights(shapes).values():
         if one.scale and not scale_fits(shapes[one.scale], shapes[one.name]):
             return f"{path}: {one.scale} is {shapes[one.scale]}, which is not a scale of its weight. {REMEDY}"
-    if other := types - NUMBER_TYPES:
+    other = types - NUMBER_TYPES
+    if other:
         return f"{path}: has weights in {', '.join(sorted(other))}, which is not read. {REMEDY}"
     return ""
 
@@ -262,13 +280,15 @@ def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, 
 
     expected: as `toolkit.models.encoder_weights` has it; empty: not known.
     """
-    if fault := unread(path):
+    fault = unread(path)
+    if fault:
         return fault
     words, ways = OF_ENCODERS[part]
     stored = encoder_stored(path)
     if part not in encoders_in(stored):
         return f"{path}: has no {' and '.join(ways[0])}, so is not {words}. Give another file."
-    missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys() - {HEAD}
+    missing = expected.keys() - stored.keys()
+    unexpected = stored.keys() - expected.keys() - {HEAD}
     if part == "vae" and is_decoder_only(path):  # the rest is that of the model folder
         missing = set(filter(is_of_decoder, missing))
         unexpected |= {name for name in stored if not is_of_decoder(name)}
@@ -279,7 +299,9 @@ def encoder_file_fault(path: Path, part: str, expected: Mapping[str, tuple[int, 
             return f"{path}: {name} is {stored[name].shape}, so is not {words}. Give a file of this model."
     if unexpected:
         return f"{path}: weights that this model does not have: {_some(unexpected)}. Give a file of this model."
-    return f"{path}: missing weights: {_some(missing)}. Give the whole file." if missing else ""
+    if missing:
+        return f"{path}: missing weights: {_some(missing)}. Give the whole file."
+    return ""
 
 
 def _has_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> bool:
@@ -309,22 +331,30 @@ def single_file_fault(
     title: of the model. expected: name -> shape. others: titles of other models -> names of their weights. Raises
     UserError for a file that is damaged.
     """
-    if fault := unread(path):
+    fault = unread(path)
+    if fault:
         return fault
     shapes = shapes_of(path)
     stored = stored_weights(shapes)
     bare = set(map(without_prefix, shapes))
     markers = {name: other for name, other in MARKERS.items() if other not in ("", title)}
-    if other := next((other for name, other in (OTHER_MODELS | markers).items() if name in bare), ""):
+    other = next((other for name, other in (OTHER_MODELS | markers).items() if name in bare), "")
+    if other:
         return f"{path}: this is {other}. Give a file of {title}."
-    missing, unexpected = expected.keys() - stored.keys(), stored.keys() - expected.keys()
+    missing = expected.keys() - stored.keys()
+    unexpected = stored.keys() - expected.keys()
     if unexpected:
-        if words := lora_words(path):
+        words = lora_words(path)
+        if words:
             return f"{path} is not a transformer. {words}"
-        if parts := encoders_in(encoder_stored(path)):
+        parts = encoders_in(encoder_stored(path))
+        if parts:
             return f"{path}: this is {part_words(parts[0])}: that is model.{parts[0]}_path. Give a file of {title}."
         other = next((other for other, names in others.items() if len(stored.keys() - names) < len(unexpected)), "")
-        this = f"this is {other}" if other else f"weights that a {title} does not have: {_some(unexpected)}"
+        if other:
+            this = f"this is {other}"
+        else:
+            this = f"weights that a {title} does not have: {_some(unexpected)}"
         return f"{path}: {this}. Give a file of {title}."
     if missing:
         return f"{path}: missing weights: {_some(missing)}. Give the whole transformer in one file."

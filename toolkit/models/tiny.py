@@ -84,7 +84,8 @@ class TinySpec:
         """What is written down: settings, and a hash of the captions where there are some."""
         own = {field.name: field.default for field in fields(self) if field.name in ("arch", "zero_cond_t")}
         settings = {key: value for key, value in asdict(self).items() if key not in own or value != own[key]}
-        if captions := settings.pop("captions"):
+        captions = settings.pop("captions")
+        if captions:
             settings["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
         return settings
 

@@ -71,7 +71,8 @@ class BandedVae:
         self.vae = vae
         if (vae.config.get("patch_size") or 1) != 1:
             raise NotLocal("patch_size")
-        encoder, decoder = vae.encoder, vae.decoder
+        encoder = vae.encoder
+        decoder = vae.decoder
         self._down = [_convolution(encoder.conv_in), *(_layer(block) for block in encoder.down_blocks)]
         self._up = [*(_layer(block) for block in decoder.up_blocks), *_head(decoder)]
         for part in (encoder, decoder):
@@ -162,7 +163,10 @@ def _windows(bands: Bands, size: int, stride: int, above: int, below: int) -> Ba
         if kept_BCFHW is None:
             kept_BCFHW = _zeros(rows_BCFHW, above)
         # The zeros below make a window of their own: else the last band grew with each layer.
-        parts = [rows_BCFHW, _zeros(rows_BCFHW, below)] if is_last and below else [rows_BCFHW]
+        if is_last and below:
+            parts = [rows_BCFHW, _zeros(rows_BCFHW, below)]
+        else:
+            parts = [rows_BCFHW]
         del rows_BCFHW
         while parts:
             window_BCFHW = torch.cat([kept_BCFHW, parts.pop(0)], ROWS)
@@ -191,10 +195,16 @@ def _sum(bands: Bands, one: Callable[[Bands], Bands], other: Callable[[Bands], B
         while count < rows_BCFHW.shape[ROWS]:
             parts.append(next(waiting).rows_BCFHW)
             count += parts[-1].shape[ROWS]
-        beside_BCFHW = torch.cat(parts, ROWS) if len(parts) > 1 else parts[0]
+        if len(parts) > 1:
+            beside_BCFHW = torch.cat(parts, ROWS)
+        else:
+            beside_BCFHW = parts[0]
         del parts
         here = rows_BCFHW.shape[ROWS]
-        left_BCFHW = beside_BCFHW[:, :, :, here:].clone() if count > here else None
+        if count > here:
+            left_BCFHW = beside_BCFHW[:, :, :, here:].clone()
+        else:
+            left_BCFHW = None
         held = [rows_BCFHW + beside_BCFHW[:, :, :, :here]]
         del rows_BCFHW, beside_BCFHW
         yield Band(held.pop(), is_last)
@@ -247,7 +257,10 @@ def _convolution(module: Module) -> Layer:
 
     def convolve(window_BCFHW: Tensor) -> Tensor:
         # Of the taps along time of a three-dimensional kernel only the last one meets the frame.
-        weight = module.weight if module.weight.ndim == 4 else module.weight[:, :, -1]
+        if module.weight.ndim == 4:
+            weight = module.weight
+        else:
+            weight = module.weight[:, :, -1]
         padding = (0, columns // 2)
         return functional.conv2d(window_BCFHW[:, :, 0], weight, module.bias, padding=padding)[:, :, None]
 
@@ -275,7 +288,8 @@ def _residual(block: Module) -> Layer:
 def _resample(module: Module) -> Layer:
     """Spatial resampling; a single frame is not resampled along time."""
     first, convolution = module.resample
-    weight, bias = convolution.weight, convolution.bias
+    weight = convolution.weight
+    bias = convolution.bias
     if module.mode.startswith("upsample"):
 
         def enlarge(rows_BCFHW: Tensor) -> Tensor:

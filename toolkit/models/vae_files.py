@@ -32,7 +32,10 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
     settings = {key: value for key, value in config.items() if not key.startswith("_") and "decoder" not in key}
     digest = sha256(json.dumps(settings, sort_keys=True).encode())
     of_encoder = file is not None and not is_decoder_only(file)
-    paths = shards_of(file) if file is not None and of_encoder else weight_files(folder)
+    if file is not None and of_encoder:
+        paths = shards_of(file)
+    else:
+        paths = weight_files(folder)
     found = {name: (path, entry) for path in paths for name, entry in _weights(path)}
     for name in sorted(found):
         path, entry = found[name]
@@ -45,15 +48,19 @@ def encoder_hash(folder: Path, file: Path | None = None) -> str:
 def vae_config_fault(file: Path, folder: Path) -> str:
     """What the config.json beside a file says otherwise than that of the model's VAE, with which the file is read;
     empty: nothing, or there is none. folder: of the model's VAE."""
-    path, of_model = file.with_name("config.json"), folder / "config.json"
+    path = file.with_name("config.json")
+    of_model = folder / "config.json"
     if not path.is_file() or not of_model.is_file() or path.resolve() == of_model.resolve():
         return ""
-    config, expected = read_model_json(path), read_model_json(of_model)
-    kind, of_model_kind = config.get("_class_name"), expected.get("_class_name")
+    config = read_model_json(path)
+    expected = read_model_json(of_model)
+    kind = config.get("_class_name")
+    of_model_kind = expected.get("_class_name")
     if kind and kind != of_model_kind:
         return f"{path}: is {kind!r}, and the VAE of the model is {of_model_kind!r}. Give a VAE of this model."
     shared = [key for key in config.keys() & expected.keys() if not key.startswith("_")]
-    if differing := sorted(key for key in shared if config[key] != expected[key]):
+    differing = sorted(key for key in shared if config[key] != expected[key])
+    if differing:
         return f"{path}: {', '.join(differing)}: not as in {of_model}. Give a VAE of this model."
     return ""
 

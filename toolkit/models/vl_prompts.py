@@ -41,13 +41,17 @@ def vision_inputs(
     images: Sequence[Image.Image], processor: Qwen2VLImageProcessorPil, **options: bool
 ) -> dict[str, Tensor]:
     """pixel_values_NV and image_grid_thw [images, 3]; nothing without images. options: of the processor."""
-    return dict(processor(images=list(images), return_tensors="pt", **options)) if images else {}
+    if images:
+        return dict(processor(images=list(images), return_tensors="pt", **options))
+    return {}
 
 
 def image_tokens(vision: dict[str, Tensor], processor: Qwen2VLImageProcessorPil | None) -> list[int]:
     """How many tokens the encoder has for each image of `vision_inputs`."""
     grids = vision.get("image_grid_thw", ())
-    return [int(grid.prod()) // processor.merge_size**2 for grid in grids] if processor else []
+    if processor:
+        return [int(grid.prod()) // processor.merge_size**2 for grid in grids]
+    return []
 
 
 def encoder_inputs(ids: Sequence[int], vision: dict[str, Tensor], tokenizer: Qwen2Tokenizer) -> dict[str, Tensor]:
@@ -90,7 +94,8 @@ def load_text_model(
     in this number type come to `transform_block` as stored. Raises RunError when they are not those of its config, or
     not finite.
     """
-    of_kind, head = getattr(transformers, kind), (HEAD,)
+    of_kind = getattr(transformers, kind)
+    head = (HEAD,)
     if file:
         with reading(part), init_empty_weights(include_buffers=False):
             model = of_kind(of_kind.config_class.from_json_file(part / "config.json")).model

@@ -37,9 +37,10 @@ class Ema:
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
         """average := decay * average + (1 - decay) * parameter; nothing where `step_ok` (0-dim bool) is false."""
-        step_ok = (
-            torch.ones_like(self._updates, dtype=torch.bool) if step_ok is None else step_ok.to(self._updates.device)
-        )
+        if step_ok is None:
+            step_ok = torch.ones_like(self._updates, dtype=torch.bool)
+        else:
+            step_ok = step_ok.to(self._updates.device)
         self._updates += step_ok
         # 1 - min(decay, (1 + n) / (10 + n)), on the device: only there the number of updates n is known.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
@@ -77,7 +78,8 @@ def gamma_of(sigma_rel: float) -> float:
     """
     if not 0 < sigma_rel <= MAX_SIGMA_REL + 1e-9:
         raise UserError(f"sigma_rel: {sigma_rel:g} is out of range: must be above 0 and at most {MAX_SIGMA_REL:.4f}.")
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while _width(high) > sigma_rel:  # the width falls with gamma
         high *= 2
     for _ in range(200):

@@ -189,7 +189,8 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     if name in ARGUMENTS:
         typed = typed_arguments(name, ARGUMENTS[name], arguments)
         for argument, value in typed.items():
-            if reason := _refused(name, argument, value, typed):
+            reason = _refused(name, argument, value, typed)
+            if reason:
                 raise ArgumentError(f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it.")
         return
     if name in EXTRAS and find_spec(OPTIMIZERS[name].partition(":")[0]) is None:
@@ -243,7 +244,9 @@ def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> 
 
 def _path(name: str) -> str:
     """The dotted path of an optimizer's class."""
-    return name if "." in name else OPTIMIZERS.path_of(name).replace(":", ".")
+    if "." in name:
+        return name
+    return OPTIMIZERS.path_of(name).replace(":", ".")
 
 
 def find_optimizer(name: str) -> ClassSource:
@@ -303,7 +306,9 @@ def declared_arguments(function: Function) -> dict[str, Any]:
 
 def _literal(default: ast.expr | None) -> Any:
     try:
-        return REQUIRED if default is None else ast.literal_eval(default)
+        if default is None:
+            return REQUIRED
+        return ast.literal_eval(default)
     except NO_LITERAL:
         return REQUIRED
 
@@ -344,7 +349,10 @@ def optimizer_class(name: str) -> type[Optimizer]:
     found: type[Optimizer] | None = getattr(module, class_name, None)
     if found is None:
         classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
-        hint = did_you_mean(class_name, classes, list_all=False) if classes else ""
+        if classes:
+            hint = did_you_mean(class_name, classes, list_all=False)
+        else:
+            hint = ""
         raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
     if not _is_optimizer(found):
         raise UserError(f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'.")
@@ -362,7 +370,8 @@ def _is_optimizer(found: Any) -> bool:
 
 def signature_of(found: type) -> tuple[dict[str, Any], bool]:
     """Argument -> default of those that a constructor names, and whether it takes any other."""
-    named, takes_any = {}, False
+    named = {}
+    takes_any = False
     for parameter in inspect.signature(found).parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             takes_any = True
@@ -403,20 +412,27 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
     if default is None or default is REQUIRED:
         return value
     if isinstance(default, bool):
-        fits, wanted = isinstance(value, bool), "true or false"
+        fits = isinstance(value, bool)
+        wanted = "true or false"
     elif isinstance(default, int | float):
-        fits, wanted = _is_number(value), "a number"
+        fits = _is_number(value)
+        wanted = "a number"
     elif isinstance(default, tuple | list):
         fits = isinstance(value, tuple | list) and len(value) == len(default)
         parts = zip(value, default, strict=True) if fits else ()
-        fits, wanted = fits and all(_is_number(part) or part is own for part, own in parts), f"{len(default)} numbers"
+        fits = fits and all(_is_number(part) or part is own for part, own in parts)
+        wanted = f"{len(default)} numbers"
         if fits:  # whole numbers as fractions where the defaults are: PyTorch refuses betas of both kinds
             pairs = zip(default, value, strict=True)
             value = tuple(float(p) if isinstance(own, float) and isinstance(p, int) else p for own, p in pairs)
     else:
-        fits, wanted = isinstance(value, type(default)), f"a {type(default).__name__}"
+        fits = isinstance(value, type(default))
+        wanted = f"a {type(default).__name__}"
     if not fits:
-        example = f", such as {list(default)}" if isinstance(default, tuple) else f", such as {default}"
+        if isinstance(default, tuple):
+            example = f", such as {list(default)}"
+        else:
+            example = f", such as {default}"
         raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
     return value
 
@@ -494,9 +510,12 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if not has_known_state(name, arguments):
         measure = measuring.get()
         measured = measure(name, arguments, shapes) if measure else None
-        return 2 * FLOAT * sum(map(prod, shapes)) if measured is None else measured
+        if measured is None:
+            return 2 * FLOAT * sum(map(prod, shapes))
+        return measured
     kind = _kind(name)
-    if moments := _EIGHT_BIT_MOMENTS.get(kind):
+    moments = _EIGHT_BIT_MOMENTS.get(kind)
+    if moments:
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
         return moments * sum(n + FLOAT * -(-n // BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
@@ -516,7 +535,8 @@ MUCH_STATE = 32
 
 def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     """The line of a plan on the state of an optimizer where it is not known or large; otherwise empty."""
-    is_known, measure = has_known_state(name, arguments), measuring.get()
+    is_known = has_known_state(name, arguments)
+    measure = measuring.get()
     if not is_known and measure is None:
         message = "is not in the tables of this program. Its state is taken to be two numbers per weight;"
         return f"optimizer {name} {message} it is measured, and the class tried, before the first step"
@@ -526,9 +546,14 @@ def state_note(name: str, arguments: Arguments, shapes: Sequence[Shape]) -> str:
     limit = "max_precondition_dim"
     if per_weight > MUCH_STATE:
         smallest = max(map(min, shapes))  # of a LoRA the rank
-        remedy = f". Give optimizer_params: {{{limit}: {smallest}}}" if takes_argument(name, limit) else ""
+        if takes_argument(name, limit):
+            remedy = f". Give optimizer_params: {{{limit}: {smallest}}}"
+        else:
+            remedy = ""
         return f"warning: optimizer {name} keeps {per_weight:,.0f} bytes of state per weight{remedy}"
-    return "" if is_known else f"optimizer {name}: {per_weight:.3g} bytes of state per weight"
+    if is_known:
+        return ""
+    return f"optimizer {name}: {per_weight:.3g} bytes of state per weight"
 
 
 def has_known_state(name: str, arguments: Arguments) -> bool:
@@ -549,13 +574,18 @@ _RESHAPES_STATE = {"factored", "factored_2nd", "kourkoutas_beta", "nnmf_factor",
 
 def _rows_and_columns(shape: Shape) -> float:
     """Numbers of the means of a matrix's rows and columns; of a vector all."""
-    return prod(shape) // shape[-1] + prod(shape) // shape[-2] if len(shape) >= 2 else prod(shape)
+    if len(shape) >= 2:
+        return prod(shape) // shape[-1] + prod(shape) // shape[-2]
+    return prod(shape)
 
 
 def _numbers_of_soap(shape: Shape, given: Arguments) -> float:
     """Two moments, and two square matrices for each side of a matrix up to the limit."""
     limit = int(given.get("max_precondition_dim", 10_000))
-    sides = [side for side in shape if side <= limit] if len(shape) >= 2 else []
+    if len(shape) >= 2:
+        sides = [side for side in shape if side <= limit]
+    else:
+        sides = []
     return 2 * prod(shape) + 2 * sum(side * side for side in sides)
 
 

@@ -70,7 +70,8 @@ def _waiting_once(optimizer: AnyOptimizer) -> Iterator[None]:
     if bitsandbytes is None or not isinstance(optimizer, bitsandbytes.Optimizer8bit):
         yield
         return
-    wait, waited_for = bitsandbytes.sync_gpu, dict[torch.device, Tensor]()
+    wait = bitsandbytes.sync_gpu
+    waited_for = dict[torch.device, Tensor]()
     bitsandbytes.sync_gpu = lambda tensor: waited_for.setdefault(tensor.device, tensor)
     try:
         yield
@@ -99,7 +100,10 @@ def build_optimizer(
     optimizer's state. Who trains with it sets each group's rate (`Role.set_learning_rates`).
     Raises ArgumentError for an argument the optimizer does not take or refuses.
     """
-    groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
+    if isinstance(parameters, Mapping):
+        groups = list(parameters.values())
+    else:
+        groups = [list(parameters)]
     # torch's fused step is faster, and can skip a step on the device (`step_if`).
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = arguments.keys() & {"fused", "foreach", "capturable", "differentiable"}
@@ -275,7 +279,9 @@ def _restored(tree: Any) -> Any:
             found[part] = _restored(inner)
         elif index[1]:
             found[int(index[1])] = _restored(inner)
-    return found if make is None else make(found[index] for index in sorted(found))
+    if make is None:
+        return found
+    return make(found[index] for index in sorted(found))
 
 
 def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +289,9 @@ def _moved(counted: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
     moved = {}
     for entry, value in counted.items():
         fresh = group.get(entry)
-        like = fresh if isinstance(fresh, Tensor) else group["params"][0]
+        if isinstance(fresh, Tensor):
+            like = fresh
+        else:
+            like = group["params"][0]
         moved[entry] = value.to(like.device) if isinstance(value, Tensor) else value
     return moved

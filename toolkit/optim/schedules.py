@@ -59,7 +59,10 @@ class ScheduleArgs:
 
     def decay_progress(self, step: int) -> float:
         """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end of the run."""
-        begins = max(self.warmup_steps, self.steps - self.decay_steps) if self.decay_steps else self.warmup_steps
+        if self.decay_steps:
+            begins = max(self.warmup_steps, self.steps - self.decay_steps)
+        else:
+            begins = self.warmup_steps
         return max(0, step - begins) / max(1, self.steps - begins)
 
     def lerp_to_min(self, factor: float, end: float = 0.0) -> float:
@@ -149,7 +152,9 @@ def rex(step: int, course: ScheduleArgs, *, rex_alpha: float = 0.1, rex_beta: fl
 
 def step_decay(step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1) -> float:
     """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
-    return gamma ** ((step - course.warmup_steps) // step_size) if step_size is not None else 1.0
+    if step_size is not None:
+        return gamma ** ((step - course.warmup_steps) // step_size)
+    return 1.0
 
 
 def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
@@ -159,7 +164,9 @@ def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
 
 def constant_lr(step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total_iters: int = 5) -> float:
     """`factor`, and 1 after `total_iters` steps. Source: torch, ConstantLR."""
-    return _in_range("factor", factor) if step - course.warmup_steps < total_iters else 1.0
+    if step - course.warmup_steps < total_iters:
+        return _in_range("factor", factor)
+    return 1.0
 
 
 def linear_lr(
@@ -167,7 +174,8 @@ def linear_lr(
 ) -> float:
     """A line from `start_factor` to `end_factor` in `total_iters` steps, then level. Source: torch, LinearLR."""
     share = min(1.0, (step - course.warmup_steps) / total_iters)
-    start, end = _in_range("start_factor", start_factor), _in_range("end_factor", end_factor)
+    start = _in_range("start_factor", start_factor)
+    end = _in_range("end_factor", end_factor)
     return start + (end - start) * share
 
 
@@ -176,7 +184,10 @@ def cosine_annealing_lr(step: int, course: ScheduleArgs, *, T_max: int | None = 
 
     Source: torch, CosineAnnealingLR.
     """
-    length = max(1, course.steps - course.warmup_steps) if T_max is None else T_max
+    if T_max is None:
+        length = max(1, course.steps - course.warmup_steps)
+    else:
+        length = T_max
     return course.lerp_to_min(_half_waves((step - course.warmup_steps) / length))
 
 
@@ -227,30 +238,44 @@ class Plateau:
             raise ValueError(f"threshold_mode {threshold_mode!r} is neither 'rel' nor 'abs'")
         if min(every - 1, patience, cooldown, threshold, eps) < 0:
             raise ValueError("a number is too small: every is at least 1, the others 0")
-        self.metric, self.every = str(metric), every
-        self._course, self._factor, self._patience, self._cooldown = course, factor, patience, cooldown
-        self._threshold, self._relative, self._eps = threshold, threshold_mode == "rel", eps
+        self.metric = str(metric)
+        self.every = every
+        self._course = course
+        self._factor = factor
+        self._patience = patience
+        self._cooldown = cooldown
+        self._threshold = threshold
+        self._relative = threshold_mode == "rel"
+        self._eps = eps
         self._ratio = 1.0
         self._best = math.inf
         self._bad = self._cooling = 0
 
     def __call__(self, step: int) -> float:
         """The factor of the next step when `step` are done, by the values seen so far."""
-        return from_zero(step, self._course) if step < self._course.warmup_steps else self._ratio
+        if step < self._course.warmup_steps:
+            return from_zero(step, self._course)
+        return self._ratio
 
     def observe(self, value: float) -> None:
         """Takes the next value; one that is not finite is left out."""
         if not math.isfinite(value):
             return
-        bound = self._best * (1 - self._threshold) if self._relative else self._best - self._threshold
+        if self._relative:
+            bound = self._best * (1 - self._threshold)
+        else:
+            bound = self._best - self._threshold
         if value < bound:
-            self._best, self._bad = value, 0
+            self._best = value
+            self._bad = 0
         else:
             self._bad += 1
         if self._cooling:
-            self._cooling, self._bad = self._cooling - 1, 0
+            self._cooling = self._cooling - 1
+            self._bad = 0
         if self._bad > self._patience:
-            self._cooling, self._bad = self._cooldown, 0
+            self._cooling = self._cooldown
+            self._bad = 0
             lower = max(self._ratio * self._factor, self._course.min_ratio or 0.0)
             if (self._ratio - lower) * self._course.lr > self._eps:
                 self._ratio = lower
@@ -262,8 +287,13 @@ class Plateau:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a `state_dict`."""
-        self._ratio, self._bad, self._cooling = state["ratio"], state["bad"], state["cooling"]
-        self._best = math.inf if state["best"] is None else state["best"]
+        self._ratio = state["ratio"]
+        self._bad = state["bad"]
+        self._cooling = state["cooling"]
+        if state["best"] is None:
+            self._best = math.inf
+        else:
+            self._best = state["best"]
 
 
 def _half_waves(count: float) -> float:
@@ -384,7 +414,8 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
     for param in params:
         if param not in known:
             raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
-    if (needed := SCHEDULES[name].needs) and needed not in params:
+    needed = SCHEDULES[name].needs
+    if needed and needed not in params:
         raise UserError(f"{name} needs {needed!r}, which is not given.")
     if not params:
         return
@@ -400,7 +431,10 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for param in params:
         if param in SCHEDULES[name].lengths:
             other = SCHEDULES[name].torchs
-            remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
+            if other:
+                remedy = ""
+            else:
+                remedy = " For restarts give 'lr_scheduler_num_cycles'."
             if other and param in parameters(other):
                 remedy = f" It counts with 'lr_scheduler: {other}'."
             yield param, f"has no effect, as in ai-toolkit: the schedule is as long as the run.{remedy}"
@@ -426,7 +460,11 @@ def course_of(
 
 def overfull(name: str, course: ScheduleArgs) -> str:
     """What becomes of a warm-up and a fall that together are longer than the run; empty when they are not."""
-    rise, fall = course.warmup_steps, course.decay_steps if "decay" in SCHEDULES[name].uses else 0
+    rise = course.warmup_steps
+    if "decay" in SCHEDULES[name].uses:
+        fall = course.decay_steps
+    else:
+        fall = 0
     if rise >= course.steps and rise > 0:
         return (
             f"lr: the warm-up takes {rise:,} optimizer steps, the run {course.steps:,}: it never reaches the full rate"
@@ -465,14 +503,17 @@ def build_schedule(
     params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say goes before `course_fields`,
     which are further fields of `ScheduleArgs`.
     """
-    kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
+    kind = SCHEDULES[name]
+    course = course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *kind.lengths)
     own = {param: value for param, value in params.items() if param not in not_own}
     if isinstance(kind.after, type):  # Plateau, which is no function
         return Plateau(course, **own)
 
     def factor(step: int) -> float:
-        return kind.rise(step, course) if step < course.warmup_steps else kind.after(step, course, **own)
+        if step < course.warmup_steps:
+            return kind.rise(step, course)
+        return kind.after(step, course, **own)
 
     return factor
 

@@ -36,7 +36,8 @@ class PerParameterStepper:
         step_ok: 0-dim bool on the device. Where it is false, parameter and state tensors stay as they are too; only
         what the optimizer counts on the host counts on. The host does not wait for it.
         """
-        groups, state = self.optimizer.param_groups, self.optimizer.state.get(parameter, {})
+        groups = self.optimizer.param_groups
+        state = self.optimizer.state.get(parameter, {})
         own = groups[self._group_of[parameter]]
         for name, entry in state.items():
             # A loaded state lies where the parameter was then: of a swapped block in CPU memory, where counters stay.
@@ -63,7 +64,8 @@ def step_and_undo(optimizer: Optimizer, parameter: nn.Parameter, step_ok: Tensor
     def state() -> dict[str, Tensor]:
         return {name: entry for name, entry in optimizer.state[parameter].items() if isinstance(entry, Tensor)}
 
-    weight, before = parameter.clone(), {name: tensor.clone() for name, tensor in state().items()}
+    weight = parameter.clone()
+    before = {name: tensor.clone() for name, tensor in state().items()}
     optimizer.step()
     torch.where(step_ok, parameter, weight, out=parameter.detach())
     for name, tensor in state().items():
@@ -81,7 +83,8 @@ def stochastic_round_bf16(values: Tensor, random: torch.Generator, shard: RowSha
     pattern, and the lower half cut off. The mean over the draws is x; values that are not finite stay so. shard: the
     values are these rows of a tensor; they are rounded as within the whole, for which all numbers are drawn.
     """
-    bits, shape = values.view(torch.int32), shard.shape if shard else values.shape
+    bits = values.view(torch.int32)
+    shape = shard.shape if shard else values.shape
     noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=bits.device, generator=random)
     noise = noise[shard.start : shard.stop] if shard else noise
     rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
@@ -121,7 +124,8 @@ class StochasticRoundingOptimizer:
         """The step of one parameter by its `grad`. step_ok: as of `PerParameterStepper.step`."""
         assert parameter.grad is not None  # those without one are not stepped
         stand_in = self._stand_ins[parameter]
-        stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
+        stand_in.data = parameter.detach().float()
+        stand_in.grad = parameter.grad.float()
         self._single.step(stand_in, step_ok)
         stand_in.grad = None
         state = self.inner.state[stand_in]

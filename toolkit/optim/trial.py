@@ -106,7 +106,10 @@ class _Trial:
     def __init__(
         self, name: str, lr: float, arguments: Arguments, device: torch.device, shapes: Sequence[Shape]
     ) -> None:
-        self.name, self.arguments, self.device, self.shapes = name, arguments, device, shapes
+        self.name = name
+        self.arguments = arguments
+        self.device = device
+        self.shapes = shapes
         self.lr = lr or 1.0
 
     def run(self, keeps_state: bool, begins_at_zero: bool) -> OptimizerTrial:
@@ -275,7 +278,8 @@ def measured_bytes(
     _measure(wanted, sizes_of, known)
     growth = {}
     for shape, count in halvings.items():
-        large, small = _halved(shape, count), _halved(shape, count + 1)
+        large = _halved(shape, count)
+        small = _halved(shape, count + 1)
         growth[shape] = max(1.0, known[large] / max(1, known[small])) if count else 1.0
         if growth[shape] <= IN_PROPORTION * prod(large) / prod(small) and prod(shape) <= MOST_NUMBERS:
             growth[shape], halvings[shape] = 1.0, 0
@@ -321,4 +325,6 @@ def _size(value: Any) -> int:
         return value.nbytes
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
+    if isinstance(value, list | tuple):
+        return sum(map(_size, value))
+    return 0

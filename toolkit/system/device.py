@@ -24,7 +24,10 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """
     check_device(wanted, 0)
     if wanted == "auto":
-        wanted = "cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        if torch.cuda.is_available():
+            wanted = "cuda:0"
+        else:
+            wanted = "mps" if _has_mps() else "cpu"
     if _is_there(wanted):
         return torch.device(wanted)
     if not quiet:
@@ -42,7 +45,8 @@ def check_device(wanted: str, model_bytes: int) -> None:
         return
     if wanted != "auto" and _is_there(wanted):
         return
-    if message := why_no_device(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
+    message = why_no_device(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted))
+    if message:
         raise UserError(message)
 
 
@@ -56,9 +60,11 @@ def _is_there(wanted: str) -> bool:
 
 def _no_cuda(wanted: str) -> str:
     """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch does."""
-    if count := torch.cuda.device_count():
+    count = torch.cuda.device_count()
+    if count:
         return last_device(wanted, count)
-    if cause := likely_cause(read_facts()):
+    cause = likely_cause(read_facts())
+    if cause:
         return cause
     try:
         torch.cuda.init()

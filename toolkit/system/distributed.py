@@ -60,7 +60,11 @@ SHUTDOWN_GRACE_S = 10.0
 POLL_INTERVAL_S = 0.05
 """Seconds between two queries of the store."""
 
-_FAILURE, _LOST_PEERS, _READY, _REPORTED, _ENDED = "failure", "lost peers", "ready", "reported", "ended"
+_FAILURE = "failure"
+_LOST_PEERS = "lost peers"
+_READY = "ready"
+_REPORTED = "reported"
+_ENDED = "ended"
 
 
 class PeerFailedError(RunError):
@@ -83,8 +87,11 @@ class ProcessGroup:
 
     def __init__(self, env: DistributedEnv = SINGLE_PROCESS, store: Any = None) -> None:
         """store: the `torch.distributed` store of all ranks; None for a single process."""
-        self.rank, self.world_size, self.local_rank = env.rank, env.world_size, env.local_rank
-        self.is_main_process, self.is_single_process = env.is_main_process, env.is_single_process
+        self.rank = env.rank
+        self.world_size = env.world_size
+        self.local_rank = env.local_rank
+        self.is_main_process = env.is_main_process
+        self.is_single_process = env.is_single_process
         self._machine = env.first_rank_here
         self._store = store
         self._store_calls = Queue[Callable[[], None]]()
@@ -169,7 +176,8 @@ class ProcessGroup:
         found = self.all_gather_object(values)
         for name in dict.fromkeys(name for own in found for name in own):
             each = [own.get(name) for own in found]
-            if different := [rank for rank, value in enumerate(each) if value != each[0]]:
+            different = [rank for rank, value in enumerate(each) if value != each[0]]
+            if different:
                 raise RunError(
                     f"{name} is not the same in all processes: {each[0]!r} in process 0, {each[different[0]]!r} in "
                     f"process {different[0]}. All need the same program, job and files."
@@ -198,7 +206,10 @@ class ProcessGroup:
             each = rows_per_rank(shard.shape[0], self.world_size)
             with self._oom_as_run_error():
                 padded = tensor.new_zeros(each, *shard.shape[1:])  # all ranks send the same size
-                joined = tensor.new_empty(each * self.world_size, *shard.shape[1:]) if self.is_main_process else None
+                if self.is_main_process:
+                    joined = tensor.new_empty(each * self.world_size, *shard.shape[1:])
+                else:
+                    joined = None
             padded[: len(tensor)] = tensor.detach()
             self.run_collective(dist.gather, padded, None if joined is None else list(joined.chunk(self.world_size)))
             full = None if joined is None else joined[: shard.shape[0]]
@@ -270,14 +281,16 @@ class ProcessGroup:
         """Reports the error, or leaves that to another rank, and returns the exit code."""
         if isinstance(error, PeerFailedError):
             # On each machine: its output may be all that somebody sees.
-            reports = (
-                self.local_rank == 0
-                if self._failure_record()
-                else self._store_call(lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1) == 1
-            )
+            if self._failure_record():
+                reports = self.local_rank == 0
+            else:
+                reports = self._store_call(lambda store: store.add(f"{_LOST_PEERS} {self._machine}", 1), 1) == 1
             return report(error) if reports else error.exit_code
         interrupted = isinstance(error, KeyboardInterrupt)
-        code = EXIT_SIGINT if interrupted else getattr(error, "exit_code", EXIT_FAILURE)
+        if interrupted:
+            code = EXIT_SIGINT
+        else:
+            code = getattr(error, "exit_code", EXIT_FAILURE)
         text = str(error) or type(error).__name__
         record = json.dumps({"rank": self.rank, "machine": self._machine, "code": code, "text": text})
         stored = self._store_call(lambda store: store.compare_set(_FAILURE, "", record).decode(), record) or record
@@ -417,7 +430,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
 @contextmanager
 def _no_messages_of_cpp() -> Iterator[None]:
     """Inside the block standard error is discarded: PyTorch logs failed connections with a stack, and raises them."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
         yield
@@ -452,7 +466,8 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     for tensor in tensors:
         if bucket and (size >= BUCKET_BYTES or tensor.device != bucket[0].device):
             yield bucket
-            bucket, size = [], 0
+            bucket = []
+            size = 0
         bucket.append(tensor)
         size += 4 * tensor.numel()
     if bucket:

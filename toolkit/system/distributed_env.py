@@ -64,7 +64,9 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
     try:
         rank, count, local = (int(environment[name]) for name in names[:3])
     except ValueError:
-        rank, count, local = -1, 0, 0
+        rank = -1
+        count = 0
+        local = 0
     if not 0 <= rank < count or local < 0:
         given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
         raise UserError(f"{given}: these values are inconsistent. Start the run with torchrun.")

@@ -62,6 +62,8 @@ def _available(meminfo: Path) -> int | None:
 def _left_in(cgroup: tuple[Path, Path]) -> int | None:
     try:
         limit, used = (path.read_text(encoding="ascii").strip() for path in cgroup)
-        return None if limit == "max" else max(0, int(limit) - int(used))
+        if limit == "max":
+            return None
+        return max(0, int(limit) - int(used))
     except (OSError, ValueError):
         return None

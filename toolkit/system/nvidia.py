@@ -79,7 +79,9 @@ class NvidiaFacts:
     @property
     def usable(self) -> int:
         """The devices that CUDA_VISIBLE_DEVICES leaves; PyTorch counts these from 0."""
-        return self.devices if self.visible is None else min(self.devices, len(self.visible.split(",")))
+        if self.visible is None:
+            return self.devices
+        return min(self.devices, len(self.visible.split(",")))
 
 
 def read_facts() -> NvidiaFacts:
@@ -103,7 +105,8 @@ def has_no_gpu() -> bool:
 
 def ask_nvml() -> tuple[str | None, list[Gpu]]:
     """The driver and its GPUs, by the library that nvidia-smi uses; (None, []) where it is not here."""
-    version, gpus = ctypes.create_string_buffer(96), list[Gpu]()
+    version = ctypes.create_string_buffer(96)
+    gpus = list[Gpu]()
     with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() == 0:
@@ -112,8 +115,10 @@ def ask_nvml() -> tuple[str | None, list[Gpu]]:
             nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
             for index in range(count.value):
                 # What a call cannot tell stays empty or 0.
-                device, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
-                major, minor = ctypes.c_int(0), ctypes.c_int(0)
+                device = ctypes.c_void_p()
+                name = ctypes.create_string_buffer(96)
+                major = ctypes.c_int(0)
+                minor = ctypes.c_int(0)
                 total_free_used = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t
                 nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device))
                 nvml.nvmlDeviceGetName(device, name, ctypes.c_uint(96))
@@ -135,7 +140,8 @@ def likely_cause(facts: NvidiaFacts) -> str:
     least = LEAST_DRIVER.get(int(facts.torch_cuda.partition(".")[0]), max(LEAST_DRIVER.values()))
     if facts.visible is not None and facts.visible.strip() in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={facts.visible!r} hides every GPU: unset it."
-    if facts.driver and (major := re.match(r"\d+", facts.driver)) and int(major[0]) < least:
+    major = re.match(r"\d+", facts.driver or "")
+    if major and int(major[0]) < least:
         return (
             f"the NVIDIA driver {facts.driver} is too old for this PyTorch, which is built with CUDA "
             f"{facts.torch_cuda}: install driver {least} or newer."
@@ -171,11 +177,16 @@ def why_no_device_here(device: str, model_bytes: int, facts: NvidiaFacts | None 
     """`why_no_device` as far as it can be known without torch; empty where the job may start on this machine. Of a
     large model on a machine without any GPU it ends with TO_TRY."""
     cause = _cause_here(device, facts)
-    message = why_no_device(device, model_bytes, cause) if cause else ""
+    if cause:
+        message = why_no_device(device, model_bytes, cause)
+    else:
+        message = ""
     if not message or model_bytes <= ACCIDENTAL_CPU_LIMIT:
         return message
     facts = facts or read_facts()
-    return message if facts.devices or facts.on_bus else f"{message} {TO_TRY}"
+    if facts.devices or facts.on_bus:
+        return message
+    return f"{message} {TO_TRY}"
 
 
 def cpu_instead_here(device: str, facts: NvidiaFacts | None = None) -> str:
@@ -191,13 +202,17 @@ def _cause_here(device: str, facts: NvidiaFacts | None) -> str:
     if device == "cpu" or sys.platform == "darwin":
         return ""
     facts = facts or read_facts()
-    return NO_MPS if device == "mps" else likely_cause(facts) or last_device(device, facts.usable)
+    if device == "mps":
+        return NO_MPS
+    return likely_cause(facts) or last_device(device, facts.usable)
 
 
 def last_device(device: str, count: int) -> str:
     """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is asked for by its number."""
     index = device.partition("cuda:")[2]
-    return f"the last CUDA device here is cuda:{count - 1}." if index and int(index) >= count else ""
+    if index and int(index) >= count:
+        return f"the last CUDA device here is cuda:{count - 1}."
+    return ""
 
 
 NO_C_COMPILER = "a C compiler (gcc, clang, or the one that CC names)"
@@ -212,7 +227,10 @@ def compiling_note() -> str | None:
     """What `train.compile: auto` does on a CUDA device of this machine; None where PyTorch is a build for the CPU."""
     if _cuda_of_torch() is None:
         return None
-    lack = "Triton" if find_spec("triton") is None else "" if has_c_compiler() else NO_C_COMPILER
+    if find_spec("triton") is None:
+        lack = "Triton"
+    else:
+        lack = "" if has_c_compiler() else NO_C_COMPILER
     if lack:
         return f"train.compile auto: the blocks are not compiled, for which {lack} is missing; each step takes longer"
     return "train.compile auto: the blocks are compiled at their first use, which takes a minute or more"
@@ -233,17 +251,26 @@ def gpu_name(device: str) -> str:
     """The name of the GPU that `device` of a job means, as its driver gives it; empty: there is none, or not known."""
     if device in ("cpu", "mps"):
         return ""
-    gpus, number = ask_nvml()[1], _number_of(device)
-    return gpus[number].name if number is not None and number < len(gpus) else ""
+    gpus = ask_nvml()[1]
+    number = _number_of(device)
+    if number is not None and number < len(gpus):
+        return gpus[number].name
+    return ""
 
 
 def _number_of(device: str) -> int | None:
     """The driver's number of the GPU that `device` of a job means; None: CUDA_VISIBLE_DEVICES names it otherwise."""
-    index, visible = int(device.partition("cuda:")[2] or 0), os.environ.get("CUDA_VISIBLE_DEVICES")
-    numbers = [number.strip() for number in visible.split(",")] if visible is not None else []
+    index = int(device.partition("cuda:")[2] or 0)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        numbers = [number.strip() for number in visible.split(",")]
+    else:
+        numbers = []
     if visible is None:
         return index
-    return int(numbers[index]) if index < len(numbers) and numbers[index].isdecimal() else None
+    if index < len(numbers) and numbers[index].isdecimal():
+        return int(numbers[index])
+    return None
 
 
 THROTTLED = {
@@ -258,10 +285,13 @@ THROTTLED = {
 
 def gpu_clock(device: str) -> tuple[int, tuple[str, ...]]:
     """MHz of the multiprocessors of a CUDA device, and why they are held back (`THROTTLED`); (0, ()): not known."""
-    number, nvml = _number_of(device), _open_nvml()
+    number = _number_of(device)
+    nvml = _open_nvml()
     if number is None or nvml is None:
         return 0, ()
-    handle, clock, reasons = ctypes.c_void_p(), ctypes.c_uint(0), ctypes.c_ulonglong(0)
+    handle = ctypes.c_void_p()
+    clock = ctypes.c_uint(0)
+    reasons = ctypes.c_ulonglong(0)
     if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle)):
         return 0, ()
     nvml.nvmlDeviceGetClockInfo(handle, ctypes.c_int(1), ctypes.byref(clock))  # NVML_CLOCK_SM
@@ -288,7 +318,8 @@ def _kernel_driver() -> str | None:
     """The version that the driver's kernel module gives, also within a container without its GPU."""
     with suppress(OSError):
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
-        if match := re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text):
+        match = re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text)
+        if match:
             return match[0]
     return None
 

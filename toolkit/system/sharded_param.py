@@ -53,7 +53,9 @@ def shard_of(parameter: Tensor) -> RowShard:
 def local_rows(parameter: Tensor) -> Tensor:
     """The local shard of a parameter, or all of one that is not sharded; shares its memory, without a gradient."""
     own = parameter.detach()
-    return cast("DTensor", own).to_local() if is_sharded(parameter) else own
+    if is_sharded(parameter):
+        return cast("DTensor", own).to_local()
+    return own
 
 
 def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
@@ -66,8 +68,12 @@ def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
     rows = nn.Parameter(local_rows(parameter))
 
     def move_gradient(sharded: nn.Parameter) -> None:
-        gradient, sharded.grad = cast("DTensor", sharded.grad).to_local(), None
-        rows.grad = gradient if rows.grad is None else rows.grad.add_(gradient)
+        gradient = cast("DTensor", sharded.grad).to_local()
+        sharded.grad = None
+        if rows.grad is None:
+            rows.grad = gradient
+        else:
+            rows.grad = rows.grad.add_(gradient)
 
     parameter.register_post_accumulate_grad_hook(move_gradient)
     return rows

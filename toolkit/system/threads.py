@@ -31,7 +31,9 @@ def is_given() -> bool:
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def free_cores() -> int:
@@ -100,28 +102,34 @@ class ThreadChoice:
     def _watch(self) -> str:
         """Tries one thread where the last steps took longer than steps with one."""
         del self._times[:-TRIED_STEPS]
-        now, alone = median(self._times), self._medians[1]
+        now = median(self._times)
+        alone = self._medians[1]
         if len(self._times) < TRIED_STEPS or now <= MOST * alone:
             return ""
         self._medians[self.threads], self._times = now, []
-        self._fewer, self.threads, self._next = self.threads, 1, self._try_one
+        self._fewer = self.threads
+        self.threads = 1
+        self._next = self._try_one
         return ""
 
     def _try_one(self) -> str:
         """Keeps one thread where it is faster; else the steps have become longer, with any number of threads."""
         if len(self._times) <= TRIED_STEPS:
             return ""
-        many, before = self._fewer, self._medians[self._fewer]
+        many = self._fewer
+        before = self._medians[self._fewer]
         now = self._medians[1] = self._median()
         if now >= GAIN * before:
-            self.threads, self._next = many, self._watch
+            self.threads = many
+            self._next = self._watch
             return ""
         self._next = self._stay
         return f"1 thread of the CPU from here on: a step takes {now:.3g} s with 1, and took {before:.3g} s with {many}"
 
     def _median(self) -> float:
         """The time of a step with `threads`, without the first one; the times begin again."""
-        times, self._times = self._times[1:] or self._times, []
+        times = self._times[1:] or self._times
+        self._times = []
         return median(times)
 
 

@@ -52,7 +52,8 @@ def _wait_for_workers(seconds: int) -> None:
     shutdown = LocalElasticAgent._shutdown
 
     def wait(agent: Any, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        if context := agent._pcontext:
+        context = agent._pcontext
+        if context:
             context.close = partial(context.close, timeout=seconds)
         shutdown(agent, death_sig)
 

@@ -55,7 +55,8 @@ def _settings_of(installed: str | None) -> tuple[int, int]:
 
 def check_torch_version() -> str | None:
     """A warning where the installed version is newer than those that were tested. Raises UserError below the oldest."""
-    here, supported = installed(), f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+    here = installed()
+    supported = f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
     if minor(here) < OLDEST:
         wanted = f"torch=={'.'.join(map(str, NEWEST))}.0"
         raise UserError(f"PyTorch {here} is too old, this program runs on {supported}: {install_command(wanted)}")

@@ -95,7 +95,8 @@ class SlowSteps:
         self._steps += steps
         is_first = compiled or not samples.keys() <= self._seen  # of its shape: kernels are chosen, memory is taken
         self._seen |= samples.keys()
-        begin, self._reading = self._reading or reading, reading
+        begin = self._reading or reading
+        self._reading = reading
         if self._steps <= COLD_STEPS or is_first or step_s <= 0:
             return None
         group = _Group(samples, steps, step_s, data_s, begin, reading)
@@ -119,17 +120,24 @@ class SlowSteps:
             return None
         ratio = median(group.ratio for group in recent)
         if ratio < 1 / SLOW:  # the steps it was learned from were the slow ones
-            self._reference, self._known, self._said = [], Counter(), False
+            self._reference = []
+            self._known = Counter()
+            self._said = False
             self._recent.clear()
             return None
         if ratio < WELL:
-            self._slow_s, self._said = 0.0, False
+            self._slow_s = 0.0
+            self._said = False
         took = sum(group.step_s * group.steps for group in recent)
         if ratio < SLOW or took < WINDOW_S or fmean(group.ratio >= WELL for group in recent) < 0.8:
             self._slow_s = 0.0
             return None
-        self._slow_s = self._slow_s + recent[-1].step_s * recent[-1].steps if self._slow_s else took
-        before, now = _Mean.of(self._reference), _Mean.of(recent)
+        if self._slow_s:
+            self._slow_s = self._slow_s + recent[-1].step_s * recent[-1].steps
+        else:
+            self._slow_s = took
+        before = _Mean.of(self._reference)
+        now = _Mean.of(recent)
         cause, remedy, is_busy = slow_cause(before, now, ratio)
         if self._said or (is_busy and self._slow_s < BUSY_S):
             return None
@@ -150,7 +158,8 @@ def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[
     seconds_G = np.array([seconds for _, seconds in groups])
     for _ in range(3):
         each = float(np.median(seconds_G / counts_GS.sum(1)))
-        weight, rows = 0.1 / each, np.eye(len(shapes))
+        weight = 0.1 / each
+        rows = np.eye(len(shapes))
         left = np.vstack([counts_GS / seconds_G[:, None], weight * rows])
         right = np.concatenate([np.ones(len(seconds_G)), np.full(len(shapes), weight * each)])
         costs_S = np.maximum(np.linalg.lstsq(left, right, rcond=None)[0], each / 100)
@@ -161,7 +170,8 @@ def costs_per_sample(groups: Sequence[tuple[Mapping[str, int], float]]) -> dict[
         keep_G |= ((counts_GS > 0) & ~alone_S).any(1)
         if keep_G.all():
             break
-        counts_GS, seconds_G = counts_GS[keep_G], seconds_G[keep_G]
+        counts_GS = counts_GS[keep_G]
+        seconds_G = seconds_G[keep_G]
     # Some steps are always slower than the best ones.
     return {shape: float(cost * np.median(off_G)) for shape, cost in zip(shapes, costs_S, strict=True)}
 
@@ -222,11 +232,15 @@ def slow_cause(before: _Mean, now: _Mean, ratio: float) -> tuple[str, str, bool]
         what = f"GPU memory is full ({now.last.gpu_free:.1%} free), and the driver moves it into the system's memory"
         return what, "Close programs that use the GPU, or lower batch_size or resolution (docs/memory.md).", False
     if now.clock_mhz and now.clock_mhz < before.clock_mhz / 1.3:
-        why = f" ({', '.join(now.last.throttled)})" if now.last.throttled else ""
+        if now.last.throttled:
+            why = f" ({', '.join(now.last.throttled)})"
+        else:
+            why = ""
         what = f"the GPU's clock is {now.clock_mhz:.0f} MHz and was {before.clock_mhz:.0f} MHz{why}"
         return what, "Look at its temperature, fans and power limit: nvidia-smi -q -d PERFORMANCE,TEMPERATURE.", False
     same = now.step_s / ratio / before.step_s  # the steps before were of other shapes
-    waits, computes = now.cpu_wait_s - same * before.cpu_wait_s, now.cpu_s - same * before.cpu_s
+    waits = now.cpu_wait_s - same * before.cpu_wait_s
+    computes = now.cpu_s - same * before.cpu_s
     if waits + computes > added / 4:  # what shares a CPU also shares its caches and memory, which nothing counts
         what = f"other programs use the CPU: this one waits {now.cpu_wait_s:.2f} s of each step for it"
         if computes > waits:
@@ -313,7 +327,8 @@ class RunawayLoss:
                 part.began = part.began if part.block else self._count
                 part.block.append(value)
                 if len(part.block) == BLOCK:
-                    if finding := self._judge(key, part):
+                    finding = self._judge(key, part)
+                    if finding:
                         found.append(finding)
                     part.block = []
             self._count += 1
@@ -325,7 +340,8 @@ class RunawayLoss:
         return not latest or fmean(latest) > RISE / 3
 
     def _value(self, sample: SampleLoss) -> float:
-        band, logarithm = min(int(sample.t * BANDS), BANDS - 1), math.log(sample.loss)
+        band = min(int(sample.t * BANDS), BANDS - 1)
+        logarithm = math.log(sample.loss)
         mean, count = self._bands.get(band, (logarithm, 0))
         if count < BAND_SAMPLES:
             self._bands[band] = (mean + (logarithm - mean) / (count + 1), count + 1)
@@ -352,7 +368,8 @@ class RunawayLoss:
         """By how much the part's block rose more than all others did in the same time, also in standard deviations."""
         if len(part.blocks) < HISTORY_BLOCKS[0]:
             return None
-        began, ended = part.blocks[0][0], part.blocks[-1][0]
+        began = part.blocks[0][0]
+        ended = part.blocks[-1][0]
         others = [(number, value) for number, value, keys in self._values if key not in keys]
         others_then = [value for number, value in others if began <= number <= ended]
         count = sum(number >= part.began for number, _ in others)
@@ -396,7 +413,9 @@ _TEXT_SIDE = re.compile(r"add(?:ed)?_|txt|text|context")
 def layer_of(parameter: str) -> str:
     """The layer of a parameter: that which an adapter changes, or else the module that holds it."""
     match = _INSIDE.search(parameter)
-    return parameter[: match.start()] if match else parameter.rpartition(".")[0] or parameter
+    if match:
+        return parameter[: match.start()]
+    return parameter.rpartition(".")[0] or parameter
 
 
 def steps_to_wait(module_dropout: float, rank_dropout: float, rank: int) -> int:
@@ -516,7 +535,8 @@ def texture_of(image: Image.Image) -> float:
     radius_TT = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
     high_N, low_N = (energy_NTT[:, part].sum(1) for part in (radius_TT > HIGH, radius_TT <= HIGH))
     flat = np.argsort(low_N)[: max(1, round(FLAT * len(low_N)))]
-    high, low = high_N[flat].mean(), low_N[flat].mean()
+    high = high_N[flat].mean()
+    low = low_N[flat].mean()
     return float(high / (high + low + FLOOR**2))
 
 
@@ -548,7 +568,10 @@ class RisingTexture:
 
     def __init__(self, what: str, rise: float) -> None:
         """what: the images, in the plural. rise: how far above all of the first ones their median may be."""
-        self._what, self._rise, self._first, self._said = what, rise, math.nan, False
+        self._what = what
+        self._rise = rise
+        self._first = math.nan
+        self._said = False
 
     def add(self, textures: Sequence[float], loss_rises: bool) -> Diagnostic | None:
         """textures: of a set of images, the first of which is that to compare with."""
@@ -572,7 +595,8 @@ class SampleSets:
     may make the same of every prompt."""
 
     def __init__(self) -> None:
-        self._difference, self._roughness = 0.0, math.inf
+        self._difference = 0.0
+        self._roughness = math.inf
         self._texture = RisingTexture("the sample images", RISE_OF_SAMPLES)
         self._said: set[str] = set()
 
@@ -580,7 +604,8 @@ class SampleSets:
         """samples: the text of each image of a set, and its features. loss_rises: since the run began."""
         if not samples:
             return []
-        differ, rough = difference(samples), median(features.roughness for _, features in samples)
+        differ = difference(samples)
+        rough = median(features.roughness for _, features in samples)
         found = []
         is_noise = rough > NOISE and self._roughness <= IMAGE
         is_alike = differ is not None and differ < ALIKE and self._difference >= DIFFERENT
@@ -591,15 +616,22 @@ class SampleSets:
             message = f"the sample images of different prompts are all alike: they differ by {differ:.1f} of 255"
             before = f", before by up to {self._difference:.0f}"
             found.append(_found("samples", message + before, _BROKEN, _EARLIER))
-        if textured := self._texture.add([features.texture for _, features in samples], loss_rises or bool(found)):
+        textured = self._texture.add([features.texture for _, features in samples], loss_rises or bool(found))
+        if textured:
             found.append(textured)
         self._difference = max(self._difference, differ or 0.0)
-        self._roughness = min(self._roughness, rough) if rough else self._roughness
+        if rough:
+            self._roughness = min(self._roughness, rough)
+        else:
+            self._roughness = self._roughness
         return found
 
     def _is_new(self, what: str, is_wrong: bool) -> bool:
         is_new = is_wrong and what not in self._said
-        self._said = self._said | {what} if is_wrong else self._said - {what}
+        if is_wrong:
+            self._said = self._said | {what}
+        else:
+            self._said = self._said - {what}
         return is_new
 
 

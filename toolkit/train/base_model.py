@@ -57,7 +57,8 @@ def load_base_model(
     cache, or put there, if `model.keep_quantized` says so. maps: whether blocks of it that wait may be mapped; not
     where something writes to their weights.
     """
-    cache, own = Path(training_folder).expanduser() / CACHE_FOLDER, weights_dtype or dtype
+    cache = Path(training_folder).expanduser() / CACHE_FOLDER
+    own = weights_dtype or dtype
     kept = None
     if keep and make is None and block_sharing is None and model.keeps_quantized():
         name = kept_name(model, own, device.type)
@@ -66,7 +67,9 @@ def load_base_model(
     def quantizing() -> Quantizer | None:
         if make:
             return partial(quantizer, make=make)
-        return _auto_quantizer(model, own, cache) if model.makes_recovery() else block_quantizer(model)
+        if model.makes_recovery():
+            return _auto_quantizer(model, own, cache)
+        return block_quantizer(model)
 
     is_there = kept is not None and kept.is_there()
     return load_model(
@@ -111,11 +114,15 @@ def kept_name(model: ModelConfig, dtype: torch.dtype, device: str) -> str:
 
     Raises UserError where the model or a file that is merged into it is not there.
     """
-    family, recovery = family_for(model), model.accuracy_recovery_adapter
+    family = family_for(model)
+    recovery = model.accuracy_recovery_adapter
     if recovery == "auto":
         recovery = f"auto {AUTO_RANK}"
     elif recovery:
-        path = Path(recovery).expanduser() if model.recovery_is_path() else download_file(recovery, RECOVERY)
+        if model.recovery_is_path():
+            path = Path(recovery).expanduser()
+        else:
+            path = download_file(recovery, RECOVERY)
         recovery = _hash_of(path, RECOVERY)
     key = key_of(
         rule=QUANTIZING,
@@ -146,7 +153,10 @@ def block_quantizer(model: ModelConfig) -> Quantizer | None:
     if not model.quantize:
         return None
     layers = family_for(model).linear_layers(model_folder(model))
-    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
+    if model.accuracy_recovery_adapter:
+        recovery = _recovery(model, layers)
+    else:
+        recovery = None
     return partial(quantizer, recovery=recovery)
 
 
@@ -172,7 +182,10 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[st
     """The low-rank deltas of the recovery adapter's file by full layer name; of layers that are not quantized none."""
     name = model.accuracy_recovery_adapter
     assert name is not None  # only called with a recovery adapter
-    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
+    if model.recovery_is_path():
+        path = Path(name).expanduser()
+    else:
+        path = download_file(name, RECOVERY)
     loaded = load_adapter_file(path, family_for(model).every_linear_layer(model_folder(model)))
     changes = {target: change for target, change in loaded.items() if target in layers}
     if not changes:
@@ -182,7 +195,8 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[st
         if change.low_rank is None or change.needs_base or change.bias is not None:
             raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
         recovery[target] = change.low_rank
-    rest, outside = len(layers) - len(recovery), len(loaded) - len(changes)
+    rest = len(layers) - len(recovery)
+    outside = len(loaded) - len(changes)
     logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
         "never trained and never saved"

@@ -48,7 +48,10 @@ def snapshot_state(run: Run) -> CheckpointData:
         }
         for role_name, role in run.roles.items()
     }
-    scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
+    if run.loss_scaler:
+        scaling = {"loss_scaler": run.loss_scaler.state_dict()}
+    else:
+        scaling = {}
     threads = {"threads": torch.get_num_threads()}
     metadata = deepcopy(run.checkpoint_metadata)  # whether blocks are compiled may change while it is written
     tensors, rows = _checkpoint_tensors(run)
@@ -87,7 +90,8 @@ def _checkpoint_tensors(run: Run) -> tuple[dict[str, dict[str, Tensor]], dict[st
         for file, found in of_files.items():
             files.setdefault(file, {})
             for key, tensor in found.items():
-                shard = role.sharded.get(name := key.partition("/")[0])
+                name = key.partition("/")[0]
+                shard = role.sharded.get(name)
                 # Parameters, their EMA, or optimizer state of the same shape.
                 if shard is not None and tensor.shape == role.parameters[name].shape:
                     rows[f"{file}/{role_name}/{key}"] = Rows(tensor, shard)
@@ -115,7 +119,8 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
         plain = document["roles"][role_name]
         copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
-            own_class, saved_class = type(role.optimizer).__name__, plain["optimizer_class"]
+            own_class = type(role.optimizer).__name__
+            saved_class = plain["optimizer_class"]
             if own_class != saved_class:
                 raise RunError(
                     f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
@@ -148,11 +153,15 @@ def _state(saved: dict[str, Any]) -> TrainState:
 
 def _read(path: Path, stem: str, role_name: str, run: Run) -> dict[str, Tensor]:
     """The tensors of a role in one file of a checkpoint, and those that it has as rows; of sharded ones this rank's."""
-    role, found, prefix = run.roles[role_name], {}, f"{role_name}/"
+    role = run.roles[role_name]
+    found = {}
+    prefix = f"{role_name}/"
 
     def shard_of(key: str, shape: tuple[int, ...]) -> RowShard | None:
         shard = role.sharded.get(key.partition("/")[0])
-        return shard if shard is not None and shape == shard.shape else None
+        if shard is not None and shape == shard.shape:
+            return shard
+        return None
 
     with safe_open(path / f"{stem}.safetensors", framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict

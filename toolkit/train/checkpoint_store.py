@@ -150,7 +150,10 @@ def try_saving(folder: Path, size: int) -> None:
                 write_checkpoint(Path(trial), CheckpointData(step, {stem: {} for stem in _STEMS}, {}), keep=1)
             link(Path(trial) / "step_000000002" / STATE_FILE, Path(trial) / "linked")
     except (OSError, RunError) as error:
-        cause = error.__cause__ if isinstance(error, RunError) else error
+        if isinstance(error, RunError):
+            cause = error.__cause__
+        else:
+            cause = error
         reason = getattr(cause, "strerror", None) or error
         raise RunError(
             f"{folder}: cannot be written: a trial save of {readable_size(size)} ended with '{reason}'. Free some "
@@ -180,7 +183,8 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int, begun: Beg
     Raises OSError when it cannot be written; existing checkpoints are untouched then.
     """
     begun = begun or begin_checkpoint(root, snapshot)
-    final, temporary = root / f"step_{snapshot.step:09d}", begun.folder
+    final = root / f"step_{snapshot.step:09d}"
+    temporary = begun.folder
     try:
         _write_files(temporary, snapshot, begun.files)
         replace_folder(temporary, final)  # the same step again, after a resume
@@ -316,7 +320,8 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
         manifest = json.loads(read_regular(path / MANIFEST))
         if manifest["format"] not in (FORMAT, FORMAT_ROWS):
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT} and {FORMAT_ROWS}"
-        if absent := sorted(_FILES - manifest["files"].keys()):
+        absent = sorted(_FILES - manifest["files"].keys())
+        if absent:
             return f"{MANIFEST} does not list {absent[0]}"
         step = manifest.get("step", step_of(path))
         if step != step_of(path):
@@ -342,7 +347,10 @@ def reading_state(path: Path) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, KeyError):
+            reason = f"no entry {error}"
+        else:
+            reason = str(error)
         remedy = "Move it away, or add --restart to begin again."
         raise RunError(f"{path}: what it records cannot be used ({reason}). {remedy}") from error
 

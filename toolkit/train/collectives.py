@@ -244,7 +244,8 @@ def _summands(
     whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
     whole.per_sample |= {kind: [row] for kind, row in zip(kinds, rows, strict=True)}
     sources = {use: source for report in reports for use, source in zip(report.uses, report.sources, strict=True)}
-    whole.uses, whole.sources = samples, [sources[use] for use in samples]
+    whole.uses = samples
+    whole.sources = [sources[use] for use in samples]
     return numbers, whole
 
 

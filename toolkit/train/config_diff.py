@@ -47,7 +47,8 @@ def diff_configs(
     the job sets itself. A key that `old` lacks, because the program did not have it yet, counts only where the job sets
     it.
     """
-    before, after = dict(flatten_config(old)), dict(flatten_config(new))
+    before = dict(flatten_config(old))
+    after = dict(flatten_config(new))
     before = {key: value for key, value in before.items() if key not in REMOVED}
     if given is not None:
         explicit = dict(flatten_config(given))
@@ -66,12 +67,22 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
         if section is None:
             break
         name = part.partition("[")[0]
-        rules = section.on_resume if issubclass(section, StrictModel) else {}
+        if issubclass(section, StrictModel):
+            rules = section.on_resume
+        else:
+            rules = {}
         rule = rules.get(name, rules.get(ALL_OTHERS, kind))
         kind = rule(values or {}) if callable(rule) else rule
-        values = values.get(name) if isinstance(values, Mapping) else None
-        if index := part.removeprefix(name).strip("[]"):
-            values = values[int(index)] if isinstance(values, list) and int(index) < len(values) else None
+        if isinstance(values, Mapping):
+            values = values.get(name)
+        else:
+            values = None
+        index = part.removeprefix(name).strip("[]")
+        if index:
+            if isinstance(values, list) and int(index) < len(values):
+                values = values[int(index)]
+            else:
+                values = None
         field = section.model_fields.get(name)
         annotation = field.annotation if field else None
         section = section_model(item_annotation(annotation) if "[" in part else annotation)

@@ -29,7 +29,8 @@ ROWS = 32
 CELL = 192
 """Pixels of the longer side of an image on the sheet; smaller images stay as they are."""
 
-_GAP, _LINE = 6, 14
+_GAP = 6
+_LINE = 14
 
 
 def write_contact_sheet(
@@ -79,8 +80,14 @@ def _drawn(
     if beside:
         columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
-    shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))] if len(steps) > 1 else []
-    above = _LINE + max(image.height for image in shown) + 3 * _GAP if shown else 0
+    if len(steps) > 1:
+        shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))]
+    else:
+        shown = []
+    if shown:
+        above = _LINE + max(image.height for image in shown) + 3 * _GAP
+    else:
+        above = 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
     heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}

@@ -47,12 +47,19 @@ class Drift(NamedTuple):
         }
         if not found.is_measurable:
             drift = dict.fromkeys(drift, math.nan)
-        return drift if self.outside_mask is None else drift | {"outside_mask": self.outside_mask}
+        if self.outside_mask is None:
+            return drift
+        return drift | {"outside_mask": self.outside_mask}
 
     def __str__(self) -> str:
         found = self.found
-        text = f"{found.drift:.1f} pixels off ({found})" if found.is_measurable else "not measurable"
-        return text if self.outside_mask is None else f"{text}; changed outside the mask by {self.outside_mask:.1f}"
+        if found.is_measurable:
+            text = f"{found.drift:.1f} pixels off ({found})"
+        else:
+            text = "not measurable"
+        if self.outside_mask is None:
+            return text
+        return f"{text}; changed outside the mask by {self.outside_mask:.1f}"
 
 
 def drift_of(sample: Image.Image, references: Sequence[Path], mask: Mask | None = None) -> Drift | None:

@@ -62,7 +62,8 @@ class Teacher:
     def __init__(self, role: Role, first_step: int) -> None:
         """It takes in the network before each step of the role, and its tensors become part of the role's checkpoints.
         first_step: steps done before the first micro-batch."""
-        self.first_step, self._role = first_step, role
+        self.first_step = first_step
+        self._role = role
         role.before_step = self._take_in
         self._rate = 1 / max(1.0, MEMORY * first_step)
         self._weights = {name: p.detach().clone() for name, p in role.parameters.items()}
@@ -112,8 +113,11 @@ class FewStepMixture(FlowMatchingStep):
         """with_lora: inside its block the few-step LoRA is active; alone: no file is. settings: as of
         `FlowMatchingStep`."""
         super().__init__(model, seed, **settings)
-        self.few, self._network, self._teacher = few, network, teacher
-        self._with_lora, self._alone = with_lora, alone
+        self.few = few
+        self._network = network
+        self._teacher = teacher
+        self._with_lora = with_lora
+        self._alone = alone
         self._is_active = False
 
     def is_few(self, spec: BatchSpec, step: int) -> bool:
@@ -134,7 +138,9 @@ class FewStepMixture(FlowMatchingStep):
         return replace(losses, numbers={**losses.numbers, "loss/few_step": mean})
 
     def weighting(self, t_B: Tensor) -> Tensor:
-        return torch.ones_like(t_B) if self._is_active else super().weighting(t_B)
+        if self._is_active:
+            return torch.ones_like(t_B)
+        return super().weighting(t_B)
 
     def sample_t(self, spec: BatchSpec, latent: Size, levels: int = 1) -> list[float]:
         if not self._is_active:
@@ -145,7 +151,8 @@ class FewStepMixture(FlowMatchingStep):
 
     def schedule(self, latent: Size) -> list[float]:
         """The noise levels of a sampling run with the LoRA, for latents of this size."""
-        steps, shift = self.few.steps, self.few.flow_shift
+        steps = self.few.steps
+        shift = self.few.flow_shift
         if shift is not None:
             return sigmas(steps, math.log(shift), None).tolist()[:-1]
         own = self.model.dynamic_shift
@@ -157,7 +164,8 @@ class FewStepMixture(FlowMatchingStep):
     def lesson(self, batch: LatentBatch, levels: int) -> tuple[Tensor, Tensor, Tensor]:
         if not self._is_active:
             return super().lesson(batch, levels)
-        shape_CHW, device = batch.latents_BCHW.shape[1:], batch.latents_BCHW.device
+        shape_CHW = batch.latents_BCHW.shape[1:]
+        device = batch.latents_BCHW.device
         drawn = self.sample_noise_and_t(batch.spec, shape_CHW, levels)
         noise_BCHW, t_B = (to_device(tensor, device) for tensor in drawn)
         schedule = torch.tensor([*self.schedule(Size(shape_CHW[-1], shape_CHW[-2])), 0.0], device=device)
@@ -174,7 +182,9 @@ class FewStepMixture(FlowMatchingStep):
 
     def _student(self, batch: LatentBatch, noise_BCHW: Tensor, schedule: Tensor, at_B: Tensor) -> Tensor:
         """What the sampling with the few-step LoRA has made of the noise after `at_B` steps."""
-        x_BCHW, prompts, references = noise_BCHW, batch.prompts, batch.control_latents
+        x_BCHW = noise_BCHW
+        prompts = batch.prompts
+        references = batch.control_latents
         for step in range(int(at_B.max())):
             t_B = schedule[step].expand(len(x_BCHW))
             v_BCHW = to_device(self.model.predict_velocity(x_BCHW, t_B, prompts, references).float(), x_BCHW.device)
@@ -185,7 +195,8 @@ class FewStepMixture(FlowMatchingStep):
     def _aim(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor, until_B: Tensor) -> Tensor:
         """The prediction with which one Euler step from t to `until` ends where the network alone, guided, ends in
         `teacher_steps`."""
-        few, x_BCHW = self.few, x_t_BCHW
+        few = self.few
+        x_BCHW = x_t_BCHW
         total_BCHW = torch.zeros_like(x_BCHW)
         with self._alone():
             for step in range(few.teacher_steps):
@@ -197,9 +208,16 @@ class FewStepMixture(FlowMatchingStep):
         return total_BCHW / few.teacher_steps
 
     def _guided(self, batch: LatentBatch, x_BCHW: Tensor, t_B: Tensor) -> Tensor:
-        family, references = self.model.family, batch.control_latents
-        scale = family.guidance if self.few.guidance_scale is None else self.few.guidance_scale
-        embedded = [torch.full_like(t_B, scale)] if family.embeds_guidance else []
+        family = self.model.family
+        references = batch.control_latents
+        if self.few.guidance_scale is None:
+            scale = family.guidance
+        else:
+            scale = self.few.guidance_scale
+        if family.embeds_guidance:
+            embedded = [torch.full_like(t_B, scale)]
+        else:
+            embedded = []
         cond_BCHW = self.model.predict_velocity(x_BCHW, t_B, batch.prompts, references, *embedded)
         if scale <= 1 or embedded:
             return cond_BCHW

@@ -70,7 +70,10 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.interpolant = INTERPOLANTS[model.family.prediction]
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self.extra_losses = {}
-        self.noise_levels = noise_levels if model.family.shares_prefix else 1
+        if model.family.shares_prefix:
+            self.noise_levels = noise_levels
+        else:
+            self.noise_levels = 1
         self.most_levels = most_levels(self.noise_levels)
         self._shift = model.dynamic_shift  # read from the model folder once, before the first step
         self._strata: tuple[int, list[int]] = (-1, [])
@@ -113,7 +116,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         backward(losses.by_role, final=not self.extra_losses)
         if not self.extra_losses:
             return losses
-        loss_B, numbers = losses.by_role[self.roles[0]].detach(), dict(losses.numbers)
+        loss_B = losses.by_role[self.roles[0]].detach()
+        numbers = dict(losses.numbers)
         for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
             extra_B = self._extra(extra_loss, batch)
             backward(dict.fromkeys(self.roles, extra_B), final=index == len(self.extra_losses))
@@ -155,7 +159,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         rows in a row for each item."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:], levels, batch.stacked)
-        t_B, device = to_device(t_B, latents_BCHW.device), latents_BCHW.device
+        t_B = to_device(t_B, latents_BCHW.device)
+        device = latents_BCHW.device
         mixed = self.interpolant.mix(latents_BCHW.repeat_interleave(levels, 0), to_device(noise_BCHW, device), t_B)
         return (*mixed, t_B)
 
@@ -179,11 +184,13 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         each equal part of the distribution."""
         tokens = self.model.family.tokens(latent)
         context = TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)
-        buckets, parts = self.settings.num_timestep_buckets, max(1, self.settings.num_timestep_buckets) * levels
+        buckets = self.settings.num_timestep_buckets
+        parts = max(1, self.settings.num_timestep_buckets) * levels
         if buckets and self._strata[0] != spec.epoch:
             order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", spec.epoch))
             self._strata = (spec.epoch, order)
-        order, drawn = self._strata[1], []
+        order = self._strata[1]
+        drawn = []
         for key in noise_keys(spec, levels):
             # A function of (seed, epoch, position) alone; the strata of a stream continue from epoch to epoch.
             part = order[key[1] % len(order)] if buckets else None

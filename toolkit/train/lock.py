@@ -96,7 +96,8 @@ def read_lock(folder: Path) -> LockState:
     for _ in range(_READS):
         try:
             with _opened(folder / FILE) as file:
-                taken, owner = _is_taken(file), _owner_in(file)
+                taken = _is_taken(file)
+                owner = _owner_in(file)
         except OSError:
             return LockState(False, None)
         if owner or not taken:  # else a heartbeat is being written
@@ -121,7 +122,10 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
         previous = _owner_in(file)
         locked = _try_flock(file)
         # An owner whose lock cannot be seen is alive where it writes.
-        unseen = previous if previous and (locked is None or not _is_here(previous)) else None
+        if previous and (locked is None or not _is_here(previous)):
+            unseen = previous
+        else:
+            unseen = None
         if locked is False or (unseen and _writes(folder, unseen, check)):
             raise RunError(why_locked(folder, previous))
         if previous:
@@ -217,7 +221,10 @@ def _is_taken(file: IO[str]) -> bool | None:
 
 def why_locked(folder: Path, owner: LockHolder | None) -> str:
     """Why a run is refused in a folder that another process holds."""
-    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    if owner:
+        who = f"process {owner.pid} on {owner.host}"
+    else:
+        who = "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
 
 

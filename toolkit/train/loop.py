@@ -46,12 +46,16 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep[Any]) -> bool:
         with timer.track("outside"):
             for callback in run.callbacks:
                 callback.on_start(run)
-        failure, begun = None, run.state.step
+        failure = None
+        begun = run.state.step
         try:
             _steps(run, source, step_fn, metrics, timer)
         except _SourceError as error:
             # A source that stops waiting because a stop is requested has not failed.
-            failure = None if run.interrupted and run.process_group.is_single_process else error.reason
+            if run.interrupted and run.process_group.is_single_process:
+                failure = None
+            else:
+                failure = error.reason
         metrics.flush()
         finished = run.complete and failure is None
         # Of a sharded model the others would have to help with saving, and they wait for this rank elsewhere.
@@ -87,7 +91,8 @@ def _read(items: Iterator[T]) -> Iterator[T]:
 
 
 def _steps(run: Run, source: BatchSource, step_fn: TrainStep[Any], metrics: MetricsBuffer, timer: StepTimer) -> None:
-    state, process_group = run.state, run.process_group
+    state = run.state
+    process_group = run.process_group
     steps = _read(accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps))
     own_share = partial(shard_micro_batches, rank=process_group.rank, size=process_group.world_size)
     steps, ahead = itertools.tee(itertools.islice(steps, max(0, run.steps - state.step)))
@@ -113,7 +118,10 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep[Any], metrics: Metr
         state.cursor = whole_cursor(process_group, accumulation_step.cursor)
         state.epochs_before = state.epochs_done
         state.epochs_done += accumulation_step.epochs_ended
-        state.epoch = state.epochs_done if has_readers(state.cursor) else accumulation_step.specs[-1].epoch
+        if has_readers(state.cursor):
+            state.epoch = state.epochs_done
+        else:
+            state.epoch = accumulation_step.specs[-1].epoch
         state.samples += accumulation_step.samples
         metrics.add(PendingStepMetrics(_host_metrics(run, compile_s), losses, norms, step_ok, numbers))
         for callback in run.callbacks:
@@ -164,7 +172,10 @@ def _forward_backward_split_batch(
     are not split: the other ranks would not make the same passes.
     """
     _free_memory(run)
-    halves = batches if run.sharded else [half for batch in batches for half in batch.halves()]
+    if run.sharded:
+        halves = batches
+    else:
+        halves = [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
         raise OutOfMemory(_out_of_memory_message(run, large))
     try:
@@ -198,7 +209,8 @@ def _computed(
     Raises _Untried, unless `tried`, where weights would move in the first backward pass of a program, or in its first
     one at a size.
     """
-    programs, reason = run.programs, ""
+    programs = run.programs
+    reason = ""
     while True:
         compiled = programs.used
         try:
@@ -258,8 +270,12 @@ class _Passes:
         self.step = run.state.step
         self.roles = frozenset(name for name, role in run.roles.items() if trial or self.step % role.every == 0)
         self.is_last = False
-        self._run, self._samples, self._trial, self._tried = run, samples, trial, tried
-        self._compiled, self._programs = run.programs.used, run.programs.tried
+        self._run = run
+        self._samples = samples
+        self._trial = trial
+        self._tried = tried
+        self._compiled = run.programs.used
+        self._programs = run.programs.tried
         for role in () if trial else [run.roles[name] for name in self.roles]:
             role.before_step(self.step)
             role.optimizer_step.begin_accumulation(role)
@@ -281,7 +297,10 @@ class _Passes:
             total = total * self._run.loss_scaler.scale.to(total.device)
         # Losses of some roles only: gradients for their parameters alone, even where the graph reaches others.
         is_subset = len(roles) < len(self._run.roles)
-        inputs = [p for role in roles.values() for p in role.parameters.values()] if is_subset else None
+        if is_subset:
+            inputs = [p for role in roles.values() for p in role.parameters.values()]
+        else:
+            inputs = None
         try:
             total.backward(retain_graph=retain_graph, inputs=inputs)
         except Exception as error:
@@ -341,7 +360,8 @@ def _optimizer_step(run: Run, losses: StepLossBuffer) -> tuple[dict[str, Tensor]
     Returns by role the gradient norm and whether the step was taken, and extra metrics by name.
     """
     active = {name: role for name, role in run.roles.items() if name in losses.shares}
-    scaler, numbers = run.loss_scaler, {}
+    scaler = run.loss_scaler
+    numbers = {}
     if scaler:
         scaler.unscale_([p.grad for role in active.values() for p in role.parameters.values() if p.grad is not None])
         numbers["loss_scale"] = scaler.scale
@@ -364,7 +384,8 @@ def _zero_grad(run: Run) -> None:
 
 def _host_metrics(run: Run, compile_s: float) -> StepResult:
     """The metrics of the step just done that need no copy from the device."""
-    nan, done = float("nan"), run.state.step - 1
+    nan = float("nan")
+    done = run.state.step - 1
     lrs = {name: role.lr * role.schedule(done) for name, role in run.roles.items()}
     by_group = next(iter(run.roles.values())).learning_rates()
     if len(run.roles) > 1:

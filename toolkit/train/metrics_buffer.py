@@ -42,7 +42,8 @@ class StepTimer:
     def track(self, key: TimerKey) -> Iterator[None]:
         """Counts the time inside the block as `key`: waiting for data, or work that belongs to no step. Nests."""
         self._add_elapsed()
-        outer, self._key = self._key, key
+        outer = self._key
+        self._key = key
         try:
             yield
         finally:
@@ -56,7 +57,8 @@ class StepTimer:
     def lap(self) -> tuple[float, float]:
         """(step_s, data_s) since the last lap: seconds of steps with data loading, and of data loading alone."""
         self._add_elapsed()
-        step_s, data_s = self._seconds["step"] + self._seconds["data"], self._seconds["data"]
+        step_s = self._seconds["step"] + self._seconds["data"]
+        data_s = self._seconds["data"]
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         return step_s, data_s
 
@@ -117,7 +119,10 @@ class StepLossBuffer:
         shape = batch.describe()
         self.sources.extend(SampleSource(name, shape) for name in batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
-        loss_B = {"loss": losses.by_role[main]} if main in roles and main in losses.by_role else {}
+        if main in roles and main in losses.by_role:
+            loss_B = {"loss": losses.by_role[main]}
+        else:
+            loss_B = {}
         for name, values in {**loss_B, **losses.per_sample}.items():
             for level, values_B in enumerate(values.detach().view(len(values), -1).unbind(1)):
                 self.per_sample[f"{name}{LEVEL}{level}" if level else name].append(values_B)
@@ -218,7 +223,8 @@ class MetricsBuffer:
 
         Raises RunError when a role skipped MAX_CONSECUTIVE_SKIPS steps in a row.
         """
-        pending, self._pending = self._pending, []
+        pending = self._pending
+        self._pending = []
         if not pending:
             return
         message = f"step {pending[-1].known.step}: the device has not answered for {BLOCKED_FETCH_S:g} s."

@@ -56,7 +56,8 @@ class RunNow:
         self._planned: dict[str, float] = {}
         self._pictures = 0.0
         self._begun = clock()
-        self._phase, self._unit = "", ""
+        self._phase = ""
+        self._unit = ""
         self._done: float | None = None
         self._of: float | None = None
         self._started = ""
@@ -69,7 +70,8 @@ class RunNow:
         self._steps_before = 0
         self._folder: Path | None = None
         self._document: dict[str, Any] = {}
-        self._changed, self._closed = threading.Event(), threading.Event()
+        self._changed = threading.Event()
+        self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._complaint = ""
 
@@ -102,10 +104,15 @@ class RunNow:
             time_now = self._clock()
             if phase != self._phase:
                 self._leave(time_now)
-                self._phase, self._phase_began, self._started = phase, time_now, run_files.utc_now()
+                self._phase = phase
+                self._phase_began = time_now
+                self._started = run_files.utc_now()
             if (phase, unit, of) != (self._phase, self._unit, self._of) or self._counted_from is None:
-                self._counted_from, self._counted_since = done, time_now
-            self._done, self._of, self._unit = done, of, unit
+                self._counted_from = done
+                self._counted_since = time_now
+            self._done = done
+            self._of = of
+            self._unit = unit
         self._changed.set()
 
     def _leave(self, time_now: float) -> None:
@@ -120,7 +127,9 @@ class RunNow:
     def plan(self, seconds: Mapping[str, float], pictures: float = 0, steps_before: int = 0) -> None:
         """The time of the plan: part -> seconds that are left of it. pictures: sample images in all. steps_before: done
         by an earlier start."""
-        self._planned, self._pictures, self._steps_before = dict(seconds), pictures, steps_before
+        self._planned = dict(seconds)
+        self._pictures = pictures
+        self._steps_before = steps_before
 
     def follow(self, run: Run) -> None:
         """From here on the run says what is still to come."""
@@ -144,7 +153,10 @@ class RunNow:
     def _left_of_phase(self) -> float | None:
         if self._phase == STEP:
             return self._left_of_steps()
-        each = self._each(self._phase) if self._phase in RECURRING.values() else None
+        if self._phase in RECURRING.values():
+            each = self._each(self._phase)
+        else:
+            each = None
         if each and self._of:
             return (self._of - (self._done or 1) + 1) * each
         if self._done is None or self._of is None or self._counted_from is None or self._done <= self._counted_from:
@@ -160,7 +172,10 @@ class RunNow:
 
     def _left_of_everything(self) -> float | None:
         steps = self._left_of_steps()
-        of_phase = self._left_of_phase() if self._phase == "downloading" else 0.0
+        if self._phase == "downloading":
+            of_phase = self._left_of_phase()
+        else:
+            of_phase = 0.0
         if steps is None or of_phase is None:
             return None
         if self._run is not None and self._run.steps == UNTIL_THE_DATA_ENDS:
@@ -173,7 +188,10 @@ class RunNow:
         phase = RECURRING.get(part)
         if phase:
             return self._left_of_recurring(part, phase, planned)
-        is_over = self._step_s is not None if part == "compiling" else self._is_past(part)
+        if part == "compiling":
+            is_over = self._step_s is not None
+        else:
+            is_over = self._is_past(part)
         if is_over:
             return 0.0
         if PART_OF.get(self._phase) == part and self._phase != "reading":
@@ -183,7 +201,8 @@ class RunNow:
         return max(0.0, planned - self._spent_on(part))
 
     def _left_of_recurring(self, part: str, phase: str, planned: float) -> float:
-        each, coming = self._each(phase), None
+        each = self._each(phase)
+        coming = None
         if self._run is not None and self._run.steps != UNTIL_THE_DATA_ENDS:
             coming = sum(callback.coming(self._run).get(phase, 0.0) for callback in self._run.callbacks)
         if phase == self._phase and self._of:  # of a set, those that are not done
@@ -191,10 +210,15 @@ class RunNow:
         if coming is None:
             return planned
         if each is None:
-            each = planned / self._pictures if part == "samples" and self._pictures else None
+            if part == "samples" and self._pictures:
+                each = planned / self._pictures
+            else:
+                each = None
         if each is None:  # as the steps that are left
             run = self._run
-            return planned * (1 - run.state.step / run.steps) if run and run.steps else planned
+            if run and run.steps:
+                return planned * (1 - run.state.step / run.steps)
+            return planned
         return coming * each
 
     def _each(self, phase: str) -> float | None:
@@ -215,14 +239,18 @@ class RunNow:
         run = self._run
         if left is None:
             known = run is not None and run.steps not in (0, UNTIL_THE_DATA_ENDS) and run.state.step
-            return run.state.step / run.steps if run is not None and known else None
+            if run is not None and known:
+                return run.state.step / run.steps
+            return None
         worked = self._clock() - self._begun + self._steps_before * (self._step_s or self._planned_step_s())
         return worked / (worked + left) if worked + left > 0 else 0.0
 
     def _planned_step_s(self) -> float:
         run = self._run
         left = run.steps - self._steps_before if run else 0
-        return self._planned.get("steps", 0.0) / left if left > 0 else 0.0
+        if left > 0:
+            return self._planned.get("steps", 0.0) / left
+        return 0.0
 
     # ------------------------------------------------------------ run.json
 
@@ -234,7 +262,8 @@ class RunNow:
         """
         before = run_files.read_status(folder) or {"name": name, "status": "running"}
         before.pop("error", None)
-        self._folder, self._document = folder, before
+        self._folder = folder
+        self._document = before
         self._write()
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="now")
         self._thread.start()

@@ -139,7 +139,9 @@ class ZeroGradients:
 
     def steps(self) -> dict[str, int]:
         """By the parameter's name; waits for the device."""
-        return {} if self._steps_P is None else dict(zip(self.names, self._steps_P.tolist(), strict=False))
+        if self._steps_P is None:
+            return {}
+        return dict(zip(self.names, self._steps_P.tolist(), strict=False))
 
     def is_absent(self, name: str) -> bool:
         """Whether a parameter had no gradient at all in the last step."""
@@ -202,7 +204,9 @@ class Role:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter or buffer, all shards included."""
-        return self.sharded[name].shape if name in self.sharded else tuple(self.saved_weights[name].shape)
+        if name in self.sharded:
+            return self.sharded[name].shape
+        return tuple(self.saved_weights[name].shape)
 
     @property
     def saved_weights(self) -> dict[str, Tensor]:
@@ -245,7 +249,9 @@ class Role:
 
     def using_eval_weights(self) -> AbstractContextManager[None]:
         """Swaps `eval_weights` into the parameters inside the block, and restores the raw weights after it."""
-        return self.ema.applied() if self.ema else eval_mode(self.optimizer)
+        if self.ema:
+            return self.ema.applied()
+        return eval_mode(self.optimizer)
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
@@ -338,7 +344,8 @@ class OptimizerInBackward(OptimizerStep):
             raise RunError("fused_backward_pass: this trainer makes several backward passes of one role. Leave it out.")
         self._max_norm = role.max_grad_norm
         role.set_learning_rates(step)
-        self._mode, self._finite = "step", finite
+        self._mode = "step"
+        self._finite = finite
 
     def _complete(self, parameter: nn.Parameter) -> None:
         if self._mode == "step":

@@ -54,10 +54,12 @@ def _half(values: Sequence[float], tail: float, side: int) -> float:
     A small sample of skewed values mostly lacks those far out, so that its mean lies short of the true one and its
     standard deviation is too small. Source: Hall 1992, JRSS B 54, 221-228, inverse of the cubic transformation of t.
     """
-    count, mean = len(values), fmean(values)
+    count = len(values)
+    mean = fmean(values)
     if count < LEAST_IMAGES:
         return math.inf
-    if not (deviation := stdev(values)):
+    deviation = stdev(values)
+    if not deviation:
         return 0.0
     width = t_quantile(1 - tail, count - 1) / math.sqrt(count)
     cubes = sum(((value - mean) / deviation) ** 3 for value in values)
@@ -136,7 +138,8 @@ def forecast(losses: Mapping[int, LossesByImage], end: int, confidence: float) -
     steps = sorted(losses)
     means = {step: fmean(losses[step].values()) for step in steps}
     best = min(steps, key=lambda step: means[step])
-    later, images = [step for step in steps if step > best], list(losses[best])
+    later = [step for step in steps if step > best]
+    images = list(losses[best])
     if len(images) < LEAST_IMAGES or len(later) < LEAST_LATER:
         return None
     middle = fmean(later)
@@ -162,7 +165,8 @@ def _scatter(steps: Sequence[int], means: Sequence[float]) -> float:
     low, by (2 + 4 r) / n; here 4 / n is added, its value at r = 0.5. Source of the bias: van Giersbergen 2005,
     Economics Letters 89, 75-82.
     """
-    middle, level = fmean(steps), fmean(means)
+    middle = fmean(steps)
+    level = fmean(means)
     spread = sum((step - middle) ** 2 for step in steps)
     slope = sum((step - middle) * mean for step, mean in zip(steps, means, strict=True)) / spread
     residuals = [mean - level - slope * (step - middle) for step, mean in zip(steps, means, strict=True)]
@@ -177,7 +181,8 @@ def _scatter(steps: Sequence[int], means: Sequence[float]) -> float:
 @lru_cache(maxsize=1024)
 def t_quantile(probability: float, dof: int) -> float:
     """The quantile of Student's t distribution, for a probability in [0.5, 1), by bisection."""
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while _t_cdf(high, dof) < probability and high < 1e12:
         high *= 2
     for _ in range(100):

@@ -51,7 +51,8 @@ class PreferenceStep(FlowMatchingStep):
     ) -> None:
         """reference: inside its block the model is the reference. settings: as of `FlowMatchingStep`."""
         super().__init__(model, seed, **settings)
-        self.preference, self._reference = preference, reference
+        self.preference = preference
+        self._reference = reference
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         drawn = uniform(self.seed, "preference batch", batch.spec.epoch, batch.spec.first)
@@ -71,7 +72,8 @@ class PreferenceStep(FlowMatchingStep):
 
         loss_B = joined(compared.by_role[self.roles[0]], plain.by_role[self.roles[0]])  # all roles have this one
         t_B = joined(compared.per_sample["t"], plain.per_sample["t"])
-        numbers, counts = compared.numbers | plain.numbers, compared.counts | plain.counts
+        numbers = compared.numbers | plain.numbers
+        counts = compared.counts | plain.counts
         return StepLosses(dict.fromkeys(self.roles, loss_B), {"t": t_B}, numbers, counts)
 
     def _plain(self, batch: LatentBatch, step: int) -> StepLosses:
@@ -93,7 +95,8 @@ class PreferenceStep(FlowMatchingStep):
             of_reference_2PCHW = predict().float()
         predicted_2PCHW = predict().float()
         device = predicted_2PCHW.device
-        target_2PCHW, t_2P = to_device(target_2PCHW, device), to_device(t_2P, device)
+        target_2PCHW = to_device(target_2PCHW, device)
+        t_2P = to_device(t_2P, device)
         mask_P1HW = batch.loss_mask_B1HW
         if mask_P1HW is not None:
             mask_P1HW = to_device(mask_P1HW, device)

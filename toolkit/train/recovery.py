@@ -56,7 +56,9 @@ class RecoveryMaker:
         self.low_rank: dict[str, LowRank] = {}
         """Full layer name -> (up, down) on the CPU, in the dtype of the weight."""
         self.errors: dict[str, LayerError] = {}
-        self._moments, self._expected, self._complete = moments or {}, expected, complete
+        self._moments = moments or {}
+        self._expected = expected
+        self._complete = complete
 
     @torch.no_grad()
     def __call__(self, name: str, weight_OI: Tensor, quantized: QuantizedWeight) -> LowRank:

@@ -68,8 +68,14 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
     if resume == "never":
         return None, True
     if resume != "auto":
-        path = root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser()
-        problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
+        if isinstance(resume, int):
+            path = root / f"step_{resume:09d}"
+        else:
+            path = Path(resume).expanduser()
+        if is_state_name(path.name):
+            problem = None
+        else:
+            problem = "its name has to be step_ and nine digits"
         problem = problem or (verify(path, by_hash) if path.is_dir() else "it does not exist")
         if problem:
             available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
@@ -89,7 +95,10 @@ def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: boo
 def archive_run(folder: Path) -> None:
     """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its lock, and so do runs of other
     processes of its job in it."""
-    entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
+    if folder.is_dir():
+        entries = [path for path in folder.iterdir() if path.name != LOCK_FILE]
+    else:
+        entries = []
     entries = [path for path in entries if not (path / LOCK_FILE).is_file()]
     if not entries:
         return
@@ -111,12 +120,16 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     moved += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / SAMPLES
     for path in sorted((*samples.glob("*"), *(samples / LAYERS).glob("*"))):
-        if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step:
+        match = SAMPLE_FILE.fullmatch(path.name)
+        if match and int(match["step"]) > step:
             moved.append(path)
     if moved:
         target = unused_path(folder / SUPERSEDED, "")
         _move(moved, target)
-        what = f"of steps after {step}" if step >= 0 else "of an earlier run"
+        if step >= 0:
+            what = f"of steps after {step}"
+        else:
+            what = "of an earlier run"
         logger.info(f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}")
 
 
@@ -185,9 +198,15 @@ def plan_start(
             if document.get("revision") != REVISION:
                 message = f"{checkpoint or folder} was written by an earlier version of this program."
                 raise RunError(f"{message} To keep both runs, {_ELSE}")
-            folder_of_run = checkpoint.parent.parent if checkpoint else folder
+            if checkpoint:
+                folder_of_run = checkpoint.parent.parent
+            else:
+                folder_of_run = folder
             is_compared = complete_at is not None or _has_moved(document, section)
-            order = _order_of_run(folder_of_run, document, section, found()) if is_compared else None
+            if is_compared:
+                order = _order_of_run(folder_of_run, document, section, found())
+            else:
+                order = None
             changes = tuple(_differences(document, section, order))
             trained_on = str(document["dataset"])
             document = {**document, **{key: dict(document[key]) for key in ("base", "compiled") if document.get(key)}}
@@ -216,16 +235,22 @@ def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, 
     name = str(status.get("name") or folder.name)
     is_gone = not final_files(folder, name)
     if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
-        step, planned = int(status["step"]), status["steps"]
+        step = int(status["step"])
+        planned = status["steps"]
         if is_gone and section.save.states == "never":
             lost = f"{name}.safetensors is not there any more, and no state was kept to write it from"
             raise UserError(f"{folder} holds a run that is complete at step {step}: {lost}. --restart trains again.")
-        return step if section.save.states == "never" and (planned is None or planned >= steps) else None
+        if section.save.states == "never" and (planned is None or planned >= steps):
+            return step
+        return None
     if is_gone:
         return None  # the files of the end are written again, from the state of the last step
-    step, state = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]
+    step = step_of(checkpoint)
+    state = read_checkpoint_json(checkpoint)["state"]
     passed = steps == UNTIL_THE_DATA_ENDS and state["epochs_done"] >= section.train.epochs
-    return step if step >= steps or passed or stop_reason(section.stop_when, step, state["extra"]) else None
+    if step >= steps or passed or stop_reason(section.stop_when, step, state["extra"]):
+        return step
+    return None
 
 
 STOP_KEY = "stop_when"
@@ -406,7 +431,8 @@ def _differences(document: Mapping[str, Any], section: ProcessConfig, order: Run
     """What differs between a section and the job that wrote a record. order: of the same images, whose places then do
     not count."""
     given = section.model_dump(mode="json", exclude_unset=True)
-    recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
+    recorded = redact_json(document["settings"], by_key=True)
+    wanted = _settings(section)
     for settings in (recorded, wanted):
         if settings.get("training_seed") == 0:  # a random seed: that of the checkpoint
             settings["training_seed"] = document.get("seed", 0)
@@ -441,7 +467,8 @@ def _order_of_run(
     folder: Path, document: Mapping[str, Any], section: ProcessConfig, found: DatasetHashes
 ) -> RunOrder | None:
     """The order in which a run began; None where the job has other images, or the run's record of them is lost."""
-    before, given = _entries(document.get("settings", {})), _given_entries(section)
+    before = _entries(document.get("settings", {}))
+    given = _given_entries(section)
     if before is None or given is None:
         return None
     try:
@@ -452,7 +479,8 @@ def _order_of_run(
 
 def _has_moved(document: Mapping[str, Any], section: ProcessConfig) -> bool:
     """Whether a job names other places of its images than the one that wrote a record."""
-    before, given = _entries(document.get("settings", {})), _given_entries(section)
+    before = _entries(document.get("settings", {}))
+    given = _given_entries(section)
     return before is not None and given is not None and _places(before) != _places(given)
 
 
@@ -487,7 +515,10 @@ def _refuse_changes(
     the model are compared, so that it may lie elsewhere."""
     by_kind: dict[str, list[ConfigChange]] = {}
     for change in changes:
-        kind = "impossible" if change.kind == "place" and not knows_base else change.kind
+        if change.kind == "place" and not knows_base:
+            kind = "impossible"
+        else:
+            kind = change.kind
         by_kind.setdefault(kind, []).append(change)
     differing = [change for kind in ("impossible", "changes the result") for change in by_kind.get(kind, [])]
     if len(differing) >= _ANOTHER_JOB and not (allow_change and not by_kind.get("impossible")):
@@ -495,11 +526,13 @@ def _refuse_changes(
             f"{state} is of another job of this name: {len(differing)} settings differ.\n"
             f"{_indented(differing)}To keep both runs, {_ELSE}"
         )
-    if listed := by_kind.get("impossible"):
+    listed = by_kind.get("impossible")
+    if listed:
         raise UserError(
             f"{_lines(listed)}this cannot change: {state} was written with different settings. Restore them, {_ELSE}"
         )
-    if (listed := by_kind.get("changes the result")) and not allow_change:
+    listed = by_kind.get("changes the result")
+    if listed and not allow_change:
         raise UserError(f"{_lines(listed)}{_why(listed, state, section)}")
 
 
@@ -517,9 +550,10 @@ def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -
     """Why these change the result, and what can be done."""
     if all(change.key in _LENGTH for change in changes):
         name = section.train.lr_scheduler
-        ends = (
-            "its warm-up is a share of them" if name in SCHEDULES_WITHOUT_LENGTH else f"'{name}' ends with the last one"
-        )
+        if name in SCHEDULES_WITHOUT_LENGTH:
+            ends = "its warm-up is a share of them"
+        else:
+            ends = f"'{name}' ends with the last one"
         return (
             f"the learning rate of each step depends on the number of steps: {ends}. Two ways: add --allow-change to "
             f"continue {state} with the rates of the new number; or train all steps again: {_ELSE}"

@@ -24,7 +24,10 @@ from toolkit.memory.compiling import Programs
 from toolkit.system.distributed import ProcessGroup
 from toolkit.train.optimizer_step import Role
 
-START, GROWTH, BACKOFF, SCALE_INTERVAL = 2.0**16, 2.0, 0.5, 2000
+START = 2.0**16
+GROWTH = 2.0
+BACKOFF = 0.5
+SCALE_INTERVAL = 2000
 
 
 class LossScaler:
@@ -231,12 +234,19 @@ class Interval:
 
     def coming(self, run: Run) -> int:
         """How often it is still due after the step just done, the last step included in any case."""
-        step, last = run.state.step, run.steps
+        step = run.state.step
+        last = run.steps
         if step >= last:
             return 0
         begin = max(step, self.start - 1)
-        by_steps = last // self.steps - begin // self.steps if self.steps else 0
+        if self.steps:
+            by_steps = last // self.steps - begin // self.steps
+        else:
+            by_steps = 0
         steps_per_epoch = self.epochs * run.batches_per_epoch / run.grad_accum_steps
-        by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch) if steps_per_epoch else 0
+        if steps_per_epoch:
+            by_epochs = int(last / steps_per_epoch) - int(begin / steps_per_epoch)
+        else:
+            by_epochs = 0
         at_last = due(last, self.steps) or bool(steps_per_epoch and last % steps_per_epoch == 0)
         return max(by_steps, by_epochs) + (not at_last)

@@ -57,7 +57,8 @@ class RunIndex:
         return before
 
     def _places(self) -> Iterator[Place]:
-        jobs, inner = _folders_in(str(self.folder)), dict[str, tuple[Mark, tuple[str, ...]]]()
+        jobs = _folders_in(str(self.folder))
+        inner = dict[str, tuple[Mark, tuple[str, ...]]]()
         for job in jobs:
             path = f"{self.folder}{os.sep}{job}"
             mark = mark_of(path)

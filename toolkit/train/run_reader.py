@@ -214,7 +214,9 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
 
 def runs_in(folder: Path) -> tuple[RunInfo, ...]:
     """The run in the folder itself, or else all runs below it (`list_runs`)."""
-    return (_info(folder),) if _is_run(folder) else list_runs(folder)
+    if _is_run(folder):
+        return (_info(folder),)
+    return list_runs(folder)
 
 
 def read_run(folder: Path) -> RunInfo:
@@ -246,13 +248,16 @@ def _info(folder: Path) -> RunInfo:
     for _ in range(2):
         # A run releases the lock after its last write, so run.json is read after the lock. A run that starts in between
         # looks as if it had been killed, but not a second time.
-        lock, document = read_lock(folder), run_files.read_status(folder)
+        lock = read_lock(folder)
+        document = run_files.read_status(folder)
         status = _status(lock.held, lock.owner, document)
         if status is not RunStatus.KILLED:
             break
     best = document.get("best")
     best = best if isinstance(best, dict) else {}
-    step, total, step_s = _whole(document, "step"), _whole(document, "steps"), _number(document, "step_s")
+    step = _whole(document, "step")
+    total = _whole(document, "steps")
+    step_s = _number(document, "step_s")
     eta_s = None
     if status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None:
         eta_s = max(0, total - step) * step_s
@@ -293,10 +298,16 @@ def _info(folder: Path) -> RunInfo:
 def _now(document: Row) -> Now | None:
     """What run.json says that the run does, the time since it was written taken off; None for what is not a record."""
     entry = document.get("now")
-    if not isinstance(entry, dict) or not (phase := _text(entry, "phase")):
+    if not isinstance(entry, dict):
+        return None
+    phase = _text(entry, "phase")
+    if not phase:
         return None
     updated = _time(document, "updated")
-    since = max(0.0, (datetime.now(UTC) - updated).total_seconds()) if updated else 0.0
+    if updated:
+        since = max(0.0, (datetime.now(UTC) - updated).total_seconds())
+    else:
+        since = 0.0
 
     def left(key: str) -> float | None:
         seconds = _number(entry, key)
@@ -326,7 +337,9 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
     recorded = document.get("status")
     if owner or recorded == RunStatus.RUNNING:
         return RunStatus.KILLED
-    return RunStatus(recorded) if recorded in list(RunStatus) else RunStatus.UNKNOWN
+    if recorded in list(RunStatus):
+        return RunStatus(recorded)
+    return RunStatus.UNKNOWN
 
 
 # ------------------------------------------------------------ rows
@@ -409,7 +422,8 @@ class StepRows:
         """The step of each row, ascending."""
 
         self._offsets = array("q")
-        self._end, self._digest = 0, ""
+        self._end = 0
+        self._digest = ""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -423,7 +437,8 @@ class StepRows:
         for offset, line in _lines(file, self._end):
             self._end = offset + len(line)
             row = row_of(line) or {}
-            if 0 <= (step := step_of_row(row)) < 2**63:
+            step = step_of_row(row)
+            if 0 <= step < 2**63:
                 index = bisect_left(self.steps, step)
                 del self.steps[index:], self._offsets[index:]
                 self.steps.append(step)
@@ -480,12 +495,19 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
             for file, text in zip(_texts(event, "files"), _texts(event, key), strict=False)
         }
 
-    prompts, drifts, found = by_file("prompts"), by_file("drift"), []
+    prompts = by_file("prompts")
+    drifts = by_file("drift")
+    found = []
     for path in _entries(folder / run_files.SAMPLES):
-        match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
-        if match and (time := _generated(path)):
-            texts = prompts.get(path.name), drifts.get(path.name)
-            found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, *texts))
+        if path.is_file():
+            match = run_files.SAMPLE_FILE.fullmatch(path.name)
+        else:
+            match = None
+        if match:
+            time = _generated(path)
+            if time:
+                texts = prompts.get(path.name), drifts.get(path.name)
+                found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, *texts))
     return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
 
 
@@ -566,19 +588,28 @@ def _number(row: Row, key: str) -> float | None:
 
 def _numbers(value: object) -> list[float]:
     """Those of a list; empty for what is not one, or has something else in it."""
-    found = [_number({"": each}, "") for each in value] if isinstance(value, list) else []
-    return [each for each in found if each is not None] if None not in found else []
+    if isinstance(value, list):
+        found = [_number({"": each}, "") for each in value]
+    else:
+        found = []
+    if None not in found:
+        return [each for each in found if each is not None]
+    return []
 
 
 def _text(row: Row, key: str) -> str | None:
-    return value if isinstance(value := row.get(key), str) else None
+    value = row.get(key)
+    return value if isinstance(value, str) else None
 
 
 def _texts(row: Row, key: str) -> list[str]:
     """The texts of a list; empty for anything else. What is not text in it is empty, so that places stay."""
     value = row.get(key)
-    return [each if isinstance(each, str) else "" for each in value] if isinstance(value, list) else []
+    if isinstance(value, list):
+        return [each if isinstance(each, str) else "" for each in value]
+    return []
 
 
 def _time(row: Row, key: str) -> datetime | None:
-    return run_files.parse_time(value) if (value := _text(row, key)) else None
+    value = _text(row, key)
+    return run_files.parse_time(value) if value else None

@@ -95,7 +95,10 @@ def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: Mo
     for item in items:
         steps = item.sample_steps or family.sample_steps
         references = tuple(Path(path).expanduser() for path in item.ctrl_img)
-        first = image_size(references[0]) if references and family.stacks_layers else None
+        if references and family.stacks_layers:
+            first = image_size(references[0])
+        else:
+            first = None
         prompt = SamplePrompt(
             prompt=inject_trigger(item.prompt, trigger_word, add=False),
             negative=inject_trigger(item.neg, trigger_word, add=False),
@@ -143,7 +146,10 @@ def measured_edits(
 ) -> list[SamplePrompt]:
     """`edit_prompts` of a validation, with the steps and the guidance of the job's samples."""
     sample = sample or SampleConfig()
-    guidance = family.guidance if sample.guidance_scale is None else sample.guidance_scale
+    if sample.guidance_scale is None:
+        guidance = family.guidance
+    else:
+        guidance = sample.guidance_scale
     return edit_prompts(items, most, family, sample.sample_steps or family.sample_steps, guidance)
 
 
@@ -219,7 +225,8 @@ class Sampler:
         for item in self.prompts:
             sizes = [image_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
-                if message := self.model.prompt_error(text, item.size, sizes):
+                message = self.model.prompt_error(text, item.size, sizes)
+                if message:
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
         texts = [[entry] for entry in self._texts()]
         if later is None:
@@ -249,17 +256,29 @@ class Sampler:
     def drift(self, index: int, image: Image.Image) -> Drift | None:
         """As `drift_of`, of an image of prompt `index`; None for layers, which do not edit it."""
         prompt = self.prompts[index]
-        return None if prompt.layers else drift_of(image, prompt.references, prompt.mask)
+        if prompt.layers:
+            return None
+        return drift_of(image, prompt.references, prompt.mask)
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
         """The latents [1, C, H, W] of prompt `index`, float32; of several images below each other."""
-        item, encoded = self.prompts[index], self._encoded[index]
+        item = self.prompts[index]
+        encoded = self._encoded[index]
         references = [tuple(entry.read() for entry in encoded.references)]
         conditional = self._steps_of(PromptEmbeds.stack([encoded.prompt.read_all()]), references)
-        negative = PromptEmbeds.stack([encoded.negative.read_all()]) if encoded.negative else None
-        unconditional = self._steps_of(negative, references) if negative else None
-        guidance = [torch.tensor([item.guidance_scale])] if self.model.family.embeds_guidance else []
+        if encoded.negative:
+            negative = PromptEmbeds.stack([encoded.negative.read_all()])
+        else:
+            negative = None
+        if negative:
+            unconditional = self._steps_of(negative, references)
+        else:
+            unconditional = None
+        if self.model.family.embeds_guidance:
+            guidance = [torch.tensor([item.guidance_scale])]
+        else:
+            guidance = []
 
         steps = count(1)
 
@@ -273,23 +292,29 @@ class Sampler:
             uncond_BCHW = unconditional(x_t_BCHW, t_B)
             return self._speed * self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
-        schedule, family = self._sigmas(item), self.model.family
+        schedule = self._sigmas(item)
+        family = self.model.family
         levels = schedule[:-1]  # the last sigma, 0, is the image itself
         self.model.prefetch_timesteps(self.model.sampling_level(levels).tolist())
         width, height = family.latent_size(item.size)
         # Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers.
         generator = torch.Generator("cpu").manual_seed(item.seed)
-        count_of_images = item.layers + self.model.predicts_composite if item.layers else 1
+        if item.layers:
+            count_of_images = item.layers + self.model.predicts_composite
+        else:
+            count_of_images = 1
         noise_BNCHW = torch.randn((1, count_of_images, family.latent_channels, height, width), generator=generator)
         return euler_sample(velocity, noise_BNCHW.transpose(1, 2).flatten(2, 3), schedule)
 
     def _steps_of(self, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> Callable[..., Tensor]:
-        if (predict := self._predict) is None:
+        predict = self._predict
+        if predict is None:
             return self.model.sampling_steps(prompts, references)
         return lambda x_t_BCHW, t_B, *guidance: predict(x_t_BCHW, t_B, prompts, references, *guidance)
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
-        shift, family = item.shift or self.model.dynamic_shift, self.model.family
+        shift = item.shift or self.model.dynamic_shift
+        family = self.model.family
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
@@ -301,13 +326,17 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, fami
 
     Where the guidance scale is an input of the model, no negative prompt is needed.
     """
-    size, references = prompt.size, tuple(map(str, prompt.references))
+    size = prompt.size
+    references = tuple(map(str, prompt.references))
     sample = Sample(
         f"sample {prompt.prompt!r}", prompt.prompt, repeats=1, size=size, folder="", control_images=references
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not family.embeds_guidance
-    negative = encoder.text(item, prompt.negative or family.empty_negative, stores) if needs_negative else None
+    if needs_negative:
+        negative = encoder.text(item, prompt.negative or family.empty_negative, stores)
+    else:
+        negative = None
     return _Encoded(encoder.text(item, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 

@@ -67,7 +67,10 @@ def write_rows(process_group: ProcessGroup, folder: Path, rows: Mapping[str, Row
             process_group.run_collective(dcp.save, tensors, storage_writer=writer)
         except CheckpointException as error:  # no Exception
             raise RunError(f"{folder.parent}: the state could not be saved: {_reason(error)}") from error
-        metadata = [folder / METADATA] if process_group.is_main_process else []
+        if process_group.is_main_process:
+            metadata = [folder / METADATA]
+        else:
+            metadata = []
         own = [*folder.glob(f"__{process_group.rank}_*"), *metadata]
         entries = {file.name: {"size": file.stat().st_size, "sha256": sha256_of(file)} for file in own}
     of_all = process_group.all_gather_object(entries)
@@ -103,10 +106,14 @@ def read_rows(folder: Path, wanted: Mapping[str, RowShard | None], process_group
     from torch.distributed.checkpoint.api import CheckpointException
 
     metadata = _metadata(folder)
-    found, tensors = {}, {}
+    found = {}
+    tensors = {}
     for name, shard in wanted.items():
         saved = metadata[name]
-        rows = saved.size[0] if shard is None else shard.stop - shard.start
+        if shard is None:
+            rows = saved.size[0]
+        else:
+            rows = shard.stop - shard.start
         found[name] = torch.empty(rows, *saved.size[1:], dtype=saved.properties.dtype)
         tensors[name] = found[name] if shard is None else _distributed(process_group, found[name], shard)
     with warnings.catch_warnings():
@@ -125,7 +132,9 @@ def _reason(error: CheckpointException) -> str:
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    return dict(_reader(folder).read_metadata().state_dict_metadata) if (folder / METADATA).is_file() else {}
+    if (folder / METADATA).is_file():
+        return dict(_reader(folder).read_metadata().state_dict_metadata)
+    return {}
 
 
 def _reader(folder: Path) -> FileSystemReader:

@@ -32,9 +32,12 @@ def coarse_pixels(images: Sequence[Image.Image]) -> Features:
 def survival(many_NF: Features, few_NF: Features, base_many_NF: Features, base_few_NF: Features) -> float:
     """The score of features with the LoRA in many and in few steps, and of the same without it; NaN where the LoRA
     changes nothing in many steps."""
-    change_NF, left_NF = many_NF - base_many_NF, few_NF - base_few_NF
+    change_NF = many_NF - base_many_NF
+    left_NF = few_NF - base_few_NF
     whole = float((change_NF * change_NF).sum())
-    return float((left_NF * change_NF).sum()) / whole if whole else math.nan
+    if whole:
+        return float((left_NF * change_NF).sum()) / whole
+    return math.nan
 
 
 class SurvivalScores:

@@ -89,7 +89,8 @@ class Validator:
             key = (file_digest(item.sample.image), str(item.crop.bucket))
             random = generator(self._seed, "validation", *key)
             noise_BCHW = torch.randn((1, *batch.latents_BCHW.shape[1:]), generator=random)
-            if (found := self._at_levels(batch, noise_BCHW, should_stop)) is None:
+            found = self._at_levels(batch, noise_BCHW, should_stop)
+            if found is None:
                 return None
             of_levels, predicted_x0_BCHW = found
             # Of the highest level, where least of the image is given and most is the network's own.
@@ -139,9 +140,12 @@ class Validator:
 
         def errors(batches: Sequence[LatentBatch]) -> list[list[float]] | None:
             found = [self._at_levels(each, noise_BCHW, should_stop) for each in batches]
-            return None if None in found else [each[0] for each in found if each]
+            if None in found:
+                return None
+            return [each[0] for each in found if each]
 
-        of_worse, of_reference = errors(worse), self._of_reference.get((way, index))
+        of_worse = errors(worse)
+        of_reference = self._of_reference.get((way, index))
         if of_reference is None:
             with self.compared.reference():
                 of_reference = errors([batch, *worse])
@@ -170,7 +174,8 @@ def measure_at_level(
     predicted_BCHW = predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
     share_B111 = mix(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1), t_B)[0]  # of the noise in x_t: of the error in x0
     x0_BCHW = batch.latents_BCHW + share_B111 * (target_BCHW - predicted_BCHW.detach().cpu())
-    device, mask_B1HW = predicted_BCHW.device, batch.loss_mask_B1HW
+    device = predicted_BCHW.device
+    mask_B1HW = batch.loss_mask_B1HW
     if mask_B1HW is not None:
         mask_B1HW = mask_B1HW.to(device)
     return loss_per_sample(predicted_BCHW, target_BCHW.to(device), mask_B1HW=mask_B1HW), x0_BCHW

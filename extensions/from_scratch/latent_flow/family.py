@@ -128,18 +128,20 @@ class LatentFlowFamily(ModelFamily):
         self.size_multiple = latent_scale * patch
         self.prediction = prediction
         self.max_tokens = max_tokens
-        self.longest_side = positions * self.size_multiple if positions else None
+        if positions:
+            self.longest_side = positions * self.size_multiple
+        else:
+            self.longest_side = None
         self.max_references = max_references
 
     def of_folder(self, folder: Path) -> LatentFlowFamily:
         if not (folder / INDEX).is_file():
             return self
-        index, vae, transformer = (
-            read_model_json(folder / INDEX),
-            part_config(folder, "vae"),
-            part_config(folder, "transformer"),
-        )
-        prediction, max_tokens = index.get("prediction", self.prediction), index.get("max_tokens", self.max_tokens)
+        index = read_model_json(folder / INDEX)
+        vae = part_config(folder, "vae")
+        transformer = part_config(folder, "transformer")
+        prediction = index.get("prediction", self.prediction)
+        max_tokens = index.get("max_tokens", self.max_tokens)
         return self.of_parts(vae, transformer, prediction, max_tokens)
 
     @classmethod
@@ -147,8 +149,12 @@ class LatentFlowFamily(ModelFamily):
         cls, vae: Mapping[str, Any], transformer: Mapping[str, Any], prediction: str, max_tokens: int
     ) -> LatentFlowFamily:
         """The facts by the configs of these parts, each with its class as `_class_name`."""
-        name, patch = transformer["_class_name"], transformer.get("patch_size", PATCH)
-        most = transformer.get(*POSITIONS[name]) if name in POSITIONS else None
+        name = transformer["_class_name"]
+        patch = transformer.get("patch_size", PATCH)
+        if name in POSITIONS:
+            most = transformer.get(*POSITIONS[name])
+        else:
+            most = None
         references = REFERENCES.get(name, 0)
         return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens, most, references)
 
@@ -164,7 +170,8 @@ class LatentFlowFamily(ModelFamily):
             read_model_json(folder / INDEX),
             *(part_config(folder, p) for p in ("transformer", "vae")),
         )
-        prediction, tokens = index.get("prediction", PREDICTIONS[0]), index.get("max_tokens", DEFAULT_MAX_TOKENS)
+        prediction = index.get("prediction", PREDICTIONS[0])
+        tokens = index.get("max_tokens", DEFAULT_MAX_TOKENS)
         if prediction not in PREDICTIONS:
             raise UserError(f"{folder / INDEX}: prediction: {prediction!r} is none of {', '.join(PREDICTIONS)}.")
         if type(tokens) is not int or tokens < 1:
@@ -174,7 +181,8 @@ class LatentFlowFamily(ModelFamily):
             if name not in known:
                 file = folder / part / "config.json"
                 raise UserError(f"{file}: {name!r} is not a {part} of this family. {did_you_mean(name, known)}")
-            if fault := file_fault(folder / part / "config.json", config):
+            fault = file_fault(folder / part / "config.json", config)
+            if fault:
                 raise UserError(fault)
         text_encoder_kind(folder / "text_encoder")
         shapes = part_shapes(folder / "transformer")
@@ -205,10 +213,12 @@ class LatentFlowFamily(ModelFamily):
         return len({name.split(".")[1] for name in names if name.startswith(BLOCKS)})
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
-        layers, config = self.linear_layers(folder), part_config(folder, "transformer")
+        layers = self.linear_layers(folder)
+        config = part_config(folder, "transformer")
         in_blocks = sum(inputs * outputs for inputs, outputs in layers.values())
         largest = max((inputs * outputs for inputs, outputs in layers.values()), default=0)
-        text, vae = part_config(folder, "text_encoder"), part_config(folder, "vae")
+        text = part_config(folder, "text_encoder")
+        vae = part_config(folder, "vae")
         hidden = text.get("hidden_size", text.get("dim", text.get("d_model", 0)))
         inner = text.get("intermediate_size", text.get("hidden_dim", text.get("d_ff", 4 * hidden)))
         vae_width = vae.get("base_dim", next(iter(vae.get(LEVELS[vae["_class_name"]][0], ())), 64))

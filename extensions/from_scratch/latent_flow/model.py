@@ -70,7 +70,10 @@ class LatentFlowModel(FolderModel):
 
     def _load_text_encoder(self) -> text.TextEncoder:
         options = self.options
-        dtype = (options.weights_dtype or options.dtype) if self._trains_text else options.dtype
+        if self._trains_text:
+            dtype = options.weights_dtype or options.dtype
+        else:
+            dtype = options.dtype
         module = text.load_text_encoder(options.folder / "text_encoder", dtype)
         if options.transform_text_block:
             for name, child in module.named_modules():
@@ -104,7 +107,10 @@ class LatentFlowModel(FolderModel):
         return autoencoder
 
     def trained_parts(self) -> set[str]:
-        text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()
+        if self._trains_text:
+            text_parts = {"text_encoder", "tokenizer"}
+        else:
+            text_parts = set()
         return text_parts | ({"vae"} if self._trained_vae else set())
 
     @cached_property
@@ -115,8 +121,14 @@ class LatentFlowModel(FolderModel):
         folder = self.options.folder
         if part == "vae":
             return weights_hash(folder, [part])
-        parts = ["tokenizer"] if self._trains_text else ["text_encoder", "tokenizer"]
-        variant = "" if self._trains_text else self.options.text_encoder_cache_tag
+        if self._trains_text:
+            parts = ["tokenizer"]
+        else:
+            parts = ["text_encoder", "tokenizer"]
+        if self._trains_text:
+            variant = ""
+        else:
+            variant = self.options.text_encoder_cache_tag
         return f"{weights_hash(folder, parts)} {self.family.max_tokens}{variant}"
 
     # ------------------------------------------------------------ images
@@ -151,7 +163,8 @@ class LatentFlowModel(FolderModel):
 
     def count_cut(self, prompts: Iterable[str]) -> int:
         """How many of these prompts have more tokens than are seen."""
-        tokenizer, most = self.part("tokenizer"), self.family.max_tokens
+        tokenizer = self.part("tokenizer")
+        most = self.family.max_tokens
         return sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > most for prompt in prompts)
 
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:

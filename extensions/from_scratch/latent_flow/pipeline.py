@@ -61,16 +61,22 @@ class LatentFlowPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
     ) -> Any:
         """`ImagePipelineOutput` with one image. height, width: in pixels. guidance_scale: up to 1 means none."""
-        device, dtype = self._execution_device, self.transformer.dtype
+        device = self._execution_device
+        dtype = self.transformer.dtype
         positive = self._embeds(prompt)
-        negative = self._embeds(negative_prompt) if guidance_scale > 1 else None
+        if guidance_scale > 1:
+            negative = self._embeds(negative_prompt)
+        else:
+            negative = None
         empty = self._encode(torch.zeros(1, 3, 64, 64, dtype=self.vae.dtype, device=device))
-        channels, scale = empty.shape[1], 64 // empty.shape[-1]
+        channels = empty.shape[1]
+        scale = 64 // empty.shape[-1]
         noise = torch.randn((1, channels, height // scale, width // scale), generator=generator)
         self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
         x_BCHW = noise.to(device)
         for sigma, timestep in zip(self.scheduler.sigmas, self.progress_bar(self.scheduler.timesteps), strict=False):
-            t_B, latents = sigma.to(device).expand(1), x_BCHW.to(dtype)
+            t_B = sigma.to(device).expand(1)
+            latents = x_BCHW.to(dtype)
             velocity = self._predict(latents, t_B, positive)
             if negative is not None:
                 unguided = self._predict(latents, t_B, negative)
@@ -101,7 +107,8 @@ class LatentFlowPipeline(DiffusionPipeline):
         if "causal_condition" in self.transformer.config:  # QwenImage21Transformer2DModel
             return self._predict_single_stream(x_BCHW, t_B, embeds_BLE)
         batch, channels, height, width = x_BCHW.shape
-        rows, columns = height // PATCH, width // PATCH
+        rows = height // PATCH
+        columns = width // PATCH
         patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
         found = self.transformer(
             hidden_states=patches.reshape(batch, rows * columns, channels * PATCH**2),

@@ -27,7 +27,9 @@ transformers_logging.disable_progress_bar()  # a bar per part would tear the sta
 VOCABULARY = 8192
 """Tokens of a tokenizer that is made from captions, at most, where the config does not say it."""
 
-PAD, BEGIN, END = "[PAD]", "[CLS]", "[SEP]"
+PAD = "[PAD]"
+BEGIN = "[CLS]"
+END = "[SEP]"
 ARGUMENTS = "text_encoder.config"
 """Key of the arguments, for messages."""
 
@@ -60,7 +62,8 @@ def load_text_encoder(part: Path, dtype: torch.dtype) -> TextEncoder:
     if kind.norm:
         encoder.get_submodule(kind.norm).register_forward_hook(lambda _, inputs, __: inputs[0])
     projection = None
-    if (file := part / PROJECTION).is_file():
+    file = part / PROJECTION
+    if file.is_file():
         with reading(part):
             weight_EH = load_file(file)["weight"].to(dtype)
         projection = nn.Linear(weight_EH.shape[1], weight_EH.shape[0], bias=False)

@@ -72,7 +72,8 @@ class Sd3Transformer(TransformerAdapter):
 
     @staticmethod
     def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
-        heads, head_dim = arguments.get("num_attention_heads", 18), arguments.get("attention_head_dim", 64)
+        heads = arguments.get("num_attention_heads", 18)
+        head_dim = arguments.get("attention_head_dim", 64)
         whole = isinstance(heads, int) and isinstance(head_dim, int)
         return {
             "in_channels": channels,
@@ -110,7 +111,9 @@ class Sd3Transformer(TransformerAdapter):
         for index, block in enumerate(module.transformer_blocks):
             streams = run(index, block, streams, temb_BD)
         patches_BSP = module.proj_out(module.norm_out(streams[0], temb_BD))
-        rows, columns, channels = height // patch, width // patch, module.config.out_channels
+        rows = height // patch
+        columns = width // patch
+        channels = module.config.out_channels
         patches: Tensor = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
@@ -139,7 +142,8 @@ class QwenImageTransformer(TransformerAdapter):
     ) -> Tensor:
         images = [x_BCHW, *references]
         packed = list(map(qwen.pack, images))
-        shapes, own = qwen.image_shapes(images), packed[0].shape[1]
+        shapes = qwen.image_shapes(images)
+        own = packed[0].shape[1]
         tokens_BSP = qwen.forward(module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes)
         return qwen.unpack(tokens_BSP[:, :own], *x_BCHW.shape[-2:])
 

@@ -62,5 +62,7 @@ class AlignConfig(ToolConfig):
         output = Path(self.output).expanduser()
         if output.exists() and not job.was_finished:
             yield Diagnostic(("output",), f"'{output}' is there already, and nothing is replaced. Give another folder.")
-        elif file := file_in_the_way(output.parent):
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        else:
+            file = file_in_the_way(output.parent)
+            if file:
+                yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")

@@ -32,7 +32,9 @@ MOST_SHOWN = 200
 BESIDE = (*CAPTION_SUFFIXES, ".json", ".lint")
 """Captions and the like, which are copied with their image."""
 
-ALIGNED, SAME, UNMEASURED = "aligned", "lies on it already", "not measurable"
+ALIGNED = "aligned"
+SAME = "lies on it already"
+UNMEASURED = "not measurable"
 
 Box = tuple[int, int, int, int]
 
@@ -73,7 +75,8 @@ class AlignProcess(BaseExtensionProcess):
             raise UserError(f"{section.folder}: holds no images with control images.")
         if output.exists():
             raise RunError(f"'{output}' is there already, and nothing is replaced. Give another folder.")
-        line, pairs = StatusLine(), list[Pair]()
+        line = StatusLine()
+        pairs = list[Pair]()
         with os_error_as_run_error(output), atomic_write_dir(output) as folder:
             for done, sample in enumerate(samples, 1):
                 try:
@@ -90,7 +93,9 @@ class AlignProcess(BaseExtensionProcess):
     def _write(self, sample: Sample, output: Path) -> list[Pair]:
         image = open_image(sample.image, sample.background)
         references = [open_image(path, sample.background) for path in sample.control_images]
-        pairs, box, put = [], (0, 0, *image.size), dict[int, Image.Image]()
+        pairs = []
+        box = (0, 0, *image.size)
+        put = dict[int, Image.Image]()
         measured = [measure(image, reference) for reference in references]
         for slot, (path, reference) in enumerate(zip(sample.control_images, references, strict=True)):
             found = measured[slot]
@@ -102,7 +107,8 @@ class AlignProcess(BaseExtensionProcess):
             pairs.append(pair)
         home = Path(self.section.folder).expanduser()
         for suffix in BESIDE:
-            if (beside := Path(sample.image).with_suffix(suffix)).is_file():
+            beside = Path(sample.image).with_suffix(suffix)
+            if beside.is_file():
                 _copy(beside, output / "images" / _below(beside, home))
         target = output / "images" / _below(Path(sample.image), home)
         if put:
@@ -116,7 +122,10 @@ class AlignProcess(BaseExtensionProcess):
             if not put or pairs[slot].state == UNMEASURED:
                 _copy(Path(control), to)
             else:  # one that lies on the image is cut as the image is
-                whole = put[slot] if slot in put else onto_image(references[slot], measured[slot])[0]
+                if slot in put:
+                    whole = put[slot]
+                else:
+                    whole = onto_image(references[slot], measured[slot])[0]
                 _save(whole.crop(box), to)
         if sample.mask:
             to = (output / "masks" / _below(Path(sample.image), home)).with_suffix(Path(sample.mask.file).suffix)
@@ -129,7 +138,9 @@ class AlignProcess(BaseExtensionProcess):
     def _state(self, found: Alignment) -> str:
         if not found.is_measurable:
             return UNMEASURED
-        return ALIGNED if found.is_off(self.section.most_drift) else SAME
+        if found.is_off(self.section.most_drift):
+            return ALIGNED
+        return SAME
 
 
 def _below(path: Path, home: Path) -> Path:
@@ -150,12 +161,17 @@ def _save(image: Image.Image, target: Path) -> None:
 def _whole(path: str) -> Image.Image:
     """An image with its transparency, where it has any."""
     image = open_image(path, channels=4)
-    return image if image.getextrema()[-1] != (255, 255) else image.convert("RGB")
+    if image.getextrema()[-1] != (255, 255):
+        return image
+    return image.convert("RGB")
 
 
 def _difference(image: Image.Image, reference: Image.Image) -> str:
     """What differs, three times as bright."""
-    other = reference if reference.size == image.size else reference.resize(image.size)
+    if reference.size == image.size:
+        other = reference
+    else:
+        other = reference.resize(image.size)
     grey = ImageChops.difference(image.convert("L"), other.convert("L")).point(lambda value: min(255, 3 * value))
     return embedded(grey, SHOWN_SIDE)
 

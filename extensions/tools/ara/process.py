@@ -53,8 +53,10 @@ class AraProcess(BaseExtensionProcess):
         section, model = self.section, self.section.quantized()
         self._family = checked_family(model)
         check_device(section.device, model_bytes(model))
-        self._device, self._dtype = use_device(pick_device(section.device)), DTYPES[section.dtype]
-        self._stores, self._status = CachePair(TensorCache(None), TensorCache(None)), StatusLine()
+        self._device = use_device(pick_device(section.device))
+        self._dtype = DTYPES[section.dtype]
+        self._stores = CachePair(TensorCache(None), TensorCache(None))
+        self._status = StatusLine()
         images = []
         if section.measure:
             images.append(self._image(self._load(model.model_copy(update={"quantize": False}))))
@@ -77,7 +79,8 @@ class AraProcess(BaseExtensionProcess):
         for kind, (before, after) in errors.items():
             logger.info(f"{kind}: error {before:.4f} -> {after:.4f}")
         metadata = {"qtype": model.qtype, "base_model": model.public_name(), "mean_errors": json.dumps(errors)}
-        if reason := why_not_replaced(section.output_path(), is_own_file):
+        reason = why_not_replaced(section.output_path(), is_own_file)
+        if reason:
             raise RunError(reason)
         maker.write(section.output_path(), metadata)
         logger.info(f"{section.output_path()}: use it with qtype: {model.qtype}|{section.output_path()}")

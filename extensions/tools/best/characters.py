@@ -32,7 +32,8 @@ def who_appears(names: Sequence[str], samples: Callable[[str], Sequence[Image.Im
     table: Table = {}
     for name in names:
         found = Counter(judge(samples(name)))
-        if strangers := found.keys() - {*names, NOBODY}:
+        strangers = found.keys() - {*names, NOBODY}
+        if strangers:
             raise ValueError(f"{min(strangers)!r} was recognised, but not asked about")
         columns = (*names, NOBODY) if found[NOBODY] else names
         table[name] = {seen: found[seen] / found.total() for seen in columns}
@@ -65,7 +66,8 @@ def images_of(words: Sequence[str], items: Iterable[BucketedSample]) -> dict[str
 def lines_of(table: Table) -> list[str]:
     """The table in words: a row for each character asked for, a column for each recognised."""
     columns = list(dict.fromkeys(seen for row in table.values() for seen in row))
-    width, first = max(8, *map(len, columns)), max(len("asked for"), *map(len, table))
+    width = max(8, *map(len, columns))
+    first = max(len("asked for"), *map(len, table))
     lines = [f"{'asked for':{first}} " + " ".join(f"{name:>{width}}" for name in columns)]
     for asked, row in table.items():
         lines.append(f"{asked:{first}} " + " ".join(f"{row.get(name, 0):>{width}.0%}" for name in columns))

@@ -79,7 +79,9 @@ class BestConfig(RunToolConfig):
 
     def output_path(self) -> Path:
         """`output` as a path."""
-        return Path(self.output).expanduser() if self.output else self.folder() / "best.json"
+        if self.output:
+            return Path(self.output).expanduser()
+        return self.folder() / "best.json"
 
     def best_file(self) -> Path:
         """What `link` writes."""
@@ -121,7 +123,8 @@ class BestConfig(RunToolConfig):
         if Path(self.embedder).expanduser().is_file():
             yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
         yield from check_page(self.output_path(), _is_measurement, "best.json")
-        if self.link and (reason := why_not_replaced(self.best_file(), is_own_file)):
+        reason = why_not_replaced(self.best_file(), is_own_file) if self.link else ""
+        if reason:
             yield Diagnostic(("link",), reason)
         elif self.link and not self.overwrite and self.best_file().exists():
             remedy = "Set overwrite (--overwrite), or move it."

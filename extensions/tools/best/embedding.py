@@ -37,9 +37,13 @@ class Embedder:
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         folder = Path(name).expanduser()
-        folder = folder if folder.is_dir() else download_encoder(name, KEY)
+        if folder.is_dir():
+            folder = folder
+        else:
+            folder = download_encoder(name, KEY)
         check_device(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
-        if fault := quantization_fault(folder, KEY):
+        fault = quantization_fault(folder, KEY)
+        if fault:
             raise UserError(f"{KEY}: {fault}")
         with reading(folder):
             config = AutoConfig.from_pretrained(folder, **NO_CODE)
@@ -48,8 +52,12 @@ class Embedder:
         with reading(folder):
             model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **NO_CODE)
             self.reads_text = config.model_type == "clip"
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE) if self.reads_text else None
-        self._model, self._at = model.requires_grad_(False).eval().to(at), at
+            if self.reads_text:
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, **NO_CODE)
+            else:
+                self._tokenizer = None
+        self._model = model.requires_grad_(False).eval().to(at)
+        self._at = at
         self._side = (config.vision_config if self.reads_text else config).image_size
         if not self.reads_text:
             self._side = 224  # of its preprocessor; its positions are those of 518, and are interpolated
@@ -62,7 +70,10 @@ class Embedder:
             pixels = self._pixels(picture)
             if self.reads_text:
                 found = self._model.get_image_features(pixel_values=pixels)
-                row = found if isinstance(found, Tensor) else found.pooler_output
+                if isinstance(found, Tensor):
+                    row = found
+                else:
+                    row = found.pooler_output
             else:
                 row = self._model(pixel_values=pixels).last_hidden_state[:, 0]
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
@@ -76,13 +87,17 @@ class Embedder:
         for prompt in prompts:
             ids = self._tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt").to(self._at)
             found = self._model.get_text_features(**ids)
-            row = found if isinstance(found, Tensor) else found.pooler_output
+            if isinstance(found, Tensor):
+                row = found
+            else:
+                row = found.pooler_output
             rows.append(functional.normalize(row.float().cpu(), dim=-1))
         return torch.cat(rows)
 
     def _pixels(self, picture: Image.Image) -> Tensor:
         side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        left = (picture.width - side) // 2
+        top = (picture.height - side) // 2
         square = over_white(picture).crop((left, top, left + side, top + side))
         values = to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC)) / 2 + 0.5
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in self._normalisation())

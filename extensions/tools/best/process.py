@@ -110,7 +110,10 @@ class BestProcess(BaseExtensionProcess):
             chosen, reason = recommend(candidates, measured[0], compared)
         else:
             reason = _CANNOT_TELL.format(every=validation_every(measured[-1].step or 0))
-        beyond = (measured[-1].step or 0) - (chosen.step or 0) if chosen else None
+        if chosen:
+            beyond = (measured[-1].step or 0) - (chosen.step or 0)
+        else:
+            beyond = None
         for line in table(measured):
             logger.info(line)
         appears = bench.who_appears(section.folder() / (chosen or measured[-1]).file)
@@ -150,13 +153,18 @@ class _Bench:
     """The model of the run, with all that is measured on it."""
 
     def __init__(self, config: BestConfig, training: DiffusionSection) -> None:
-        self._config, self._status = config, StatusLine()
+        self._config = config
+        self._status = StatusLine()
         family = checked_family(training.model)
-        cache, trained_before = ScanCache.beside(training.training_folder), partial(trained_images, config.folder())
+        cache = ScanCache.beside(training.training_folder)
+        trained_before = partial(trained_images, config.folder())
         _, uses, split = scan_and_split(training, family, cache, trained_before)
         items, trained, self.measured_on = _images(uses, split, config.images)
         self.is_held_out = split is not None
-        characters = _characters(training, uses, config) if config.embedder else {}
+        if config.embedder:
+            characters = _characters(training, uses, config)
+        else:
+            characters = {}
         logger.info(f"measured on {self.measured_on}")
         self._texts: list[Sequence[CacheEntry]] = []
         model, dataset, device, dtype = encoded_run(training, items, config.device, self._progress, self._texts)
@@ -165,14 +173,20 @@ class _Bench:
         side = min(NEUTRAL_SIDE, min(min(item.crop.bucket) for item in trained))
         self._neutral = self._sampler(model, list(_neutral(config, family, side, trained)))
         ways = training.deployments()
-        prompts = _prompts(training, family, trained, config) if config.embedder or ways else []
+        if config.embedder or ways:
+            prompts = _prompts(training, family, trained, config)
+        else:
+            prompts = []
         in_ways = [deployed(prompt, key, way) for key, way in ways.items() for prompt in prompts]
         self._count, self._samples = len(prompts), self._sampler(model, [*prompts, *in_ways])
         shown = {name: own[: config.samples] for name, own in characters.items()}
         self._asked = [name for name, own in shown.items() for _ in own]
         asked = [prompt for own in shown.values() for prompt in caption_prompts(own, family, config.steps, 1.0)]
         self._cast = self._sampler(model, asked)
-        edits = _edits(training, family, items, trained, config) if config.edits else []
+        if config.edits:
+            edits = _edits(training, family, items, trained, config)
+        else:
+            edits = []
         self._edits = self._sampler(model, edits)
         fill_texts(self._texts, model, self._progress)
         self._status.finish()
@@ -231,7 +245,10 @@ class _Bench:
             return Measured(name, step, losses[LOSS], drift, **more)
         drawn_ND = self._embedder.images(drawn)
         said = [prompt.prompt for prompt in self._samples.prompts[: self._count]]
-        heard = adherence(drawn_ND, self._embedder.texts(said)) if self._embedder.reads_text else None
+        if self._embedder.reads_text:
+            heard = adherence(drawn_ND, self._embedder.texts(said))
+        else:
+            heard = None
         self._status.finish()
         return Measured(name, step, losses[LOSS], drift, distance(drawn_ND, self._photos_ND), heard, **more)
 
@@ -269,7 +286,8 @@ class _Bench:
             self._base_features = features
             return {}
         names = list(dict.fromkeys(prompt.deployment for prompt in prompts if prompt.deployment))
-        many, base_many = features[0], self._base_features[0]
+        many = features[0]
+        base_many = self._base_features[0]
         pairs = zip(names, features[1:], self._base_features[1:], strict=True)
         scores = {name: survival(many, few, base_many, base_few) for name, few, base_few in pairs}
         return {name: score for name, score in scores.items() if isfinite(score)}
@@ -318,7 +336,8 @@ def _prompts(
     training: DiffusionSection, family: ModelFacts, trained: Sequence[BucketedSample], config: BestConfig
 ) -> list[SamplePrompt]:
     """The run's own prompts, or captions with their references."""
-    if pictures := training.sample_pictures():
+    pictures = training.sample_pictures()
+    if pictures:
         return sample_prompts(pictures[: config.samples], training.trigger_word, family)
     return caption_prompts(trained[: config.samples], family, config.steps, 1.0)
 
@@ -371,15 +390,20 @@ def recommend(measured: Sequence[Measured], base: Measured, compared: AsGood | N
     """
     lowest = min(measured, key=lambda each: each.loss)
     as_good = [each for each in measured if each.loss <= lowest.loss * (1 + AS_GOOD)]
-    of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest" if len(as_good) > 1 else ""
+    if len(as_good) > 1:
+        of_these = f" among the {len(as_good)} whose loss is within {AS_GOOD:.0%} of the lowest"
+    else:
+        of_these = ""
     if compared and len(compared.steps) > 1:
-        best, found = measured[compared.earliest], compared.differences[compared.earliest]
+        best = measured[compared.earliest]
+        found = compared.differences[compared.earliest]
         reason = (
             f"the earliest of the {len(compared.steps)} whose loss is not worse than the lowest within the interval "
             f"({found.mean:+.4f}, of which up to {found.half:.4f} may be chance, {CONFIDENCE:.0%} confidence)"
         )
     elif compared or len(as_good) == 1:
-        best, reason = lowest, f"the lowest loss, {lowest.loss:.4f}"
+        best = lowest
+        reason = f"the lowest loss, {lowest.loss:.4f}"
     elif lowest.distance is not None:
         best = min(as_good, key=lambda each: each.distance or 0.0)
         reason = f"samples nearest to the training images ({best.distance:.3f}){of_these}"

@@ -108,7 +108,9 @@ class CacheCommand(CacheOptions, ToolConfig):
 
         def find_model(uid: str) -> type[BaseModel] | None:
             model = known.find_config(uid)
-            return CacheConfig if model is not None and issubclass(model, DiffusionSection) else model
+            if model is not None and issubclass(model, DiffusionSection):
+                return CacheConfig
+            return model
 
         processes = load_job(find_config(self.job), find_model).processes
         return tuple(entry.section for entry in processes if isinstance(entry.section, CacheConfig))

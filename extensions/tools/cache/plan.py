@@ -15,7 +15,8 @@ from toolkit.plan.run_plan import RunPlan, folder_plans
 def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
     model = ModelOutlook.of(config.model, job)
-    if lines := tuple(unknown_family(config.model)):
+    lines = tuple(unknown_family(config.model))
+    if lines:
         return RunPlan(config.type, config.display_name(job), (), 0, 0, 0, notes=lines, outlook=Outlook(model))
     scan_cache = ScanCache.beside(config.training_folder)
     scan, items, validation_split = scan_and_split(config, family_for(config.model), scan_cache)

@@ -39,7 +39,10 @@ class CacheProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        sections = self.section.encoded() if isinstance(self.section, CacheCommand) else (self.section,)
+        if isinstance(self.section, CacheCommand):
+            sections = self.section.encoded()
+        else:
+            sections = (self.section,)
         used: dict[Path, Keys] = {}
         for section in sections:
             folder = Path(section.training_folder).expanduser()
@@ -47,7 +50,8 @@ class CacheProcess(BaseExtensionProcess):
             for kind, key in self._encode(section, folder):
                 keys[kind].add(key)
             if section.model.keeps_quantized():  # its files are here now
-                dtype, device = DTYPES[section.weights_dtype()], pick_device(section.device, quiet=True)
+                dtype = DTYPES[section.weights_dtype()]
+                device = pick_device(section.device, quiet=True)
                 keys[MODELS].add(kept_name(section.model, dtype, device.type))
         for folder, keys in used.items():
             self._account(folder, keys)

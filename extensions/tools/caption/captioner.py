@@ -28,7 +28,9 @@ from toolkit.system.device import is_out_of_memory
 ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
 """Subfolders of a captioner's parts in a diffusers folder; a transformers folder has no subfolders."""
 
-IMAGE_PAD, END, PAD = "<|image_pad|>", "<|im_end|>", "<|endoftext|>"
+IMAGE_PAD = "<|image_pad|>"
+END = "<|im_end|>"
+PAD = "<|endoftext|>"
 MARKERS = ("<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", IMAGE_PAD, PAD)
 
 BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -86,12 +88,14 @@ class Captioner:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-        self.settings, self.device = settings, device
+        self.settings = settings
+        self.device = device
         encoder, tokenizer, processor = (part_folder(folder, part) for part in (ENCODER, TOKENIZER, PROCESSOR))
         with reading(tokenizer):
             self.tokenizer = Qwen2Tokenizer.from_pretrained(tokenizer, local_files_only=True, padding_side="left")
         known = self.tokenizer.get_vocab()
-        if absent := [marker for marker in MARKERS if marker not in known]:
+        absent = [marker for marker in MARKERS if marker not in known]
+        if absent:
             raise RunError(f"{tokenizer}: {', '.join(absent)} are not in the vocabulary. Copy the model again.")
         self.ids = {marker: known[marker] for marker in MARKERS}
         with reading(processor):
@@ -129,7 +133,9 @@ class Captioner:
 
     @torch.inference_mode()
     def _captions(self, shown: Sequence[Sequence[Image.Image]], names: Sequence[str]) -> list[Caption]:
-        settings, end, pad = self.settings, self.ids[END], self.ids[PAD]
+        settings = self.settings
+        end = self.ids[END]
+        pad = self.ids[PAD]
         inputs_BL = self._inputs(shown)
         drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if settings.temperature:
@@ -173,7 +179,9 @@ class Captioner:
 
 def _name_in_model(name: str) -> str:
     """The name that a weight of a single file has in the module with its head."""
-    return name if name == HEAD else f"model.{text_encoder_name(name)}"
+    if name == HEAD:
+        return name
+    return f"model.{text_encoder_name(name)}"
 
 
 def captioner_folder(model: str, weights: bool) -> Path:
@@ -183,7 +191,10 @@ def captioner_folder(model: str, weights: bool) -> Path:
     else, and for weights that another program has quantized.
     """
     folder = _folder_of(model, weights)
-    fault = quantization_fault(part_folder(folder, ENCODER), *QUANTIZED) if weights else ""
+    if weights:
+        fault = quantization_fault(part_folder(folder, ENCODER), *QUANTIZED)
+    else:
+        fault = ""
     if fault:
         raise UserError(f"model: {fault}")
     return folder

@@ -127,7 +127,9 @@ class CaptionConfig(ToolConfig):
         """The file of all captions; None: each has its own."""
         if self.format == "txt":
             return None
-        return Path(self.output).expanduser() if self.output else self.folder_path() / TABLES[self.format]
+        if self.output:
+            return Path(self.output).expanduser()
+        return self.folder_path() / TABLES[self.format]
 
     def question(self) -> str:
         """What the model is asked."""
@@ -146,7 +148,9 @@ class CaptionConfig(ToolConfig):
 
     def weights_file(self) -> Path | None:
         """`text_encoder_path` as a path."""
-        return Path(self.text_encoder_path).expanduser() if self.text_encoder_path else None
+        if self.text_encoder_path:
+            return Path(self.text_encoder_path).expanduser()
+        return None
 
     def outputs_exist(self, job: JobContext) -> bool:
         """False: whether captions are missing is looked up again."""
@@ -155,31 +159,45 @@ class CaptionConfig(ToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Folders that are missing, a model of another kind, keys that exclude each other."""
         for key in ("folder", "pairs"):
-            if given := getattr(self, key):
+            given = getattr(self, key)
+            if given:
                 yield from check_folder((key,), given, job)
         if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
             yield Diagnostic(("pairs",), "is the same folder as 'folder'. Give the folder of the control images.")
         if self.output and self.format == "txt":
             yield Diagnostic(("output",), "has no effect with format txt, which writes a file beside each image.")
-        if (table := self.table()) and self.output and (table.is_dir() or file_in_the_way(table.parent)):
+        table = self.table()
+        if table and self.output and (table.is_dir() or file_in_the_way(table.parent)):
             yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
         yield from self._check_model(job)
         yield from check_path("text_encoder_path", self.text_encoder_path, "Give a safetensors file.", job, file=True)
-        if (file := self.weights_file()) and file.is_file() and (fault := encoder_file_fault(file, "captioner", {})):
-            yield Diagnostic(("text_encoder_path",), fault)
+        file = self.weights_file()
+        if file and file.is_file():
+            fault = encoder_file_fault(file, "captioner", {})
+            if fault:
+                yield Diagnostic(("text_encoder_path",), fault)
 
     def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:
         folder = Path(self.model).expanduser()
         if job.will_write(folder) or (not folder.is_dir() and not looks_like_a_path(self.model)):
             return
-        config = folder / "text_encoder" / "config.json" if (folder / INDEX).is_file() else folder / "config.json"
+        if (folder / INDEX).is_file():
+            config = folder / "text_encoder" / "config.json"
+        else:
+            config = folder / "config.json"
         if not config.is_file():
             remedy = f"Give a hub id such as {CAPTIONER!r}, or a folder of it."
             yield Diagnostic(("model",), f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}")
-        elif (kind := _model_type(config)) != CAPTIONER_TYPE:
-            yield Diagnostic(("model",), f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here.")
-        elif not self.text_encoder_path and (fault := quantization_fault(config.parent, *QUANTIZED)):
-            yield Diagnostic(("model",), fault)
+        else:
+            kind = _model_type(config)
+            if kind != CAPTIONER_TYPE:
+                yield Diagnostic(
+                    ("model",), f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here."
+                )
+            elif not self.text_encoder_path:
+                fault = quantization_fault(config.parent, *QUANTIZED)
+                if fault:
+                    yield Diagnostic(("model",), fault)
 
 
 def _model_type(config: Path) -> str:

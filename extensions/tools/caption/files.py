@@ -60,11 +60,15 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
 
     Raises UserError for a folder without images, and for names that the table cannot hold.
     """
-    images, refused = [], []
+    images = []
+    refused = []
     for folder in _folders(config.folder_path(), config.recursive):
         listing = list_folder(str(folder))
         below = folder.relative_to(config.folder_path())
-        references = _references(config.pairs_path() / below) if config.pairs else {}
+        if config.pairs:
+            references = _references(config.pairs_path() / below)
+        else:
+            references = {}
         for stem, names in listing.images.items():
             path = folder / names[0]
             if len(names) > 1:
@@ -75,14 +79,20 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
                 images.append(CaptionedImage(image_name((below / names[0]).as_posix()), path, references.get(stem)))
     if not images and not refused:
         subfolders = list_folder(config.folder).subfolders and not config.recursive
-        remedy = "Set recursive (--recursive) for those of its subfolders." if subfolders else "Give another folder."
+        if subfolders:
+            remedy = "Set recursive (--recursive) for those of its subfolders."
+        else:
+            remedy = "Give another folder."
         raise UserError(f"folder: {config.folder!r} holds no image. {remedy}")
-    if config.format == "tsv" and (bad := [image.name for image in images if not _fits_tsv(image.name)]):
-        what = "has a tab, a line break, a space at its edge or bytes that are not UTF-8, which a TSV table cannot hold"
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UserError(
-            f"folder: the name {bad[0]!r}{more} {what}. Rename it, or set format to jsonl (--format jsonl)."
-        )
+    if config.format == "tsv":
+        bad = [image.name for image in images if not _fits_tsv(image.name)]
+        if bad:
+            what = "has a tab, a line break, a space at its edge or bytes that are not UTF-8"
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise UserError(
+                f"folder: the name {bad[0]!r}{more} {what}, which a TSV table cannot hold. Rename it, or set format to "
+                "jsonl (--format jsonl)."
+            )
     return images, refused
 
 
@@ -113,7 +123,10 @@ class Captions:
         self.config = config
         self._trash = home / TRASH
         date = time.strftime("%Y-%m-%d_%H%M%S")
-        self._taken = unused_path(self._trash, f"{date}-") if (self._trash / date).exists() else self._trash / date
+        if (self._trash / date).exists():
+            self._taken = unused_path(self._trash, f"{date}-")
+        else:
+            self._taken = self._trash / date
         self._journal = self._trash / f"unfinished-{_digest(config)}.jsonl"
         self.redone: dict[str, str] = {}
         """Name -> caption made by this run, including an interrupted part of it, with `overwrite`."""
@@ -122,7 +135,8 @@ class Captions:
 
     def _read_journal(self) -> None:
         """Fills `redone`. From the first line on that is not whole, as after a power cut, the journal is cut off."""
-        whole, raw = 0, self._journal.read_bytes()
+        whole = 0
+        raw = self._journal.read_bytes()
         for line in raw.splitlines(keepends=True):
             try:
                 row = json.loads(line if line.endswith(b"\n") else b"")
@@ -231,7 +245,8 @@ class Table(Captions):
         if torn and self._is_caption(torn):
             _append(path, "")  # all of it but the line's end
             logger.info(f"{path}: its last line has no line end and is kept: see that it is whole")
-            self._lines, torn = [*self._lines, torn.decode("utf-8")], b""
+            self._lines = [*self._lines, torn.decode("utf-8")]
+            torn = b""
         if torn:
             self._keep_old(path, path.name)
             with os_error_as_run_error(path):
@@ -254,7 +269,10 @@ class Table(Captions):
             name, caption = line.split("\t", 1)
             return image_name(name.strip()), caption.strip()
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            form = '{"image_path": ..., "caption": ...}' if self._is_json else "name, tab, caption"
+            if self._is_json:
+                form = '{"image_path": ..., "caption": ...}'
+            else:
+                form = "name, tab, caption"
             raise UserError(f"{self.path}:{number}: is not {form}. Correct it, or give another output.") from error
 
     def _key(self, path: Path) -> str:

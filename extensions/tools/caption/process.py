@@ -34,7 +34,8 @@ class CaptionProcess(BaseExtensionProcess):
         total = len(images) + len(refused)
         captions = open_captions(section)
         todo = captions.missing(images)
-        if had := len(images) - len(todo):
+        had = len(images) - len(todo)
+        if had:
             logger.info(f"{had} of {len(images)} images have captions" + ("" if todo else ": nothing to do"))
         if todo:
             refused += self._caption(todo, captions)
@@ -49,18 +50,25 @@ class CaptionProcess(BaseExtensionProcess):
         section = self.section
         file = section.weights_file()
         folder = captioner_folder(section.model, weights=file is None)
-        in_files = sum(shard.stat().st_size for shard in shards_of(file)) if file else 0
+        if file:
+            in_files = sum(shard.stat().st_size for shard in shards_of(file))
+        else:
+            in_files = 0
         check_device(section.device, in_files or weights_bytes(folder))
         settings = CaptionSettings(
             section.question(), section.max_tokens, section.max_size, section.temperature, section.seed
         )
-        quantize = quantizer(section.quantize) if section.quantize else None
+        if section.quantize:
+            quantize = quantizer(section.quantize)
+        else:
+            quantize = None
         device = use_device(pick_device(section.device))
         return Captioner(folder, settings, device, DTYPES[section.dtype], quantize, file)
 
     def _caption(self, todo: list[CaptionedImage], captions: Captions) -> list[ImageError]:
         """Writes their captions; returns the images that could not be captioned."""
-        section, status = self.section, StatusLine()
+        section = self.section
+        status = StatusLine()
         refused: list[ImageError] = []
         captioner = self._load()
         made = cut = 0
@@ -75,7 +83,8 @@ class CaptionProcess(BaseExtensionProcess):
                     continue
                 text = inject_trigger(add_prefix(said.text, section.prefix), section.trigger_word)
                 if captions.write(image, text):
-                    made, cut = made + 1, cut + said.cut
+                    made = made + 1
+                    cut = cut + said.cut
             status.update(f"captions {made + len(refused)}/{len(todo)}")
         status.finish(f"{made} captions written to {section.table() or section.folder}")
         if cut:
@@ -90,7 +99,10 @@ def _readable(
     """Each image with what the model is shown; those that cannot be read are added to `refused`."""
     for image in batch:
         try:
-            files = [image.reference, image.path] if image.reference else [image.path]
+            if image.reference:
+                files = [image.reference, image.path]
+            else:
+                files = [image.path]
             yield image, [open_image(file) for file in files]
         except ImageError as error:
             refused.append(error)

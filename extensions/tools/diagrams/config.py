@@ -31,7 +31,10 @@ class DiagramsConfig(RunToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run, a file in the way, a package that is missing."""
         yield from self.check_runs(job)
-        if self.output and (file := file_in_the_way(Path(self.output).expanduser())):
-            yield Diagnostic(("output",), f"'{file}' is a file. Give a folder to write.")
-        if lack := missing_package("matplotlib", "diagrams"):
+        if self.output:
+            file = file_in_the_way(Path(self.output).expanduser())
+            if file:
+                yield Diagnostic(("output",), f"'{file}' is a file. Give a folder to write.")
+        lack = missing_package("matplotlib", "diagrams")
+        if lack:
             yield Diagnostic(("run",), lack)

@@ -23,7 +23,10 @@ class DiagramsProcess(BaseExtensionProcess):
         super().run()
         runs = runs_in(self.section.folder())
         for run in runs:
-            output = Path(self.section.output).expanduser() if self.section.output else run.folder / GRAPH
+            if self.section.output:
+                output = Path(self.section.output).expanduser()
+            else:
+                output = run.folder / GRAPH
             suffix = self.section.suffix or (f"_{run.name}" if self.section.output and len(runs) > 1 else "")
             files = draw_diagrams(run.folder, output, suffix)
             logger.info(f"{run.folder}: " + (f"{len(files)} files in {output}" if files else "no step recorded yet"))

@@ -72,7 +72,8 @@ class DoctorProcess(BaseExtensionProcess):
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     ) -> tuple[list[Diagnostic], dict[str, Any] | None, str]:
         """Findings, what is rounded away, and the title of the model."""
-        section, read = self.section, layers_of(tensors)
+        section = self.section
+        read = layers_of(tensors)
         if not tensors:
             return [finding("empty", "It holds no tensors.", "Take the file as its trainer saved it.")], None, ""
         if section.program:
@@ -82,7 +83,8 @@ class DoctorProcess(BaseExtensionProcess):
         bases = self._bases()
         found_in = ((one, _located(read.parts, one.layers)) for one in bases)
         base, names = max(found_in, key=lambda pair: (len(pair[1]), len(_misnamed(read.parts, pair[0].layers))))
-        sound, rounded = read.sound(metadata), None
+        sound = read.sound(metadata)
+        rounded = None
         found += _of_model(read.parts, names, base, sound)
         found += _of_biases(read.biases, base) if names or base.is_given else ()
         if len(names) == len(read.parts) and not any(one.check == "size" for one in found):
@@ -98,13 +100,18 @@ class DoctorProcess(BaseExtensionProcess):
         if base.model:
             return base.family.title
         same = [one for one in named_families(metadata) if _kin(one, base.family)]
-        return same[0].title if same else f"{base.family.title}, or a model with its layers"
+        if same:
+            return same[0].title
+        return f"{base.family.title}, or a model with its layers"
 
     def _bases(self) -> list[Base]:
         section = self.section
         try:
             name = section.model and str(Path(section.model).expanduser())
-            model = ModelConfig(name_or_path=name) if name else model_of(Path(section.file).expanduser())
+            if name:
+                model = ModelConfig(name_or_path=name)
+            else:
+                model = model_of(Path(section.file).expanduser())
             folder = model.files_folder()
             return [_base(family_for(model), folder, model if folder.is_dir() else None, bool(name))]
         except UserError:
@@ -120,10 +127,13 @@ class DoctorProcess(BaseExtensionProcess):
         if base.model:
             for one in origin_findings("", str(Path(self.section.file).expanduser()), base.model, base.folder):
                 yield finding("other_base", one.message, "Use it with the model it is of.", severity=one.severity)
-        elif (named := named_families(metadata)) and not any(_kin(family, base.family) for family in named):
-            message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
-            yield finding("other_base", message, "Take the file as its trainer saved it.")
-        if OTHER_ARCHITECTURES.match(said := metadata.get(ARCHITECTURE, "")):
+        else:
+            named = named_families(metadata)
+            if named and not any(_kin(family, base.family) for family in named):
+                message = f"Its metadata say {named[0].title}, and its layers are those of {base.family.title}."
+                yield finding("other_base", message, "Take the file as its trainer saved it.")
+        said = metadata.get(ARCHITECTURE, "")
+        if OTHER_ARCHITECTURES.match(said):
             message = f"Its metadata say {said}, and its layers have the names of those of {base.family.title}."
             yield finding("other_base", message, "Use it with the model it is of.")
 
@@ -135,7 +145,10 @@ class DoctorProcess(BaseExtensionProcess):
         by_layer: dict[str, Rounding] = {}
         others: list[Rounding] = []
         with ExitStack() as stack:
-            reader = ShardReader(base.folder / base.family.trained_part, stack) if base.model else None
+            if base.model:
+                reader = ShardReader(base.folder / base.family.trained_part, stack)
+            else:
+                reader = None
             for index, (name, change) in enumerate(_split_all(changes, base).items()):
                 if reader:
                     weight = reader.take(f"{name}.weight").float()
@@ -159,7 +172,10 @@ class DoctorProcess(BaseExtensionProcess):
         if rounded["lost"] < self.section.most_lost:
             return
         lost = [name for name, one in rounded["by_layer"].items() if one["lost"] >= self.section.most_lost]
-        how = "measured" if rounded["measured"] else "predicted for weights of usual size"
+        if rounded["measured"]:
+            how = "measured"
+        else:
+            how = "predicted for weights of usual size"
         message = (
             f"Merged into {rounded['base_dtype']} weights {rounded['lost']:.0%} of the change is rounded away ({how}), "
             f"in {len(lost)} of {len(rounded['by_layer'])} layers."
@@ -222,7 +238,8 @@ def _misnamed(stems: Iterable[str], layers: Mapping[str, tuple[int, int]]) -> di
         bare[stem] = stem
         while prefix := next((prefix for prefix in NEEDLESS if bare[stem].startswith(prefix)), ""):
             bare[stem] = bare[stem].removeprefix(prefix)
-    located, names = _located(bare, layers), _located(bare.values(), layers)
+    located = _located(bare, layers)
+    names = _located(bare.values(), layers)
     return {stem: names[rest] for stem, rest in bare.items() if stem not in located and rest in names}
 
 
@@ -235,7 +252,8 @@ def _missing(names: Mapping[str, str], base: Base, metadata: Mapping[str, str]) 
         return
     blocks: dict[str, dict[int, str]] = defaultdict(dict)
     for name in base.layers:
-        if (match := re.search(r"(?:blocks|layers)\.(\d+)\.", name)) and name not in fused:
+        match = re.search(r"(?:blocks|layers)\.(\d+)\.", name)
+        if match and name not in fused:
             blocks[f"{name[: match.start(1)]}N{name[match.end(1) :]}"][int(match[1])] = name
     gone: list[str] = []
     for of_block in blocks.values():
@@ -267,13 +285,16 @@ def _of_model(
     stems: Mapping[str, Any], names: Mapping[str, str], base: Base, sound: Mapping[str, LayerDelta]
 ) -> Iterator[Diagnostic]:
     """Layers that the model lacks or has in another size, and those that are changed twice."""
-    left, title = [stem for stem in stems if stem not in names], base.family.title
-    if encoder := [stem for stem in left if names and TEXT_ENCODER.match(stem)]:
+    left = [stem for stem in stems if stem not in names]
+    title = base.family.title
+    encoder = [stem for stem in left if names and TEXT_ENCODER.match(stem)]
+    if encoder:
         message = f"{len(encoder)} of {len(stems)} layers are of a text encoder, such as {encoder[0]}."
         remedy = f"Programs leave them out: {title} has no LoRA on its text encoder. Train without it."
         yield finding("other_layers", message, remedy, tuple(encoder))
         left = [stem for stem in left if stem not in encoder]
-    if misnamed := _misnamed(left, base.layers):
+    misnamed = _misnamed(left, base.layers)
+    if misnamed:
         stem, name = next(iter(misnamed.items()))
         message = f"{len(misnamed)} of {len(stems)} layers have too much before their name: {stem} is {name}."
         remedy = "No program finds them. Save it again, or rename the keys (safetensors) to diffusion_model.LAYER."
@@ -281,10 +302,12 @@ def _of_model(
         left = [stem for stem in left if stem not in misnamed]
     families = [one for one in map(FAMILIES.load, FAMILIES) if one.published and not _kin(one, base.family)]
     ours = (one.title for one in families if len(_located(stems, _base(one, Path(), None).layers)) == len(stems))
-    if left and (known := next(ours, "") or other_model(left)):
-        message = f"It is a LoRA of {known}; {title} has other layers."
-        yield finding("other_model", message, "Use it with the model it is of.")
-        return
+    if left:
+        known = next(ours, "") or other_model(left)
+        if known:
+            message = f"It is a LoRA of {known}; {title} has other layers."
+            yield finding("other_model", message, "Use it with the model it is of.")
+            return
     if left and len(left) >= len(names):
         message = f"{len(left)} of {len(stems)} layers are of no model that is known here, such as {left[0]}."
         yield finding("other_model", message, "Use it with the model it is of.", tuple(left))
@@ -308,14 +331,16 @@ def _of_model(
     by_name: dict[str, list[str]] = {}
     for stem, name in names.items():
         by_name.setdefault(name, []).append(stem)
-    if twice := [found[0] for found in by_name.values() if len(found) > 1]:
+    twice = [found[0] for found in by_name.values() if len(found) > 1]
+    if twice:
         message = f"{len(twice)} layers appear twice under two names, such as {' and '.join(by_name[names[twice[0]]])}."
         yield finding("twice", message, "Keep one of the names: programs use one and drop the other.", tuple(twice))
 
 
 def _of_biases(biases: Mapping[str, Tensor], base: Base) -> Iterator[Diagnostic]:
     """Changes of biases that the model lacks."""
-    weights, fused = base.family.weight_shapes(base.folder), fused_layers(base.layers)
+    weights = base.family.weight_shapes(base.folder)
+    fused = fused_layers(base.layers)
     names = {stem: fused.get(name, (name,))[0] for stem, name in _located(biases, base.layers).items()}
     absent = [stem for stem in biases if f"{names.get(stem)}.bias" not in weights]
     if weights and absent:
@@ -345,7 +370,8 @@ def _sum(found: Any) -> Rounding:
 
 
 def as_json(one: Diagnostic) -> dict[str, Any]:
-    layers, is_wrong = list(one.key), one.severity == "error"
+    layers = list(one.key)
+    is_wrong = one.severity == "error"
     return {"check": one.check, "message": one.message, "remedy": one.remedy, "layers": layers, "is_wrong": is_wrong}
 
 
@@ -356,10 +382,16 @@ def render(file: str, title: str, found: list[Diagnostic], rounded: Mapping[str,
         note = "note: " if one.severity == "warning" else ""
         lines += [f"{note}{one.check}: {one.message}", f"  do: {one.remedy}"]
         if one.key:
-            more = f" and {len(one.key) - SHOWN} more" if len(one.key) > SHOWN else ""
+            if len(one.key) > SHOWN:
+                more = f" and {len(one.key) - SHOWN} more"
+            else:
+                more = ""
             lines.append(f"  where: {', '.join(map(str, one.key[:SHOWN]))}{more}")
     if rounded:
-        how = "measured on the model's weights" if rounded["measured"] else "predicted; weights were not read"
+        if rounded["measured"]:
+            how = "measured on the model's weights"
+        else:
+            how = "predicted; weights were not read"
         lines.append(f"merged into {rounded['base_dtype']}: {rounded['lost']:.1%} of the change is lost ({how})")
         if "between" in rounded:
             low, high = rounded["between"]

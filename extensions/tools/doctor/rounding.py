@@ -47,7 +47,9 @@ class Rounding(NamedTuple):
     @property
     def noise(self) -> float:
         """Norm of what is changed besides, through the norm of the change."""
-        return math.sqrt(max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant) if self.meant else 0.0
+        if self.meant:
+            return math.sqrt(max(self.changed - self.inner**2 / self.meant, 0.0) / self.meant)
+        return 0.0
 
     def __add__(self, other: Rounding) -> Rounding:  # type: ignore[override]
         return Rounding(*map(sum, zip(self, other, strict=True)))
@@ -58,7 +60,8 @@ def rounding(weight_OI: Tensor, change_of: Callable[[Tensor], Tensor], base: str
     from the quantized weight, on whose norms the change of a DoRA depends, to the change."""
     before = ROUNDED[base](weight_OI)
     change_OI = change_of(before)
-    left, change = (ROUNDED[base](before + change_OI) - before).double(), change_OI.double()
+    left = (ROUNDED[base](before + change_OI) - before).double()
+    change = change_OI.double()
     return Rounding(float((left * change).sum()), float((left * left).sum()), float((change * change).sum()))
 
 
@@ -72,7 +75,10 @@ def predicted(change: LayerDelta, base: str, seed: int) -> list[Rounding]:
         whole = torch.randn((outputs, inputs), generator=random) / math.sqrt(inputs)
         return [rounding(whole * size, change.delta_for, base) for size in (1.0, 0.5, 2.0)]
     rows = torch.linspace(0, outputs - 1, min(ROWS, outputs)).round().long()
-    change_OI = change.delta()[rows] if change.low_rank is None else change.low_rank[0][rows] @ change.low_rank[1]
+    if change.low_rank is None:
+        change_OI = change.delta()[rows]
+    else:
+        change_OI = change.low_rank[0][rows] @ change.low_rank[1]
     weight = torch.randn((len(rows), inputs), generator=random) / math.sqrt(inputs)
     return [rounding(weight * size, lambda _: change_OI, base) for size in (1.0, 0.5, 2.0)]
 
@@ -100,7 +106,8 @@ def nvfp4(weight_OI: Tensor) -> Tensor:
     steps = (blocks / scale).nan_to_num(0.0, 0.0, 0.0)
     middle = (sizes[1:] + sizes[:-1]) / 2
     # Halves go to the even code, as hardware rounds: the code below has to be even for `right` to stay there.
-    below, above = torch.bucketize(steps.abs(), middle), torch.bucketize(steps.abs(), middle, right=True)
+    below = torch.bucketize(steps.abs(), middle)
+    above = torch.bucketize(steps.abs(), middle, right=True)
     codes = torch.where((below != above) & (below % 2 == 1), above, below)
     return (sizes[codes] * steps.sign() * scale).view(weight_OI.shape)
 

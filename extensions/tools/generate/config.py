@@ -86,7 +86,8 @@ class GenerateConfig(PicturesConfig):
         for stem in sorted({stem for stem in stems if stems.count(stem) > 1}):
             yield Diagnostic(("latent_path",), f"two files would become '{stem}.png'. Decode them into two folders.")
         for path in self.latent_path:
-            if fault := latents_fault(Path(path).expanduser(), channels):
+            fault = latents_fault(Path(path).expanduser(), channels)
+            if fault:
                 yield Diagnostic(("latent_path",), fault)
 
     def resolved(self) -> GenerateConfig:

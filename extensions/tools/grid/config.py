@@ -68,5 +68,6 @@ class GridConfig(PicturesConfig):
         if not (self.prompt or self.prompts):
             yield Diagnostic(("prompt",), "is required. Or give 'prompts', a file of prompts.")
         index = Path(self.output).expanduser() / INDEX
-        if reason := why_not_replaced(index, is_page):
+        reason = why_not_replaced(index, is_page)
+        if reason:
             yield Diagnostic(("output",), reason)

@@ -64,7 +64,9 @@ def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, titl
     }
 
     def address(picture: Picture) -> str:
-        return link_to(folder / picture.name, folder) if (folder / picture.name).is_file() else ""
+        if (folder / picture.name).is_file():
+            return link_to(folder / picture.name, folder)
+        return ""
 
     return page(
         Path(__file__).with_name("grid.html.j2"),

@@ -63,7 +63,9 @@ class InfluenceConfig(RunToolConfig):
 
     def output_folder(self) -> Path:
         """`output` as a path."""
-        return Path(self.output).expanduser() if self.output else self.folder() / FOLDER
+        if self.output:
+            return Path(self.output).expanduser()
+        return self.folder() / FOLDER
 
     def measurement(self) -> Measurement:
         """What is measured. Raises RunError and UserError as `plan_measurement`."""
@@ -81,10 +83,13 @@ class InfluenceConfig(RunToolConfig):
             self.measurement()
         except (RunError, UserError) as error:
             yield Diagnostic(("run",), str(error))
-        if file := file_in_the_way(self.output_folder().parent):
+        file = file_in_the_way(self.output_folder().parent)
+        if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
-        elif reason := why_not_replaced(self.output_folder()):
-            yield Diagnostic(("output",), reason)
+        else:
+            reason = why_not_replaced(self.output_folder())
+            if reason:
+                yield Diagnostic(("output",), reason)
 
     def plan(self, job: JobContext) -> RunPlan | None:
         """What is measured, and how many passes that takes."""

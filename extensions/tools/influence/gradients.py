@@ -36,7 +36,8 @@ def sketch(gradients: Iterable[Tensor], size: int = SKETCH) -> Tensor:
     signs = torch.randint(0, 2, (2 * size,), generator=random) * 2.0 - 1
     total = torch.zeros(size)
     for gradient in gradients:
-        signs, total = signs.to(gradient.device), total.to(gradient.device)
+        signs = signs.to(gradient.device)
+        total = total.to(gradient.device)
         for portion in gradient.float().flatten().split(size):
             first_sign, place = torch.randint(0, size, (2,), generator=random).tolist()
             signed = portion * signs[first_sign : first_sign + len(portion)]
@@ -59,7 +60,8 @@ def influence_on(units_ND: Tensor, reference_ND: Tensor) -> Tensor:
 
 def medians(values: Tensor, groups: Sequence[int]) -> Tensor:
     """The median of the group of each image; values: [..., N]."""
-    found, group_N = torch.zeros_like(values), torch.tensor(groups)
+    found = torch.zeros_like(values)
+    group_N = torch.tensor(groups)
     for group in set(groups):
         found[..., group_N == group] = values[..., group_N == group].median(-1, keepdim=True).values
     return found

@@ -122,17 +122,29 @@ def plan_measurement(
     sizes = Counter(item.sample.dataset for item in images)
     groups = tuple(each if sizes[each := item.sample.dataset] >= FEWEST else -1 for item in images)
     uses = sum(item.sample.repeats for item in trained)
-    held_out = tuple({item.sample.image: item for item in split.items}.values()) if split else ()
+    if split:
+        held_out = tuple({item.sample.image: item for item in split.items}.values())
+    else:
+        held_out = ()
     if reference == "validation" and not held_out:
         raise UserError(f"{run.folder}: its job has no section 'validation'. Set reference to others.")
     most = epochs * uses
     fits = len(images) + len(held_out) <= most
-    validation = held_out if reference == "validation" or (reference == "auto" and fits) else ()
+    if reference == "validation" or (reference == "auto" and fits):
+        validation = held_out
+    else:
+        validation = ()
     wanted = [Round(file, level) for level in levels for file in _spread(files, checkpoints)]
     rounds = wanted[: max(1, int(most // (len(images) + len(validation))))]
     records = list_dataset_files(run.folder)
-    newest = read_object(max(records, key=lambda path: path.stat().st_mtime)) if records else None
-    changed = "" if newest is None else str(compare(newest, fingerprint(scan.samples)))
+    if records:
+        newest = read_object(max(records, key=lambda path: path.stat().st_mtime))
+    else:
+        newest = None
+    if newest is None:
+        changed = ""
+    else:
+        changed = str(compare(newest, fingerprint(scan.samples)))
     return Measurement(training, images, groups, validation, tuple(rounds), uses, changed)
 
 

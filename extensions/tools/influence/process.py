@@ -41,7 +41,8 @@ NOT_FOUND = (
 )
 """What the list of suspects does not say."""
 
-PAGE, NUMBERS = "influence.html", "influence.json"
+PAGE = "influence.html"
+NUMBERS = "influence.json"
 
 MOST_SHARE = 0.2
 """Largest share of the images that can be suspects."""
@@ -105,7 +106,10 @@ class InfluenceProcess(BaseExtensionProcess):
             write_json(new / NUMBERS, _numbers(section, plan, found, seconds))
         for each in suspects:
             logger.info(f"suspect: {each.image}: {each.reason}")
-        told = "Look at them first" if suspects else "Look at the first of the page all the same"
+        if suspects:
+            told = "Look at them first"
+        else:
+            told = "Look at the first of the page all the same"
         logger.info(f"{folder / PAGE}: {len(suspects)} of {len(found)} images are suspects. {told}")
         logger.info(NOT_FOUND)
 
@@ -114,7 +118,9 @@ class _Bench:
     """The model of the run, with its network and its images."""
 
     def __init__(self, config: InfluenceConfig, plan: Measurement) -> None:
-        self._config, self._plan, self._status = config, plan, StatusLine()
+        self._config = config
+        self._plan = plan
+        self._status = StatusLine()
         training = plan.training
         family = checked_family(training.model)
         items = [*plan.images, *plan.validation]
@@ -134,7 +140,9 @@ class _Bench:
 
     def measure(self) -> tuple[Tensor, Tensor]:
         """[R, N] each: the influence of each training image in each round, and the length of its gradient."""
-        influences, lengths, loaded = [], [], None
+        influences = []
+        lengths = []
+        loaded = None
         with self._network.inference():
             for number, each in enumerate(self._plan.rounds, 1):
                 if loaded != each.file.path:

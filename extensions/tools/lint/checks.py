@@ -91,8 +91,11 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
         own = _different(targets, references)
         for start, distances in _all_distances(targets, references):
             for row, line in enumerate(distances):
-                here, nearest = start + row, int(line.argmin())
-                far, near, its = int(own[here]), int(line[nearest]), int(own[nearest])
+                here = start + row
+                nearest = int(line.argmin())
+                far = int(own[here])
+                near = int(line[nearest])
+                its = int(own[nearest])
                 # Where the other reference fits its own image, the two images only resemble each other.
                 if far > UNLIKE_BITS and 2 * near < far and its > max(UNLIKE_BITS, 2 * near):
                     shown = f"shows what {items[nearest].references[slot].path} shows, and not its own control image"
@@ -139,7 +142,8 @@ def pair_shape(data: Dataset, config: LintConfig) -> Found:
 def pair_shift(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for reference in item.references:
-            if (found := reference.alignment) and found.is_off(config.most_drift):
+            found = reference.alignment
+            if found and found.is_off(config.most_drift):
                 what = f"is off its control image {reference.path} by up to {found.drift:.1f} pixels"
                 yield item.sample.image, f"{what} ({found}): the model learns to move what it edits"
 
@@ -228,16 +232,22 @@ def enlarged(data: Dataset, config: LintConfig) -> Found:
 
 def tiny(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        size, wanted = item.sample.size, sqrt(area_of(item.resolution))
-        if (share := sqrt(prod(size)) / wanted) < config.least_size:
+        size = item.sample.size
+        wanted = sqrt(area_of(item.resolution))
+        share = sqrt(prod(size)) / wanted
+        if share < config.least_size:
             what = f"{size.width} x {size.height}, {share:.0%} of the resolution {wanted:.0f}"
-            outcome = "is not enlarged" if isinstance(item.resolution, int) else "is enlarged to it"
+            if isinstance(item.resolution, int):
+                outcome = "is not enlarged"
+            else:
+                outcome = "is enlarged to it"
             yield item.sample.image, f"is small: {what}, and {outcome}"
 
 
 def aspect(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        size, crop = item.sample.size, item.crops[0]
+        size = item.sample.size
+        crop = item.crops[0]
         cut = 1 - prod(crop.bucket) / prod(crop.scaled)
         ratio = max(size) / min(size)
         if cut > config.most_cut:
@@ -250,7 +260,10 @@ def aspect(data: Dataset, config: LintConfig) -> Found:
 
 def _finer(item: Item, multiple: int, cut: float) -> str:
     """The next resolution that cuts off less than half as much: at a low one the sizes of buckets lie far apart."""
-    first = item.resolution if isinstance(item.resolution, int) else 0
+    if isinstance(item.resolution, int):
+        first = item.resolution
+    else:
+        first = 0
     for side in range(first + multiple, 2 * first + 1, multiple):
         crop = bucket_for(item.sample.size, side, multiple)
         share = 1 - prod(crop.bucket) / prod(crop.scaled)
@@ -261,7 +274,8 @@ def _finer(item: Item, multiple: int, cut: float) -> str:
 
 def transparent(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        sample, share = item.sample, item.look.transparent
+        sample = item.sample
+        share = item.look.transparent
         is_its_mask = sample.mask is not None and sample.mask.alpha
         is_trained = data.keeps_alpha and not sample.background
         if share and not is_its_mask and not is_trained:
@@ -271,7 +285,8 @@ def transparent(data: Dataset, config: LintConfig) -> Found:
 
 def mode(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        if name := MODES.get(item.look.mode):
+        name = MODES.get(item.look.mode)
+        if name:
             yield item.sample.image, f"is {name}. Training converts it to 8-bit sRGB; look at the result"
         yield from ((item.sample.image, note) for note in item.look.notes)
     for image in data.converted:
@@ -288,13 +303,22 @@ def mode(data: Dataset, config: LintConfig) -> Found:
 
 def no_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        text = item.sample.caption if item.written is None else item.written
+        if item.written is None:
+            text = item.sample.caption
+        else:
+            text = item.written
         without = text.replace(item.sample.rules.trigger or data.trigger, "")
         for placeholder in PLACEHOLDERS:
             without = without.replace(placeholder, "")
         if not item.is_reg and not without.strip(" .,;:"):
-            of_job = "the trigger word of the job alone" if os.path.isdir(config.path) else "an empty prompt"
-            prompt = f"{item.sample.caption!r} alone" if item.sample.caption else of_job
+            if os.path.isdir(config.path):
+                of_job = "the trigger word of the job alone"
+            else:
+                of_job = "an empty prompt"
+            if item.sample.caption:
+                prompt = f"{item.sample.caption!r} alone"
+            else:
+                prompt = of_job
             yield item.sample.image, f"has no caption: it trains with {prompt}"
 
 
@@ -319,7 +343,10 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
         if word in text:
             yield f"has {word!r} only inside another word, so it is not put in front: {_short(text)}"
         elif item.written is not None:
-            other = " in these letters" if word.lower() in text.lower() else ""
+            if word.lower() in text.lower():
+                other = " in these letters"
+            else:
+                other = ""
             yield f"has no {word!r}{other} in its caption, so it is put in front: {_short(text)}"
     elif rest != text and not whole.search(rest) and word.lower() in rest.lower():
         yield f"has {word!r} in other letters, and once more in front: {_short(text)}"
@@ -327,7 +354,9 @@ def _of_trigger(item: Item, word: str, text: str) -> Iterator[str]:
 
 def _texts(item: Item) -> tuple[str, ...]:
     """The captions as they are written, or as they are trained where only that is known."""
-    return item.sample.texts if item.written is None else (item.written,)
+    if item.written is None:
+        return item.sample.texts
+    return (item.written,)
 
 
 def _usual_word(data: Dataset) -> Found:
@@ -356,7 +385,8 @@ def garbled(data: Dataset, config: LintConfig) -> Found:
         image = item.sample.image
         for text in _texts(item):
             letters = sum(map(str.isalnum, text))
-            if found := _GARBLED.search(text):
+            found = _GARBLED.search(text)
+            if found:
                 yield image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
             elif 2 * letters < len("".join(text.split())):
                 yield image, f"its caption has hardly any letters: {_short(text)}"
@@ -372,7 +402,8 @@ def syntax(data: Dataset, config: LintConfig) -> Found:
 
 def several_lines(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        if lines := item.sample.caption.count("\n"):
+        lines = item.sample.caption.count("\n")
+        if lines:
             shown = _short(item.sample.caption)
             yield item.sample.image, f"has a caption of {lines + 1} lines, which are trained as one: {shown}"
 
@@ -388,10 +419,13 @@ def long_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         for text in item.sample.texts:
             if data.prompt_error:
-                if message := data.prompt_error(item.sample._replace(caption=text), item.crops[0]):
+                message = data.prompt_error(item.sample._replace(caption=text), item.crops[0])
+                if message:
                     yield item.sample.image, f"its caption has {message}"
-            elif (count := _tokens(text)) > config.most_tokens:
-                yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
+            else:
+                count = _tokens(text)
+                if count > config.most_tokens:
+                    yield item.sample.image, f"its caption has about {count} tokens, more than {config.most_tokens}"
 
 
 def _tokens(text: str) -> int:
@@ -400,7 +434,8 @@ def _tokens(text: str) -> int:
     if len(text) < 100:
         return len(text) // 3
     wide = sum(ord(letter) >= 0x2E80 for letter in text)
-    words, signs = len(re.findall(r"[^\W_]+", text)), len(re.findall(r"[^\w\s]", text))
+    words = len(re.findall(r"[^\W_]+", text))
+    signs = len(re.findall(r"[^\w\s]", text))
     return round(words * 4 / 3 + signs + 1.5 * wide)
 
 
@@ -415,7 +450,8 @@ def prompts(data: Dataset, config: LintConfig) -> Found:
 
 def suspect(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        if why := data.suspects.get(os.path.realpath(item.sample.image)):
+        why = data.suspects.get(os.path.realpath(item.sample.image))
+        if why:
             yield item.sample.image, f"acts against the other images of a training: {why}"
 
 

@@ -193,7 +193,8 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
         raise UserError(f"{config.path}: no process of this job has datasets. Give a training job, or a folder.")
     seen: list[tuple[Any, int | None]] = []
     for section in sections:
-        what, multiple = (section.datasets, section.validation, section.trigger_word), _size_multiple(section)
+        what = (section.datasets, section.validation, section.trigger_word)
+        multiple = _size_multiple(section)
         if any(what == other and multiple in (size, None) for other, size in seen):
             continue
         seen.append((what, multiple))
@@ -221,7 +222,8 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
     _fill(found, scan, items, (), lambda _: settings, progress)
     if not found.items and not scan.folders:
         raise DataErrors(found.mistakes)
-    if trigger := config.trigger_word:
+    trigger = config.trigger_word
+    if trigger:
         captions = {image.path: image.caption for image in find_images(settings)[0]}
         default = config.default_caption
         found.items = [_with_written(item, captions[item.sample.image] or default, trigger) for item in found.items]
@@ -230,7 +232,10 @@ def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Data
 
 def _with_written(item: Item, caption: str, trigger: str) -> Item:
     """The item with its caption as its file has it, of several the first; the placeholders in it are filled in."""
-    first = caption.splitlines()[0] if len(item.sample.texts) > 1 else caption
+    if len(item.sample.texts) > 1:
+        first = caption.splitlines()[0]
+    else:
+        first = caption
     return replace(item, written=inject_trigger(first, trigger, add=False).strip())
 
 
@@ -244,7 +249,8 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
     multiple = found.multiple = _size_multiple(section) or SIZE_MULTIPLE
-    cache, family = ScanCache.beside(section.training_folder), _family(section)
+    cache = ScanCache.beside(section.training_folder)
+    family = _family(section)
     scan, items, split = split_validation(
         section,
         *scan_items(section, multiple, cache, found.mistakes, family),
@@ -252,11 +258,10 @@ def _of_section(section: ImageTrainingSection, found: Dataset, progress: Callabl
         lambda count, _: f"{count} images",
         found.mistakes,
     )
-    own = (
-        section.validation.dataset(section.datasets)
-        if split and not split.from_training and section.validation
-        else None
-    )
+    if split and not split.from_training and section.validation:
+        own = section.validation.dataset(section.datasets)
+    else:
+        own = None
     found.trigger = section.trigger_word
     pictures: Any = getattr(section, "sample_pictures", tuple)()  # an autoencoder has no prompts
     found.prompts = tuple(item.prompt for item in pictures)
@@ -321,9 +326,12 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.unused, found.unpaired, found.converted = scan.unused, scan.unpaired, scan.converted
+    found.unused = scan.unused
+    found.unpaired = scan.unpaired
+    found.converted = scan.converted
     found.mask_faults = scan.mask_faults
-    found.questions, found.prompt_faults = scan.questions, scan.prompt_faults
+    found.questions = scan.questions
+    found.prompt_faults = scan.prompt_faults
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
@@ -341,7 +349,10 @@ def _fill(
         if isinstance(result, ImageError):
             found.mistakes.append(Diagnostic((sample.image,), result.reason))
             continue
-        of = own if own and is_held_out else settings(sample)
+        if own and is_held_out:
+            of = own
+        else:
+            of = settings(sample)
         smallest = min(of.resolution, key=area_of)
         is_reg = not is_held_out and sample.folder in regularisation
         found.items.append(Item(sample, sizes, smallest, is_held_out, is_reg, *result))
@@ -384,9 +395,15 @@ def _reference(path: str, background: str, target: Image.Image, shift: bool) -> 
     ours, its = (
         sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1 for each in (image, target)
     )
-    difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
+    if 1 / AS_SHARP < ours / its < AS_SHARP:
+        difference = max(0, int(beyond.max()))
+    else:
+        difference = 255
     ratio = image.width / image.height
-    alignment = measure(target, image).inverse() if shift and same_shape(target.size, image.size) else None
+    if shift and same_shape(target.size, image.size):
+        alignment = measure(target, image).inverse()
+    else:
+        alignment = None
     return Reference(path, ratio, difference_hash(image), difference, alignment)
 
 
@@ -456,7 +473,8 @@ def is_resampled(grey: Image.Image) -> bool:
       around it.
     """
     side = 768
-    left, top = max(0, (grey.width - side) // 2), max(0, (grey.height - side) // 2)
+    left = max(0, (grey.width - side) // 2)
+    top = max(0, (grey.height - side) // 2)
     grey = grey.crop((left, top, min(grey.width, left + side), min(grey.height, top + side)))
     if min(grey.size) < 64:
         return False
@@ -481,7 +499,8 @@ def _period(pixels: numpy.ndarray) -> float:
     columns = numpy.log(curved.mean(0) + 0.05)
     columns -= numpy.convolve(numpy.pad(columns, 3, "edge"), numpy.ones(7) / 7, "valid")
     strength = numpy.abs(numpy.fft.rfft(columns * numpy.hanning(count)))
-    first, eighth = round(0.15 * count), count // 8  # below are shapes of the image
+    first = round(0.15 * count)
+    eighth = count // 8  # below are shapes of the image
     usual = numpy.median(strength[first:]) + 1e-9
     blocks = max(strength[eighth - 1 : eighth + 2].max(), strength[3 * eighth - 1 : 3 * eighth + 2].max())
     for multiple in (1, 2, 3, 4):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement

@@ -70,7 +70,10 @@ def _text(path: str) -> str:
 
 
 def _checks(text: str, place: str) -> frozenset[str]:
-    names = re.split(r"[,\s]+", text.strip()) if text.strip() else []
+    if text.strip():
+        names = re.split(r"[,\s]+", text.strip())
+    else:
+        names = []
     for name in names:
         if name not in CHECKS:
             raise UserError(f"{place}: {name!r} is not a check. {did_you_mean(name, CHECKS)}")

@@ -63,16 +63,21 @@ def most_like(
 
     least: the lowest `likeness`. earlier: only others before the image count, of the same list.
     """
-    known, names = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()], list(ORIENTATIONS)
+    known = [_normalised(turn(others_NSS3)) for turn in ORIENTATIONS.values()]
+    names = list(ORIENTATIONS)
     for start in range(0, len(pictures_NSS3), at_once):
         looked_for = _normalised(pictures_NSS3[start : start + at_once])
         for row, correlations in enumerate(numpy.stack([looked_for @ each.T for each in known], axis=-1)):
             here = start + row
             seen = correlations[:here] if earlier else correlations
             flat = seen.reshape(-1)
-            nearest = numpy.argpartition(-flat, NEAREST)[:NEAREST] if len(flat) > NEAREST else numpy.arange(len(flat))
+            if len(flat) > NEAREST:
+                nearest = numpy.argpartition(-flat, NEAREST)[:NEAREST]
+            else:
+                nearest = numpy.arange(len(flat))
             for place in sorted(nearest, key=lambda place: -flat[place]):
-                other, orientation = int(place) // len(names), names[int(place) % len(names)]
+                other = int(place) // len(names)
+                orientation = names[int(place) % len(names)]
                 there = ORIENTATIONS[orientation](others_NSS3[other])
                 if flat[place] >= LEAST_CORRELATION and likeness(pictures_NSS3[here], there) >= least:
                     yield here, other, orientation
@@ -96,15 +101,19 @@ def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
     images. Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
     """
     explained = _aligned(a_SS3, b_SS3)
-    return max(explained, _aligned(b_SS3, a_SS3)) if explained > PROMISING else explained
+    if explained > PROMISING:
+        return max(explained, _aligned(b_SS3, a_SS3))
+    return explained
 
 
 def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
     """`likeness` where `a` is a part of `b`. A move is scale and shift of rows, then of columns, in sides."""
-    move, most = numpy.zeros(4), numpy.array([0.4, 0.25, 0.4, 0.25])
+    move = numpy.zeros(4)
+    most = numpy.array([0.4, 0.25, 0.4, 0.25])
     for halved, steps in ((True, 8), (False, 4)):
         a, b = (_smooth(each, halved) for each in (a_SS3, b_SS3))
-        grey_a, grey_b = a.mean(2), b.mean(2)
+        grey_a = a.mean(2)
+        grey_b = b.mean(2)
         for _ in range(steps):
             moved, inside = _moved(grey_b, move)
             places = (numpy.arange(len(a)) + 0.5) / len(a) - 0.5
@@ -114,7 +123,8 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
             fit = numpy.linalg.solve(known @ known.T + 1e-4 * numpy.eye(6), known @ grey_a[inside])
             move = numpy.clip(move + (fit[:4] / max(fit[4], 0.2)).clip(-0.1, 0.1), -most, most)
         moved, inside = _moved(b, move)
-        x, y = moved[inside], a[inside]
+        x = moved[inside]
+        y = a[inside]
         if len(x) < 0.6 * len(a) ** 2 or x.std() < FLAT:
             return 0.0
         left = y - y.mean() - ((x - x.mean()) * (y - y.mean())).mean() / x.var() * (x - x.mean())
@@ -126,7 +136,9 @@ def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
         return 0.0
     contrast = numpy.subtract(*numpy.percentile(y, [99, 1]))
     allowed = min(MOST_DIFFERENT, max(LEAST_DIFFERENT, OF_CONTRAST * contrast))
-    return explained if numpy.percentile(numpy.abs(left).max(-1), 99) <= allowed else 0.0
+    if numpy.percentile(numpy.abs(left).max(-1), 99) <= allowed:
+        return explained
+    return 0.0
 
 
 def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
@@ -142,7 +154,8 @@ def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
 
 def _moved(picture: numpy.ndarray, move: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
     """The image sampled where the move leads, linearly between pixels; and which places lie in it, [S, S]."""
-    side, inside = len(picture), []
+    side = len(picture)
+    inside = []
     for axis, (scale, shift) in enumerate(move.reshape(2, 2)):
         at = ((1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5) * side - 0.5
         below = numpy.clip(numpy.floor(at).astype(int), 0, side - 2)

@@ -66,7 +66,10 @@ def _facts(item: Item) -> str:
 
 def _rules(item: Item) -> str:
     rules = item.sample.rules
-    told = [f"caption left out in {rules.dropout_rate:.0%} of the uses"] if rules.dropout_rate else []
+    if rules.dropout_rate:
+        told = [f"caption left out in {rules.dropout_rate:.0%} of the uses"]
+    else:
+        told = []
     told += ["its tags are shuffled"] if rules.shuffle_tokens else []
     return "; ".join(told)
 

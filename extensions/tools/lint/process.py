@@ -42,7 +42,8 @@ class LintProcess(BaseExtensionProcess):
         found = list(dict.fromkeys(finding for data in datasets for finding in run_checks(data, section)))
         ignored_ones = Ignored()
         told = [finding for finding in found if finding not in ignored_ones]
-        images, ignored = len({item.sample.image for data in datasets for item in data.items}), len(found) - len(told)
+        images = len({item.sample.image for data in datasets for item in data.items})
+        ignored = len(found) - len(told)
         if section.preview:
             self._write_preview(datasets, told)
         if section.as_json:
@@ -58,7 +59,8 @@ class LintProcess(BaseExtensionProcess):
 
     def _progress(self) -> Any:
         """Shows on standard error how many images are read: standard output has the findings alone."""
-        line, begun = StatusLine(sys.stderr), time.monotonic()
+        line = StatusLine(sys.stderr)
+        begun = time.monotonic()
         is_quiet = self.section.as_json and not sys.stderr.isatty()
 
         def show(done: int, total: int) -> None:
@@ -71,7 +73,8 @@ class LintProcess(BaseExtensionProcess):
 
     def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Diagnostic]) -> None:
         path = Path(self.section.output).expanduser()
-        if reason := why_not_replaced(path, is_page):
+        reason = why_not_replaced(path, is_page)
+        if reason:
             raise RunError(reason)
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:
@@ -101,7 +104,8 @@ def render(findings: Sequence[Diagnostic]) -> list[str]:
     """A heading for each check, and a line for each finding."""
     lines = []
     for name, check in CHECKS.items():
-        if found := [finding for finding in findings if finding.check == name]:
+        found = [finding for finding in findings if finding.check == name]
+        if found:
             lines += [f"{name}: {check.title}. {check.remedy}"]
             lines += [f"  {finding.place}: {finding.message}" for finding in found] + [""]
     return lines

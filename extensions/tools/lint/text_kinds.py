@@ -17,7 +17,8 @@ TIMES, WORDS = 4, 30
 """A prompt of another length has so many times the words of the longest captions, or as many times fewer than the
 shortest have, and differs from them by so many words. The 10 % at either end do not count."""
 
-TAGS, SENTENCES = "a list of tags", "sentences"
+TAGS = "a list of tags"
+SENTENCES = "sentences"
 
 FEW_WORDS = 8
 """Shorter texts are of no form: a tag, a title and a short sentence look alike."""
@@ -54,7 +55,9 @@ def form_of(text: str) -> str:
     parts = [words for part in _COMMAS.split(_END.sub(",", text)) if (words := words_in(part))]
     if ends < 2 and len(parts) >= 5 and fmean(parts) <= 2.5:
         return TAGS
-    return SENTENCES if fmean(parts) >= 5 or (ends >= 2 and words_in(text) >= 8 * ends) else ""
+    if fmean(parts) >= 5 or (ends >= 2 and words_in(text) >= 8 * ends):
+        return SENTENCES
+    return ""
 
 
 def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
@@ -63,9 +66,11 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     captions = [text for text in captions if text]
     if len(captions) < LEAST_CAPTIONS:
         return []
-    lengths, found = sorted(map(words_in, captions)), []
+    lengths = sorted(map(words_in, captions))
+    found = []
     aside = len(lengths) // 10
-    shortest, longest = lengths[aside], lengths[-1 - aside]
+    shortest = lengths[aside]
+    longest = lengths[-1 - aside]
     of_prompts = [words_in(text) for text in prompts if text]
     long = [words for words in of_prompts if words >= TIMES * longest and words - longest >= WORDS]
     short = [words for words in of_prompts if TIMES * words <= shortest and shortest - words >= WORDS]
@@ -77,7 +82,10 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
     forms = [form_of(text) for text in captions]
     form = next((kind for kind in (TAGS, SENTENCES) if forms.count(kind) >= MOST * len(forms)), "")
     other = {TAGS: SENTENCES, SENTENCES: TAGS}.get(form)
-    count = [form_of(text) for text in prompts].count(other) if other else 0
+    if other:
+        count = [form_of(text) for text in prompts].count(other)
+    else:
+        count = 0
     if count:
         are = "is" if count == 1 else "are"
         found.append(f"captions are {form}, and {count} of {len(prompts)} sample prompts {are} {other}")
@@ -85,4 +93,6 @@ def unlike(captions: Sequence[str], prompts: Sequence[str]) -> list[str]:
 
 
 def _range(counts: Sequence[int]) -> str:
-    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
+    if min(counts) < max(counts):
+        return f"{min(counts)} to {max(counts)}"
+    return str(counts[0])

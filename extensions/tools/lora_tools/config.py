@@ -169,7 +169,8 @@ class ExtractConfig(RankConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Folders without a model."""
         yield from super().check(job)
-        yield from (found := list(_check_model("tuned", self.tuned, job)))
+        found = list(_check_model("tuned", self.tuned, job))
+        yield from found
         if self.base:
             yield from _check_model("base", self.base, job)
         elif not found and not job.will_write(Path(self.tuned).expanduser().parent):
@@ -180,7 +181,9 @@ class ExtractConfig(RankConfig):
 
     def base_folder(self) -> Path:
         """`base`, or where it is not given the model of the run. Raises UserError as `model_of`."""
-        return Path(self.base).expanduser() if self.base else model_of(Path(self.tuned).expanduser()).files_folder()
+        if self.base:
+            return Path(self.base).expanduser()
+        return model_of(Path(self.tuned).expanduser()).files_folder()
 
 
 def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
@@ -226,7 +229,8 @@ class MergeConfig(WritingToolConfig):
         """Files and folders that cannot be read or written."""
         if self.base:
             if Path(self.base).expanduser().is_file():
-                if fault := transformer_fault(self.base):
+                fault = transformer_fault(self.base)
+                if fault:
                     yield Diagnostic(("base",), fault)
                 if self.writes_folder():
                     yield Diagnostic(

@@ -30,7 +30,8 @@ class ExtractProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        base, tuned = section.base_folder(), Path(section.tuned).expanduser()
+        base = section.base_folder()
+        tuned = Path(section.tuned).expanduser()
         family = family_for(ModelConfig(name_or_path=str(base)))
         layers = family.every_linear_layer(base)
         with ExitStack() as stack:
@@ -60,9 +61,11 @@ class Differences:
         """(name, change [O, I] in float32) of each linear layer that differs. Raises UserError where none does."""
         found = False
         for weight, name in self._weights.items():
-            if weight in self._readers[0].names and (change := self._change(weight)) is not None:
-                found = True
-                yield name, change
+            if weight in self._readers[0].names:
+                change = self._change(weight)
+                if change is not None:
+                    found = True
+                    yield name, change
         if not found:
             raise UserError("base and tuned are the same in every linear layer: there is nothing to extract.")
 
@@ -74,4 +77,6 @@ class Differences:
         base, tuned = (reader.take(name) for reader in self._readers)
         if base.shape != tuned.shape:
             raise UserError(f"{name} has the shape {list(base.shape)} in base, {list(tuned.shape)} in tuned.")
-        return None if torch.equal(base, tuned) else tuned.float() - base.float()
+        if torch.equal(base, tuned):
+            return None
+        return tuned.float() - base.float()

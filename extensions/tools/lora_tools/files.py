@@ -54,7 +54,8 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
 def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or would replace another program's
     file."""
-    if reason := why_not_replaced(path, is_own_file):
+    reason = why_not_replaced(path, is_own_file)
+    if reason:
         raise RunError(reason)
     write_safetensors_verified(path, tensors, metadata)
 
@@ -71,7 +72,10 @@ class Loss:
         self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
 
     def __str__(self) -> str:
-        error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+        if self._whole:
+            error = (self._lost / self._whole) ** 0.5
+        else:
+            error = 0.0
         return f"relative error of the change {error:.2e}"
 
 
@@ -80,14 +84,17 @@ def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype
     if given:
         return DTYPES[given]
     found = set(inputs)
-    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+    if len(found) == 1 and found <= set(DTYPES.values()):
+        return found.pop()
+    return torch.float32
 
 
 def lora_tensors(
     name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The tensors of scale * up @ down in a file, and the change [O, I] that they mean there."""
-    down, up = down_RI.to(dtype).contiguous(), up_OR.to(dtype).contiguous()
+    down = down_RI.to(dtype).contiguous()
+    up = up_OR.to(dtype).contiguous()
     stem = f"{EXPORTED_PREFIX}{name}"
     alpha = torch.tensor(scale * len(down))
     tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": alpha}
@@ -126,11 +133,16 @@ def write_lowrank(
             tensors[f"{EXPORTED_PREFIX}{name}.diff_b"] = change.bias.to(dtype)
             if not change.has_weight:
                 continue
-        most, scale = section.rank or min(change.shape), 1.0
+        most = section.rank or min(change.shape)
+        scale = 1.0
         if isinstance(change, LayerDelta):
             refuse_what_needs_the_base(name, change)
             up, down, error = extract_lora(change, most)
-            scale = change.scale if change.low_rank and change.scale else 1.0  # stays in alpha: nothing is rounded
+            # stays in alpha: nothing is rounded
+            if change.low_rank and change.scale:
+                scale = change.scale
+            else:
+                scale = 1.0
         else:
             up, down, error = extract_lora_from_delta(change, most)
         if section.share:
@@ -140,13 +152,19 @@ def write_lowrank(
         tensors |= of_layer
         loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
     write_lora(section.output_path(), for_every_program(tensors, layers), metadata)
-    of_ranks = f"ranks {min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else f"rank {max(ranks, default=0)}"
+    if len(set(ranks)) > 1:
+        of_ranks = f"ranks {min(ranks)} to {max(ranks)}"
+    else:
+        of_ranks = f"rank {max(ranks, default=0)}"
     logger.info(f"{section.output}: {len(layers)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 
 
 def refuse_what_needs_the_base(name: str, change: LayerDelta) -> None:
     """Raises UserError for a DoRA, OFT, BOFT or GLoRA: what it changes depends on the weights it is used with."""
     if change.needs_base:
-        title = change.multiplied.title(change.parts) if change.multiplied else "a DoRA"
+        if change.multiplied:
+            title = change.multiplied.title(change.parts)
+        else:
+            title = "a DoRA"
         remedy = "Merge it into its model, then extract a LoRA."
         raise UserError(f"{name} is {title}, whose change depends on the model's weights. {remedy}")

@@ -37,7 +37,10 @@ def facts(file: AdapterFile) -> dict[str, Any]:
     layers: dict[str, dict[str, Any]] = {}
     for name, change in file.changes.items():
         rank = rank_of(change.parts)
-        norm = None if change.multiplied else float(change.delta().norm())
+        if change.multiplied:
+            norm = None
+        else:
+            norm = float(change.delta().norm())
         layers[name] = {
             "kind": kind_of(change),
             "rank": rank,
@@ -105,10 +108,16 @@ def render(found: Mapping[str, Any]) -> str:
         f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
     ]
     kinds = " and ".join(found["kinds"]) or "no change"
-    more = f" ({len(found['wrong']) - 1} more)" if len(found["wrong"]) > 1 else ""
+    if len(found["wrong"]) > 1:
+        more = f" ({len(found['wrong']) - 1} more)"
+    else:
+        more = ""
     wrong = [f"wrong: {line}{more} See run.py doctor." for line in found["wrong"][:1]]
     multiplied = f"{found['without_norm']} layers multiply the model's weights: their change has no norm without those"
-    norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks] if blocks else []
+    if blocks:
+        norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks]
+    else:
+        norm = []
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [

@@ -175,7 +175,8 @@ def why_not_exported(file: AdapterFile, target: Format) -> list[str]:
     """Why a program would not read the file with its meaning; empty: it does."""
     found: dict[str, None] = {}
     for change in file.changes.values():
-        kind, magnitude = _base_kind(change), change.magnitude
+        kind = _base_kind(change)
+        magnitude = change.magnitude
         if kind not in target.kinds:
             found[f"{target.title} does not read {_TITLES[kind]}"] = None
         if magnitude is not None and not _magnitude_key(magnitude, target):
@@ -195,12 +196,15 @@ _TITLES = {"lora": "a LoRA", "loha": "a LoHa", "lokr": "a LoKr", "dora": "a DoRA
 
 
 def _magnitude_key(magnitude: Tensor, target: Format) -> str:
-    return target.row_magnitude if len(magnitude) > 1 else target.column_magnitude
+    if len(magnitude) > 1:
+        return target.row_magnitude
+    return target.column_magnitude
 
 
 def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
     """The tensors of the file in the form of a program. Raises UserError where that cannot hold it."""
-    if reasons := why_not_exported(file, target):
+    reasons = why_not_exported(file, target)
+    if reasons:
         raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
     target = target.for_layers(file.changes)
     tensors: dict[str, Tensor] = {}
@@ -240,7 +244,8 @@ def _no_rank(change: LayerDelta, part: str) -> Tensor:
 
 def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
     """Suffix -> tensor of one module, float32."""
-    parts, written = dict(change.parts), {}
+    parts = dict(change.parts)
+    written = {}
     scale = change.scale
     if ignores_alpha(parts):  # of two whole factors no program but peft counts a strength
         parts["lokr_w1"] = scale * parts["lokr_w1"]

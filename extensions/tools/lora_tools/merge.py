@@ -60,7 +60,8 @@ def _changes(files: Sequence[tuple[AdapterFile, float]]) -> dict[str, list[tuple
 
 def _check_biases(changes: Collection[str], base: Collection[str]) -> int:
     """The number of layers that are changed. Raises UserError for the bias of one without."""
-    if absent := [name for name in changes if name not in base]:
+    absent = [name for name in changes if name not in base]
+    if absent:
         raise UserError(f"{absent[0]} is changed. {NO_BIAS}")
     return len({name.rpartition(".")[0] for name in changes})
 
@@ -90,7 +91,9 @@ class MergeProcess(BaseExtensionProcess):
         """A model folder of the base's layout, whose weights are read, changed and written one after the other."""
         family = family_for(ModelConfig(name_or_path=str(base)))
         part = base / family.trained_part
-        shards, changes, loss = weight_files(part), _changes(files), Loss()
+        shards = weight_files(part)
+        changes = _changes(files)
+        loss = Loss()
         layers = _check_biases(changes, {name for shard in shards for name in tensor_shapes(shard)})
 
         def merged_of(shard: Path) -> dict[str, Tensor]:
@@ -112,10 +115,12 @@ class MergeProcess(BaseExtensionProcess):
     def _into_single_file(self, base: Path, pairs: Sequence[tuple[str, float]], output: Path) -> None:
         """A transformer's file of a base that is one; in bfloat16 of an 8-bit base, unless `dtype` says otherwise."""
         with ExitStack() as stack:
-            reader, loss = ShardReader(base, stack, base), Loss()
+            reader = ShardReader(base, stack, base)
+            loss = Loss()
             sizes = {name.removesuffix(".weight"): (shape[1], shape[0]) for name, shape in reader.matrices().items()}
             files = [(read_adapter(Path(file).expanduser(), [sizes]), strength) for file, strength in pairs]
-            changes, dtype = _changes(files), torch.bfloat16 if reader.in_codes() else None
+            changes = _changes(files)
+            dtype = torch.bfloat16 if reader.in_codes() else None
             layers = _check_biases(changes, reader.names)
             markers = [name for name in map(without_prefix, shapes_of(base)) if MARKERS.get(name)]
             tensors = {}
@@ -163,7 +168,10 @@ class MergeProcess(BaseExtensionProcess):
                         f"{file.path}: {name} is not a LoRA; only LoRAs can be merged into one file. "
                         "Convert it first with run.py resize."
                     )
-                of_weight = pairs[name][0][0].shape if change.has_weight and name in pairs else change.shape
+                if change.has_weight and name in pairs:
+                    of_weight = pairs[name][0][0].shape
+                else:
+                    of_weight = change.shape
                 if change.shape != of_weight or change.shape[0] != outputs.setdefault(name, change.shape[0]):
                     raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
                 if change.has_weight:
@@ -185,8 +193,10 @@ class MergeProcess(BaseExtensionProcess):
             loss.add(meant_OI, written_OI)
         metadata = {"merged_from": _sources(files)}
         models = {file.metadata.get(BASE_MODEL) for file, _ in files}
-        if len(models) == 1 and (model := models.pop()):
-            metadata[BASE_MODEL] = model
+        if len(models) == 1:
+            model = models.pop()
+            if model:
+                metadata[BASE_MODEL] = model
         write_lora(output, for_every_program(tensors, outputs), metadata)
         said = str(dtype).removeprefix("torch.")
         logger.info(f"{output}: {len(files)} files in {len(outputs)} layers, {said}; {loss}")

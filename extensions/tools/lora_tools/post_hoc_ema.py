@@ -82,7 +82,8 @@ def _following(files: Sequence[Path], first: Mapping[str, Tensor]) -> Iterator[M
     """The tensors of each file behind the first, checked against it."""
     for file in files[1:]:
         tensors, _ = read_tensors(file)
-        if differing := sorted(first.keys() ^ tensors.keys()):
+        differing = sorted(first.keys() ^ tensors.keys())
+        if differing:
             where = file if differing[0] not in tensors else files[0]
             raise UserError(f"{where}: lacks {differing[0]!r}, which the other files have. Are they of one run?")
         for name, tensor in tensors.items():

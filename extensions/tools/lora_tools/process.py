@@ -51,7 +51,10 @@ class ConvertProcess(BaseExtensionProcess):
         tensors = export(file, target)
         write_lora(section.output_path(), tensors, kept_metadata(file, target))
         dtype = next(tensor.dtype for name, tensor in tensors.items() if not name.endswith(".alpha"))
-        rounded = "" if dtype == file.dtype else f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
+        if dtype == file.dtype:
+            rounded = ""
+        else:
+            rounded = f"; {dtype}, as alpha / rank in the matrices does not fit {file.dtype}"
         logger.info(f"{section.output}: {len(file.changes)} layers for {target.title}{rounded}")
 
 
@@ -78,7 +81,8 @@ class PostHocEmaProcess(BaseExtensionProcess):
         section = self.section
         given = [Path(file).expanduser() for file in section.files]
         ordered = sorted(zip(steps_of(given), given, strict=True))
-        steps, files = [step for step, _ in ordered], [file for _, file in ordered]
+        steps = [step for step, _ in ordered]
+        files = [file for _, file in ordered]
         if section.sigma_rel:
             betas = power_betas(steps, section.sigma_rel)
         else:

@@ -41,7 +41,10 @@ class ScaleProcess(BaseExtensionProcess):
         known = {block for block in map(block_in, tensors) if block is not None}
         for one in blocks:
             if not known & {*range(one.first, one.last + 1)}:
-                has = f"It has blocks {min(known)} to {max(known)}." if known else "Its layers are in no blocks."
+                if known:
+                    has = f"It has blocks {min(known)} to {max(known)}."
+                else:
+                    has = "Its layers are in no blocks."
                 raise UserError(f"blocks: {section.input} changes none of blocks {one.first} to {one.last}. {has}")
         strengths = {key: strength_in(key, blocks) for key in tensors}
         strengths = {key: strength for key, strength in strengths.items() if strength != 1}

@@ -114,8 +114,14 @@ class NewConfig(ToolConfig):
     def command_to_try(self) -> str:
         """This command for the small model, which trains on any machine, under another name."""
         small = ["--model", f"config/examples/{MASCOTS}"]
-        pairs = ["--control-path", *self.control_path] if self.control_path else []
-        caption = ["--default-caption", self.default_caption] if self.default_caption else []
+        if self.control_path:
+            pairs = ["--control-path", *self.control_path]
+        else:
+            pairs = []
+        if self.default_caption:
+            caption = ["--default-caption", self.default_caption]
+        else:
+            caption = []
         return command("new", f"{self.job_name}_try", self.folder, *small, *pairs, *caption)
 
     def is_as_written(self) -> bool:
@@ -137,7 +143,10 @@ class NewConfig(ToolConfig):
             message = f"{self.folder!r} is not a folder, and {self.job_name!r} is one: the name comes first. "
             yield Diagnostic(("folder",), f"{message}Write: {command('new', self.folder, self.job_name)}")
         else:
-            found = [] if is_table(self.folder) else list(check_folder(("folder",), self.folder, job))
+            if is_table(self.folder):
+                found = []
+            else:
+                found = list(check_folder(("folder",), self.folder, job))
             for slot, control in enumerate(self.control_path):
                 found += check_folder(("control_path", slot), control, job)
             yield from found
@@ -146,12 +155,14 @@ class NewConfig(ToolConfig):
                 yield from self._pair_findings()
         if path.suffix not in CONFIG_SUFFIXES[:2]:
             yield Diagnostic(("output",), f"{str(path)!r} must end in .yaml.")
-        elif file := file_in_the_way(path.parent):
-            yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
-        elif path.exists() and not self.is_as_written():
-            message = f"'{path}' exists, with other contents, and is never replaced. "
-            message += f"Run it ({command(path)}), remove it, or give another --output or name."
-            yield Diagnostic(("output",), message)
+        else:
+            file = file_in_the_way(path.parent)
+            if file:
+                yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
+            elif path.exists() and not self.is_as_written():
+                message = f"'{path}' exists, with other contents, and is never replaced. "
+                message += f"Run it ({command(path)}), remove it, or give another --output or name."
+                yield Diagnostic(("output",), message)
 
     def _pair_findings(self) -> Iterable[Diagnostic]:
         """Control images that belong to no image, or that the model does not take."""

@@ -28,7 +28,9 @@ class NewProcess(BaseExtensionProcess):
         for the model; what else `lint` finds in the images is only shown."""
         super().run()
         section, path = self.section, self.section.path()
-        was_there, text, gpu = path.exists(), section.job_text(), section.gpu_gb()
+        was_there = path.exists()
+        text = section.job_text()
+        gpu = section.gpu_gb()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
         done = "is there as written before" if was_there else "written"
@@ -40,11 +42,15 @@ class NewProcess(BaseExtensionProcess):
         found = layers_in(section.folder)
         if found and found.key in text:
             logger.info(f"layers: {found.layers} of {found.image} ({found.key}); docs/datasets.md")
-        elif pairs := section.pairs():
-            logger.info(f"{pairs.describe()}; docs/before_and_after_pairs.md")
-        if left_out := left_out_in(section.folder):
+        else:
+            pairs = section.pairs()
+            if pairs:
+                logger.info(f"{pairs.describe()}; docs/before_and_after_pairs.md")
+        left_out = left_out_in(section.folder)
+        if left_out:
             logger.info(f"left out, as their names keep them from the training: {', '.join(left_out)}")
-        if why := numbers_in(section.folder):
+        why = numbers_in(section.folder)
+        if why:
             what = f"the numbers of its folders {why}, and are not taken for repeats"
             logger.info(f"{section.folder}: {what}. If they are, write 'repeats_from_names: true'")
         if Path(section.model).name == MASCOTS and are_photographs(section.folder):
@@ -58,7 +64,8 @@ class NewProcess(BaseExtensionProcess):
                 f"the job, then: {command(path)} --dry-run"
             )
         steps = [f"check {preview}", *(["fix what was found"] if has_findings else []), f"put your prompts into {path}"]
-        if why := section.why_not_here():
+        why = section.why_not_here()
+        if why:
             logger.warning(f"{path} will not start on this machine. {why}")
             logger.info(f"to try the program here: {section.command_to_try()}")
             where = f"copy {path} and its images to a machine with a GPU of {gpu or WITHOUT_GPU} GB"

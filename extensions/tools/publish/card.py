@@ -36,7 +36,10 @@ def model_card(
     repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
     family = family_of(section, loras)
-    terms = family.terms if family and not licence else None
+    if family and not licence:
+        terms = family.terms
+    else:
+        terms = None
     tasks = ("text-to-image", "image-to-image")
     data = ModelCardData(
         base_model=section.model.name_or_path if section and not section.model.is_path() else None,
@@ -50,8 +53,10 @@ def model_card(
     )
     lines = ["---", data.to_yaml().rstrip("\n"), "---", "", f"# {run.name}", ""]
     lines += [f"A LoRA for {section.model.public_name()}." if section else "A LoRA.", ""]
-    if family and (asked := family.terms):
-        lines += [f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).", ""]
+    if family:
+        asked = family.terms
+        if asked:
+            lines += [f"**{asked.display}**. {asked.notice} [Licence]({asked.link}).", ""]
     if trigger:
         lines += [f"**Trigger word**: `{trigger}`", ""]
     for name, image in samples:
@@ -79,7 +84,9 @@ def family_of(section: DiffusionSection | None, loras: Sequence[NetworkFile]) ->
             return family_for(section.model)
     except UserError as error:  # the model's folder was moved, or is another one now
         logger.debug("%s", error)
-    return next(iter(named_families(read_metadata(loras[-1].path))), None) if loras else None
+    if loras:
+        return next(iter(named_families(read_metadata(loras[-1].path))), None)
+    return None
 
 
 def _usage(
@@ -98,10 +105,15 @@ def _usage(
     if in_diffusers:
         return [f"{comfy} {in_diffusers[0].message}"]
     prompt = next((image.prompt for _, image in samples if image.prompt), section.trigger_word or "what to generate")
-    model, of_folder = section.model.name_or_path, ""
+    model = section.model.name_or_path
+    of_folder = ""
     if section.model.is_path():
-        model, of_folder = f"path/to/{section.model.public_name()}", "  # the folder of the base model"
-    image = 'image=[load_image("input.png")], ' if _makes_edits(section, family) else ""
+        model = f"path/to/{section.model.public_name()}"
+        of_folder = "  # the folder of the base model"
+    if _makes_edits(section, family):
+        image = 'image=[load_image("input.png")], '
+    else:
+        image = ""
     pipeline, attributes = (None if image else family.pipeline_without_images) or (family.pipelines[0], {})
     return [
         f"{comfy} With diffusers:",
@@ -140,7 +152,8 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
     """What the card says of the training: names and numbers."""
-    network, train = section.network, section.train
+    network = section.network
+    train = section.train
     yield "network", f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}"
     yield "steps", run.step if run.step is not None else train.steps
     yield "optimizer", f"{train.optimizer}, learning rate {train.lr:g}, {train.lr_scheduler}"
@@ -156,14 +169,16 @@ def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, obj
 
 def licence_of(section: DiffusionSection) -> str | None:
     """The licence that the base model's own card names; None, which the log says, where it names none."""
-    model, why = section.model, "its model card names none"
+    model = section.model
+    why = "its model card names none"
     try:
         if model.is_path():
             page = model.folder() / "README.md"
             data = ModelCard.load(page).data if page.is_file() else None
         else:
             data = HfApi().model_info(model.name_or_path, revision=model.revision).card_data
-        if licence := getattr(data, "license", None):
+        licence = getattr(data, "license", None)
+        if licence:
             return str(licence)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError, ValueError) as error:
         why = type(error).__name__

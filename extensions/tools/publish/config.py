@@ -57,7 +57,9 @@ class PublishConfig(RunToolConfig):
         """The LoRA files that are published."""
         found = [file for file in list_network_files(self.folder()) if file.path.suffix == ".safetensors"]
         final = [file for file in found if file.kind == "final"]
-        return found if self.files == "all" else final or [file for file in found if file.kind == "step"][-1:]
+        if self.files == "all":
+            return found
+        return final or [file for file in found if file.kind == "step"][-1:]
 
     def command(self) -> str:
         """What repeats this on a command line."""
@@ -76,9 +78,13 @@ class PublishConfig(RunToolConfig):
             return
         if not self.loras():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
-        if self.preview and (file := file_in_the_way(Path(self.preview).expanduser())):
-            yield Diagnostic(("preview",), f"'{file}' is a file. Give a folder to write.")
+        if self.preview:
+            file = file_in_the_way(Path(self.preview).expanduser())
+            if file:
+                yield Diagnostic(("preview",), f"'{file}' is a file. Give a folder to write.")
 
 
 def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -34,7 +34,9 @@ def public_text(run: Path, settings: object) -> Callable[[str], str]:
 def _name_of(path: str) -> str:
     """The last part of a path; of a home, whose name is that of a person, `~`."""
     whole = any(re.fullmatch(home, path.rstrip("/\\")) for home in _HOMES)
-    return "~" if whole else re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
+    if whole:
+        return "~"
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
 def _absolute(data: object) -> Iterator[str]:

@@ -30,7 +30,8 @@ from toolkit.train.run_reader import NetworkFile, list_samples, read_run
 
 logger = logging.getLogger(__name__)
 
-REPORT, WEIGHTS = "report.html", ".safetensors"
+REPORT = "report.html"
+WEIGHTS = ".safetensors"
 MOST_SECONDS = 60
 AGAIN = (408, 429)
 """Statuses below 500 that another attempt may fix."""
@@ -56,11 +57,15 @@ class PublishProcess(BaseExtensionProcess):
     def _publish(self, workplace: Path) -> None:
         """Uploads, and begins again from the top while the hub cannot be reached or is not able to answer: each step
         may be done twice. (Within the upload the hub's library tries again on its own.)"""
-        section, api = self.section, HfApi()
+        section = self.section
+        api = HfApi()
         files: dict[str, Path | bytes] = {}
         for attempt in range(1, section.attempts + 1):
             try:
-                repo = section.repo if "/" in section.repo else f"{api.whoami()['name']}/{section.repo}"
+                if "/" in section.repo:
+                    repo = section.repo
+                else:
+                    repo = f"{api.whoami()['name']}/{section.repo}"
                 files = files or self._files(repo, workplace)
                 api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True)
                 if section.private and not api.repo_info(repo).private:
@@ -77,10 +82,14 @@ class PublishProcess(BaseExtensionProcess):
 
     def _wait_or_raise(self, attempt: int, error: Exception) -> None:
         """Waits before the next attempt. Raises RunError where another one is of no use, or was the last."""
-        section, told = self.section, str(error).strip().splitlines()
+        section = self.section
+        told = str(error).strip().splitlines()
         first_line = told[0] if told else type(error).__name__
         refused = isinstance(error, HfHubHTTPError)
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 500
+        if isinstance(error, HfHubHTTPError) and error.response is not None:
+            status = error.response.status_code
+        else:
+            status = 500
         is_final = (status < 500 and status not in AGAIN) or isinstance(error, OfflineModeIsEnabled)
         if attempt < section.attempts and not is_final:
             seconds = min(2**attempt, MOST_SECONDS)
@@ -90,7 +99,10 @@ class PublishProcess(BaseExtensionProcess):
         if not refused:
             reason = f"the hub cannot be reached ({first_line})"
             raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
-        help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Fix it"
+        if status in (401, 403):
+            help_ = " Set HF_TOKEN to a token that may write to it"
+        else:
+            help_ = " Fix it"
         raise RunError(
             f"{section.repo}: the hub rejects it ({first_line}).{help_}, then: {section.command()}"
         ) from error
@@ -106,14 +118,19 @@ class PublishProcess(BaseExtensionProcess):
         shown = [(f"samples/{Path(sample.path).name}", sample) for sample in last]
         files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
         files |= {name: sample.path for name, sample in shown}
-        if (report := section.folder() / REPORT).is_file():
+        report = section.folder() / REPORT
+        if report.is_file():
             files[REPORT] = report if section.full_report else self._public_report(workplace / REPORT)
-        if told := [name for name in files if contains_secret(name)]:
+        told = [name for name in files if contains_secret(name)]
+        if told:
             raise UserError(f"the name of {redact_text(told[0])} holds a secret. Rename the file.")
-        if (family := family_of(trained, loras)) and family.terms:
+        family = family_of(trained, loras)
+        if family and family.terms:
             files["NOTICE"] = f"{family.terms.notice}\n".encode()
-            if trained and (text := trained.model.files_folder() / "LICENSE").is_file():
-                files["LICENSE"] = text
+            if trained:
+                text = trained.model.files_folder() / "LICENSE"
+                if text.is_file():
+                    files["LICENSE"] = text
         files["README.md"] = public(model_card(run, trained, repo, loras, shown, section.licence)).encode()
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
         logger.info(f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}")
@@ -148,7 +165,8 @@ class PublishProcess(BaseExtensionProcess):
         return path
 
     def _preview(self, folder: Path, files: Mapping[str, Path | bytes]) -> None:
-        if taken := [name for name in files if os.path.lexists(folder / name)]:
+        taken = [name for name in files if os.path.lexists(folder / name)]
+        if taken:
             raise UserError(f"preview: '{folder / taken[0]}' exists and is not overwritten. Give another folder.")
         for name, data in files.items():
             target = folder / name

@@ -23,8 +23,12 @@ class ReportProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         for run in runs_in(self.section.folder()):
-            path = Path(self.section.output).expanduser() if self.section.output else run.folder / FILE
-            if reason := why_not_replaced(path, is_page):
+            if self.section.output:
+                path = Path(self.section.output).expanduser()
+            else:
+                path = run.folder / FILE
+            reason = why_not_replaced(path, is_page)
+            if reason:
                 logger.warning(reason)
                 continue
             section = self.section

@@ -41,7 +41,8 @@ class Group:
         try:
             control = tuple(os.path.relpath(os.path.expanduser(one["path"]), folder) for one in settings["reference"])
             lora = tuple(str(one["path"]) for one in settings["lora"])
-            model, seed = str(settings["model"]["name_or_path"]), int(settings["seed"])
+            model = str(settings["model"]["name_or_path"])
+            seed = int(settings["seed"])
             return cls(str(settings["prompt"]), control, model, (seed,), (lora,), (file,))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"'{folder / file}' has no settings of an image ({error}).") from None
@@ -80,7 +81,8 @@ def read_groups(folder: Path) -> tuple[Group, ...]:
         try:
             row = json.loads(line)
             files, control = (tuple(map(str, row[key])) for key in ("files", "control"))
-            seed, lora = tuple(map(int, row["seed"])), tuple(tuple(map(str, each)) for each in row["lora"])
+            seed = tuple(map(int, row["seed"]))
+            lora = tuple(tuple(map(str, each)) for each in row["lora"])
             groups += joined([Group(str(row["prompt"]), control, str(row["model"]), seed, lora, files)])
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             remedy = "Remove the line, or give another folder"
@@ -98,6 +100,9 @@ def add_groups(folder: Path, groups: Iterable[Group]) -> None:
     """Adds groups to `candidates.jsonl`. Raises UserError as `read_groups`, RunError where it cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
-        there = read_groups(folder) if (folder / CANDIDATES).exists() else ()
+        if (folder / CANDIDATES).exists():
+            there = read_groups(folder)
+        else:
+            there = ()
         rows = (json.dumps(asdict(group), ensure_ascii=False) for group in joined((*there, *groups)))
         write_text(folder / CANDIDATES, "".join(f"{row}\n" for row in rows))

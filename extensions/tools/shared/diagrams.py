@@ -74,15 +74,19 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     curves = [curve for series in run for curve in series.curves()]
     if run[0].last_step < 0 or not curves:
         return []
-    status, written = read_status(folder), []
+    status = read_status(folder)
+    written = []
     title = str(status.get("name") or folder.name)
     for name, panels in FIGURES.items():
         filled = [(panel, _distinct(c for c in curves if panel.takes(c.name))) for panel in panels]
-        if shown := [(panel, found) for panel, found in filled if found]:
-            _require_own(path := output / f"{name}{suffix}.png")
+        shown = [(panel, found) for panel, found in filled if found]
+        if shown:
+            path = output / f"{name}{suffix}.png"
+            _require_own(path)
             _draw(path, title, shown)
             written.append(path)
-    _require_own(summary := output / f"{SUMMARY}{suffix}.txt")
+    summary = output / f"{SUMMARY}{suffix}.txt"
+    _require_own(summary)
     write_text(summary, summarize(title, run, status.get("skipped", 0)))
     return [*written, summary]
 
@@ -105,8 +109,12 @@ def _same(curve: Curve, other: Curve) -> bool:
 
 def summarize(title: str, run: Sequence[Series], skipped: int = 0) -> str:
     """The run in words: its length and speed, and of each curve the first and last values, the lowest and where."""
-    last, seconds = run[0].last_row(), run[0].total("step_s")
-    epochs = last["epoch"] + 1 if type(last.get("epoch")) is int else 1
+    last = run[0].last_row()
+    seconds = run[0].total("step_s")
+    if type(last.get("epoch")) is int:
+        epochs = last["epoch"] + 1
+    else:
+        epochs = 1
     lines = [
         title,
         f"steps: {last.get('step')}, epochs: {epochs}, samples: {last.get('samples', 'unknown')}",
@@ -136,9 +144,10 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def _require_own(path: Path) -> None:
     """Raises RunError for a file that is neither an image of matplotlib nor a summary."""
-    if reason := why_not_replaced(
+    reason = why_not_replaced(
         path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data
-    ):
+    )
+    if reason:
         raise RunError(reason)
 
 
@@ -168,7 +177,8 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         on = axes
         if panel.right(curve.name):
             on = right = right or axes.twinx()
-        values, color = curve.mean, f"C{number % 10}"
+        values = curve.mean
+        color = f"C{number % 10}"
         mark = "." if len(curve.steps) == 1 else ""
         if panel.smooth and len(curve.steps) > SMOOTHED_OVER:
             on.plot(curve.steps, values, color=color, alpha=0.25, linewidth=0.8)

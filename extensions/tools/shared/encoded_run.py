@@ -37,7 +37,8 @@ def encoded_run(
     """Loads the model and encodes the items, with the run's cache on disk. device: as the `device` key of a job. later:
     as of `encode_items`."""
     check_device(device, model_bytes(training.model))
-    used, dtype = use_device(pick_device(device)), DTYPES[training.train.dtype]
+    used = use_device(pick_device(device))
+    dtype = DTYPES[training.train.dtype]
     model = load_base_model(training.model, used, dtype, training_folder=training.training_folder, keep=True)
     stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
     dataset = encode_items(items, model, lambda _: stores, dtype, progress, later=later)

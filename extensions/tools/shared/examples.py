@@ -267,7 +267,8 @@ def model_of(name: str) -> Model:
 def example_text(model: Model, gpu: int, peak: str) -> str:
     """An example for a GPU of the table. peak: planned GB."""
     own = {"name": f"{model.run}_{gpu}gb", "trigger": '"mychar"', "folder": model.folder, "id": model.id}
-    recipe, family = RECIPES[model.title], FAMILIES.load(model.arch)
+    recipe = RECIPES[model.title]
+    family = FAMILIES.load(model.arch)
     text = _fill(model, model.cards[gpu], gpu=gpu, peak=peak, written=False, pairs=False, recipe=recipe, **own)
     return _of_images(text, model.folder, family, None, "", model.cards[gpu].sample_side)
 
@@ -308,7 +309,8 @@ def written_job(
         )
     own["id"] = _quoted(model or like.id)
     title = title_of(ModelConfig(name_or_path=model or like.id), family)
-    is_edit, recipe = bool(pairs) and not family.stacks_layers, RECIPES.get(title, RECIPES[like.title])
+    is_edit = bool(pairs) and not family.stacks_layers
+    recipe = RECIPES.get(title, RECIPES[like.title])
     if is_edit:
         card = card._replace(**card.for_pairs)
     text = _fill(like, card, written=True, pairs=is_edit, recipe=recipe, **own)
@@ -340,7 +342,8 @@ MASCOTS = "tiny_mascots"
 """Folder of the small model of this repository."""
 
 _CAMERA = frozenset({".jpg", ".jpeg", ".heic", ".heif", ".avif", ".webp", ".tif", ".tiff"})
-_LOOKED_AT, _LARGE = 12, 512
+_LOOKED_AT = 12
+_LARGE = 512
 
 
 def are_photographs(folder: str) -> bool:
@@ -349,7 +352,10 @@ def are_photographs(folder: str) -> bool:
     with suppress(OSError):
         listing = list_folder(folder, names_only=True)
         below = (list_folder(join(folder, name), names_only=True) for name in listing.subfolders)
-        listing = listing if listing.images else next((each for each in below if each.images), listing)
+        if listing.images:
+            listing = listing
+        else:
+            listing = next((each for each in below if each.images), listing)
         paths = [listing.path(names[0]) for names in [*listing.images.values()][:_LOOKED_AT]]
         return bool(paths) and 2 * sum(map(_is_photograph, paths)) >= len(paths)
     return False
@@ -392,7 +398,10 @@ def layers_in(folder: str) -> FoundLayers | None:
             known = layers.numbered_behind(suffix)
             stem = next((stem for stem in images.images if stem in known), "")
             if stem:
-                key = f"layers_suffix: {suffix}" if images is layers else f"layers_path: {_quoted(layers.folder)}"
+                if images is layers:
+                    key = f"layers_suffix: {suffix}"
+                else:
+                    key = f"layers_path: {_quoted(layers.folder)}"
                 return FoundLayers(key, images.path(images.images[stem][0]), len(known[stem]))
     return None
 
@@ -411,7 +420,8 @@ def numbers_in(folder: str) -> str:
 
 def _with_numbers(text: str, folder: str) -> str:
     """A job that takes numbers that are probably no repeats as parts of names."""
-    if not (why := numbers_in(folder)):
+    why = numbers_in(folder)
+    if not why:
         return text
     return _with_keys(
         text, [_noted("          repeats_from_names: false", f"the numbers of its folders {why}; true: repeats")]
@@ -434,7 +444,8 @@ def _filled_in(folder: str) -> list[str]:
 def _with_subfolders(text: str, folder: str) -> str:
     """A job of a folder some of whose subfolders hold regularisation images, or images for validation and test: the
     others each as a dataset."""
-    names, left_out = _filled_in(folder), left_out_in(folder)
+    names = _filled_in(folder)
+    left_out = left_out_in(folder)
     kept = [join(folder, name) for name in names if name not in left_out]
     are_reg = [named_as_regularisation(place) for place in kept]
     if not left_out and (not any(are_reg) or all(are_reg)):
@@ -517,7 +528,10 @@ def _small_job(family: ModelFacts, model: str, name: str, folder: str, trigger: 
         yours[r" +model_kwargs: .*\n"] = ""
     text = example.read_text(encoding="utf-8")
     for pattern, replacement in (*SMALL, *(SMALL_EDIT if is_edit else ()), *yours.items()):
-        filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
+        if pattern in yours:
+            filled = replacement.replace("\\", "\\\\")
+        else:
+            filled = replacement
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
         assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
@@ -545,4 +559,6 @@ def _fill(m: Model, c: Card, **values: object) -> str:
 
 def _noted(line: str, note: str) -> str:
     """A line with its comment."""
-    return f"{line.ljust(NOTES)}# {note}" if len(line) < NOTES else f"{line}   # {note}"
+    if len(line) < NOTES:
+        return f"{line.ljust(NOTES)}# {note}"
+    return f"{line}   # {note}"

@@ -36,7 +36,8 @@ class Feed:
     def run(self) -> RunInfo:
         """Its status, at most `STATUS_S` old. Raises RunError where the folder holds no run any more."""
         if self._run is None or time.monotonic() - self._read_at > STATUS_S:
-            self._run, self._read_at = read_run(self.folder), time.monotonic()
+            self._run = read_run(self.folder)
+            self._read_at = time.monotonic()
         return self._run
 
     def update(self) -> Feed:
@@ -69,7 +70,9 @@ class Feed:
         if events.rows:
             news["events"] = [redact_json(row) for row in events.rows]
         if log:
-            news["log"], news["log_anew"] = log, (begin := _place(log_seen)) is None or log_end < begin
+            begin = _place(log_seen)
+            news["log"] = log
+            news["log_anew"] = begin is None or log_end < begin
         return news, f"{self.metrics.cursor()}_{events.cursor}_{log_end}"
 
 
@@ -124,4 +127,6 @@ def log_since(path: Path, seen: str = "") -> tuple[str, int]:
 
 
 def _place(seen: str) -> int | None:
-    return int(seen) if re.fullmatch(r"\d{1,18}", seen, re.ASCII) else None
+    if re.fullmatch(r"\d{1,18}", seen, re.ASCII):
+        return int(seen)
+    return None

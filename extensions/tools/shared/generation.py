@@ -101,8 +101,10 @@ class PictureMaker:
         self.family: ModelFacts = checked_family(self.config)
         check_device(section.device, model_bytes(self.config))
         self.files = tuple(dict.fromkeys(loras))
-        family, folder = checked_family(self.config), self.config.files_folder()
-        layers, weights = family.every_linear_layer(folder), family.weight_shapes(folder)
+        family = checked_family(self.config)
+        folder = self.config.files_folder()
+        layers = family.every_linear_layer(folder)
+        weights = family.weight_shapes(folder)
         read = partial(load_adapter_file, layers=layers, weights=weights)
         blocks = read_blocks(section.blocks)
         self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
@@ -186,13 +188,15 @@ class PictureMaker:
                 for name, picture in wanted.items()
                 if not all(path.exists() for path in self._paths(picture))
             }
-        if there := len({picture.name for picture in pictures}) - len(wanted):
+        there = len({picture.name for picture in pictures}) - len(wanted)
+        if there:
             logger.info(f"{there} of these images exist in {self.folder} already (--overwrite generates them again)")
         todo = sorted(wanted.values(), key=lambda picture: picture.cost)
         if not todo:
             return 0
         sizes = [(picture.prompt.size.width, picture.prompt.size.height) for picture in todo]
-        if note := ModelFolder(self.config.files_folder()).size_note(sizes):
+        note = ModelFolder(self.config.files_folder()).size_note(sizes)
+        if note:
             logger.warning(note)
         self._check_room(todo)
         with _advice():
@@ -205,7 +209,8 @@ class PictureMaker:
 
     def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
         """All texts and references are encoded before the transformer is loaded."""
-        device, dtype = use_device(pick_device(self.section.device)), DTYPES[self.section.dtype]
+        device = use_device(pick_device(self.section.device))
+        dtype = DTYPES[self.section.dtype]
         qtype = self.config.qtype if self.config.quantize else ""
         if self._model is None:
             logger.info(f"device {device}, {self.section.dtype}")
@@ -227,9 +232,13 @@ class PictureMaker:
             model.unload_encoders(keep=model.family.encoder_parts["vae"])
         if self._adapters is None:
             self._adapters = AppliedAdapters(model.network_module, map(self.changes, self.files), device)
-            if reason := model.enable_modulation_cache(BlockSwap):
+            reason = model.enable_modulation_cache(BlockSwap)
+            if reason:
                 logger.info(f"model.modulation_table: not possible here, {reason}")
-            compiling = self.section.compile if decide_compiling(self.section.compile, device, qtype) else None
+            if decide_compiling(self.section.compile, device, qtype):
+                compiling = self.section.compile
+            else:
+                compiling = None
             runner = BlockRunner(model, device, dtype, "none", self.config.blocks_to_swap, compiling)
             self._programs = runner.programs
 
@@ -238,7 +247,8 @@ class PictureMaker:
             if chosen != self._in_use:
                 self._adapters.use([(self.changes(path), strength) for path, strength in chosen])
                 self._in_use = chosen
-            latents_BCHW, paths = self._programs.whole(sampler.latents, index), self._paths(picture)
+            latents_BCHW = self._programs.whole(sampler.latents, index)
+            paths = self._paths(picture)
             for path in paths:
                 if path.suffix == LATENTS:
                     write_latents(path, latents_BCHW, picture.settings, self.section.metadata)
@@ -256,7 +266,8 @@ class PictureMaker:
     def decode(self, files: Sequence[Path]) -> None:
         """Writes the images of files with latents, named after them; those that are there are kept unless `overwrite`.
         Of the model only the VAE is loaded."""
-        device, dtype = use_device(pick_device(self.section.device)), DTYPES[self.section.dtype]
+        device = use_device(pick_device(self.section.device))
+        dtype = DTYPES[self.section.dtype]
         model = load_base_model(self.config, device, dtype)
         for file in files:
             path = self.folder / f"{file.stem}.png"
@@ -275,7 +286,8 @@ class PictureMaker:
         """Raises UserError where the disk has no room for them: at most 3 bytes per pixel of an image, 1 of latents."""
         per_pixel = sum(1 if suffix == LATENTS else 3 for suffix in self._suffixes)
         needed = sum(per_pixel * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
-        if (free := free_space(self.folder)) < needed:
+        free = free_space(self.folder)
+        if free < needed:
             need = f"{len(todo)} images take up to {readable_size(needed)}"
             raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
 

@@ -75,7 +75,8 @@ def moment(time: datetime | None) -> str:
 
 def points(values: Sequence[float], width: int, height: int) -> str:
     """The points of a line through evenly spaced values, two or more, in a picture of that size."""
-    low, step = min(values), (width - 2) / (len(values) - 1)
+    low = min(values)
+    step = (width - 2) / (len(values) - 1)
     scale = (height - 4) / (max(values) - low or 1)
     return " ".join(
         f"{index * step + 1:.1f},{height - 2 - (value - low) * scale:.1f}" for index, value in enumerate(values)
@@ -102,7 +103,8 @@ def page(
         for kind in (".css", ".js")
     )
     licences = "".join(f"/*\n{file.read_text(encoding='utf-8')}*/\n" for file in shared if not file.suffix)
-    style, script = style + css, licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
+    style = style + css
+    script = licences + re.sub(r"(?m)^(export |import .*\n)", "", script)
     if "</" in style + script:
         raise ValueError("css and js must not hold '</'")
     policy = (
@@ -137,7 +139,9 @@ def finite(value: Any) -> Any:
         return value if value - value == 0 else None
     if isinstance(value, dict):
         return {str(key): finite(inner) for key, inner in value.items()}
-    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
 
 
 def link_to(path: Path, folder: Path) -> str:

@@ -72,7 +72,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings that `write_picture` left in a file. Raises UserError where there are none."""
     try:
         with Image.open(path) as picture:
-            text = str(picture.text.get(CHUNK, "")) if isinstance(picture, PngImagePlugin.PngImageFile) else ""
+            if isinstance(picture, PngImagePlugin.PngImageFile):
+                text = str(picture.text.get(CHUNK, ""))
+            else:
+                text = ""
     except FileNotFoundError:
         raise UserError(f"'{path}' is not a file (working directory: {Path.cwd()}).") from None
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
@@ -93,7 +96,10 @@ def read_settings(path: Path) -> dict[str, Any]:
 def write_latents(path: Path, latents_BCHW: Tensor, settings: Settings, metadata: bool = True) -> None:
     """Writes latents [1, C, H, W] atomically, secrets redacted. metadata: with the settings of the image, also by the
     names that musubi-tuner gives them. Raises RunError where it cannot."""
-    texts = {name: str(settings[key]) for name, key in _OF_LATENTS.items()} if metadata else {}
+    if metadata:
+        texts = {name: str(settings[key]) for name, key in _OF_LATENTS.items()}
+    else:
+        texts = {}
     document = redact_json({**texts, CHUNK: json.dumps(redact_json(dict(settings)))} if metadata else {})
     with os_error_as_run_error(path), atomic_write(path) as temporary:
         save_file({LATENT: latents_BCHW.float().cpu().unsqueeze(2).contiguous()}, temporary, document)

@@ -88,10 +88,14 @@ def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iter
     """A file to write (`output`) that is a folder, somebody else's, or lies below a file. example: a name for it."""
     if path.is_dir():
         yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / example}'.")
-    elif reason := why_not_replaced(path, is_own):
-        yield Diagnostic(("output",), reason)
-    elif file := file_in_the_way(path.parent):
-        yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+    else:
+        reason = why_not_replaced(path, is_own)
+        if reason:
+            yield Diagnostic(("output",), reason)
+        else:
+            file = file_in_the_way(path.parent)
+            if file:
+                yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
 
 
 def split_strength(text: str) -> tuple[str, float]:
@@ -119,10 +123,14 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
         return
     if not file.is_file():
         found = saved_as(f"output/{path}")
-        near = f"Did you mean '{found}'?" if found else near_path(path) or "Give a LoRA file."
+        if found:
+            near = f"Did you mean '{found}'?"
+        else:
+            near = near_path(path) or "Give a LoRA file."
         yield Diagnostic(key, f"{path!r} is not a file (working directory: {Path.cwd()}). {near}".rstrip())
         return
-    if fault := unreadable(path):
+    fault = unreadable(path)
+    if fault:
         yield Diagnostic(key, fault)
 
 
@@ -158,7 +166,8 @@ def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = Fa
     """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced: what this process
     of the job wrote itself, at an earlier start, may."""
     there = folder_at(path) if folder else path
-    if file := file_in_the_way(path.parent):
+    file = file_in_the_way(path.parent)
+    if file:
         yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
     elif not folder and path.suffix != ".safetensors":
         yield Diagnostic(("output",), f"{str(path)!r} must end in .safetensors.")

@@ -48,8 +48,12 @@ class FoundPairs:
     def lines(self) -> list[str]:
         """The lines of a dataset in a job that make its images pairs, beside the one that names them."""
         section = self.section
-        paths, suffixes = section.control_path, map(in_yaml, section.control_suffix)
-        given = json.dumps(paths[0] if len(paths) == 1 else paths, ensure_ascii=False) if paths else ""
+        paths = section.control_path
+        suffixes = map(in_yaml, section.control_suffix)
+        if paths:
+            given = json.dumps(paths[0] if len(paths) == 1 else paths, ensure_ascii=False)
+        else:
+            given = ""
         lines = [f"control_path: {given}"] if paths else []
         lines += [f"image_suffix: {in_yaml(section.image_suffix)}"] if section.image_suffix else []
         lines += [f"control_suffix: [{', '.join(suffixes)}]"] if section.control_suffix else []
@@ -87,7 +91,8 @@ def found_pairs(folder: str, control_path: Sequence[str] = (), control_suffix: S
         alone = layout.pop("alone", ())
         section = DatasetConfig(**layout)
         images, _, _ = find_images(section)
-        if paired := tuple(image for image in images if image.references):
+        paired = tuple(image for image in images if image.references)
+        if paired:
             used = {*chain.from_iterable(image.references for image in paired)}
             left = (path for control in section.control_path for path in _images_in(control) if path not in used)
             bare = (image.path for image in images if not image.references)
@@ -105,7 +110,8 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
         below = {name: list_folder(join(folder, name), names_only=True) for name in inside}
         listings = (top, *below.values())
         for listing in listings:
-            if names := pair_names(listing.images):
+            names = pair_names(listing.images)
+            if names:
                 yield {
                     "folder_path": folder,
                     "image_suffix": names.image,
@@ -113,7 +119,8 @@ def _layouts(folder: str) -> Iterator[dict[str, Any]]:
                     "control_optional": names.optional,
                     "alone": [listing.path(name) for stem in names.alone for name in listing.images[stem]],
                 }
-        if pair := pair_folders({name: listing.images for name, listing in below.items()}):
+        pair = pair_folders({name: listing.images for name, listing in below.items()})
+        if pair:
             yield {"folder_path": join(folder, pair[0]), "control_path": (join(folder, pair[1]),)}
         if any(is_table(listing.path(name)) for listing in listings for name in listing.files.values()):
             yield {"folder_path": folder}

@@ -44,7 +44,9 @@ from toolkit.models.families import family_for, rounded_side, single_file_faults
 
 
 def _drawn(value: Any) -> Any:
-    return secrets.randbelow(2**32) if value == RANDOM_SEED else value
+    if value == RANDOM_SEED:
+        return secrets.randbelow(2**32)
+    return value
 
 
 SeedOrList = Annotated[
@@ -171,7 +173,8 @@ class PicturesConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Prompts that cannot be read, references that are not images, a file in the way."""
-        if file := file_in_the_way(Path(self.output).expanduser()):
+        file = file_in_the_way(Path(self.output).expanduser())
+        if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
         yield from check_loras("lora", self.lora, job)
         yield from check_blocks("blocks", self.blocks)
@@ -195,7 +198,8 @@ class PicturesConfig(ToolConfig):
             found = unlike_distilled(family, self.steps, cfg)
             yield from (Diagnostic((keys[key],), message, "warning") for key, message in found)
         for key in ("width", "height"):
-            if message := rounded_side(family, getattr(self, key)):
+            message = rounded_side(family, getattr(self, key))
+            if message:
                 yield Diagnostic((key,), message, "warning")
         for key in ("prompt", "prompts"):
             try:
@@ -209,14 +213,18 @@ class PicturesConfig(ToolConfig):
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
                     if len(item.ctrl_img or self.reference) < family.min_references:
-                        does = "takes one apart" if family.stacks_layers else "edits one"
+                        if family.stacks_layers:
+                            does = "takes one apart"
+                        else:
+                            does = "edits one"
                         message = f"no control image, but {family.title} {does}. Give --reference."
                         yield Diagnostic((key,), message, "error" if family.stacks_layers else "warning")
                     for message in filter(None, (rounded_side(family, side) for side in (item.width, item.height))):
                         yield Diagnostic((key,), message, "warning")
                     for flag, message in unlike_distilled(family, item.sample_steps, item.guidance_scale):
                         yield Diagnostic((key,), f"{flag} {message}", "warning")
-                    if note := family.prompt_note(self.found_model(), item.prompt):
+                    note = family.prompt_note(self.found_model(), item.prompt)
+                    if note:
                         yield Diagnostic((key,), note, "warning")
 
     def found_model(self) -> ModelConfig:
@@ -240,8 +248,12 @@ class PicturesConfig(ToolConfig):
     def size_of(self, item: SampleItem, family: ModelFacts) -> Size:
         """The size of an image in pixels, one that the model can generate. Raises UserError where it has none."""
         references = item.ctrl_img or self.reference
-        width, height = item.width or self.width, item.height or self.height
-        like = image_size(Path(references[0]).expanduser()) if references else None
+        width = item.width or self.width
+        height = item.height or self.height
+        if references:
+            like = image_size(Path(references[0]).expanduser())
+        else:
+            like = None
         learned = ModelFolder(self.model.files_folder()).default_sizes() if self.model else ()
         usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
@@ -266,7 +278,10 @@ def check_references(
 ) -> Iterator[Diagnostic]:
     """More references than the model takes, files that are missing or no images."""
     if len(paths) > family.max_references:
-        takes = f"at most {family.max_references}. Give fewer." if family.max_references else "none. Remove them."
+        if family.max_references:
+            takes = f"at most {family.max_references}. Give fewer."
+        else:
+            takes = "none. Remove them."
         yield Diagnostic(key, f"{len(paths)} control images: {family.title} takes {takes}")
     for path in paths:
         file = Path(path).expanduser()

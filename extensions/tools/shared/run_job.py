@@ -40,7 +40,9 @@ def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection
 def _seed_of(folder: Path) -> int:
     """The training seed that a run has drawn or was given, by the metadata of its files; 0 where they have none."""
     file = last_saved(folder)
-    return int(read_metadata(file).get("ss_seed", 0)) if file and file.is_file() else 0
+    if file and file.is_file():
+        return int(read_metadata(file).get("ss_seed", 0))
+    return 0
 
 
 def control_images(run: RunInfo) -> list[list[Path]]:
@@ -80,7 +82,8 @@ def model_of(file: Path) -> ModelConfig:
         model = _of_metadata(file)
     name = model.name_or_path
     for start in (Path(), *file.resolve().parents):
-        if ((folder := start / Path(name).expanduser()) / INDEX).is_file():
+        folder = start / Path(name).expanduser()
+        if (folder / INDEX).is_file():
             return model.model_copy(update={"name_or_path": str(folder)})
     if model.is_path() or not (name in published_names() or cached_snapshot(name, model.revision)):
         raise UserError(f"{file}: its model {name!r} was not found on this machine. Give a model folder or hub id.")

@@ -106,11 +106,14 @@ EXACT = ("Validation", "Learning rate", *(title for title, _ in DIAGRAMS[:4]))
 
 def diagrams(curves: Iterable[Curve]) -> list[dict[str, Any]]:
     """The diagrams of a run, for the script of its page; a curve is in the first one that takes it."""
-    left, drawn = list(curves), []
+    left = list(curves)
+    drawn = []
     for title, takes in DIAGRAMS:
-        found, left = [c for c in left if takes(c.name)], [c for c in left if not takes(c.name)]
+        found = [c for c in left if takes(c.name)]
+        left = [c for c in left if not takes(c.name)]
         if found:
-            shown, names = [_drawn(curve) for curve in found[:MOST_CURVES]], [c.name for c in found[MOST_CURVES:]]
+            shown = [_drawn(curve) for curve in found[:MOST_CURVES]]
+            names = [c.name for c in found[MOST_CURVES:]]
             more = {"exact": title in EXACT, "left_out": [redact_text(name) for name in names]}
             drawn.append({"title": title, "curves": shown, **more})
     return drawn
@@ -162,7 +165,8 @@ def sample_rows(folder: Path, most_pictures: int | None = None) -> tuple[tuple[S
     most_pictures: of more, only some steps are taken: the first, the last, and evenly chosen ones between.
     """
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
-    steps, indices = sorted({s.step for s in samples}), sorted({s.index for s in samples})
+    steps = sorted({s.step for s in samples})
+    indices = sorted({s.index for s in samples})
     if most_pictures is not None and samples:
         indices = indices[:most_pictures]
         kept = set(spread(steps, max(2, most_pictures // len(indices))))
@@ -183,7 +187,8 @@ def sample_table(
     address: what stands for a file; None: it is not an image. most_pictures: as in `sample_rows`.
     """
     rows, count = sample_rows(folder, most_pictures)
-    steps, table = sorted({sample.step for row in rows for sample in row.samples}), []
+    steps = sorted({sample.step for row in rows for sample in row.samples})
+    table = []
     for row in rows:
         found = [row.by_step.get(step) for step in steps]
         files = [sample and address(sample.path) for sample in found]
@@ -278,8 +283,14 @@ def saved_files(folder: Path, hashed: bool) -> Iterator[SavedFile]:
     """
     for saved in list_network_files(folder):
         step = "" if saved.step is None else f", step {saved.step}"
-        time = saved.time.strftime("%Y-%m-%d %H:%M:%S") if saved.time else ""
-        inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)] if saved.path.is_dir() else []
+        if saved.time:
+            time = saved.time.strftime("%Y-%m-%d %H:%M:%S")
+        else:
+            time = ""
+        if saved.path.is_dir():
+            inner = [path for path in sorted(saved.path.rglob("*")) if _is_file(path)]
+        else:
+            inner = []
         for path in inner or [saved.path]:
             size, digest = _size_and_hash(path, hashed)
             name = redact_text(path.relative_to(folder).as_posix())
@@ -329,8 +340,10 @@ def which_file(folder: Path) -> dict[str, str]:
     found = as_good_as_the_lowest(losses, candidates=names)
     if not found:
         return {}
-    use, last = found.earliest, max(losses)
-    steps, images = ", ".join(f"{step:,}" for step in found.steps), len(losses[use])
+    use = found.earliest
+    last = max(losses)
+    steps = ", ".join(f"{step:,}" for step in found.steps)
+    images = len(losses[use])
     return {
         "As good by validation": f"steps {steps} ({CONFIDENCE:.0%} interval, {images} images)",
         "Earliest of these": redact_text(names[use]),
@@ -375,4 +388,6 @@ def event_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
 def _told(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) if value else "none"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

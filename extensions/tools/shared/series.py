@@ -52,10 +52,14 @@ class _Column:
     """One number: count, sum, least and greatest of each bucket, up to the last one that has a value."""
 
     def __init__(self) -> None:
-        self.count, self.sum, self.low, self.high = array("l"), array("d"), array("d"), array("d")
+        self.count = array("l")
+        self.sum = array("d")
+        self.low = array("d")
+        self.high = array("d")
 
     def add(self, bucket: int, value: float) -> None:
-        if missing := bucket + 1 - len(self.count):
+        missing = bucket + 1 - len(self.count)
+        if missing:
             self.count.extend([0] * missing)
             for values, empty in ((self.sum, 0.0), (self.low, math.inf), (self.high, -math.inf)):
                 values.extend([empty] * missing)
@@ -81,8 +85,10 @@ class _Column:
     def curve(self, name: str, groups: Iterable[tuple[int, slice]]) -> Curve:
         """A point for each group of buckets that has a value. groups: their first steps, and which they are."""
         filled = [(step, group, count) for step, group in groups if (count := sum(self.count[group]))]
-        steps, mean = [step for step, _, _ in filled], [sum(self.sum[group]) / count for _, group, count in filled]
-        low, high = [min(self.low[group]) for _, group, _ in filled], [max(self.high[group]) for _, group, _ in filled]
+        steps = [step for step, _, _ in filled]
+        mean = [sum(self.sum[group]) / count for _, group, count in filled]
+        low = [min(self.low[group]) for _, group, _ in filled]
+        high = [max(self.high[group]) for _, group, _ in filled]
         return Curve(name, steps, low, high, mean)
 
 
@@ -91,7 +97,8 @@ class _Buckets:
 
     def __init__(self, prefix: str, most: int) -> None:
         """prefix: of the names of curves, where they do not have it. most: buckets, an even number."""
-        self._prefix, self.most = prefix, most
+        self._prefix = prefix
+        self.most = most
         self.columns: dict[str, _Column] = {}
         self.width, self.count = 1, 0
         """Rows of each bucket, and of all."""
@@ -108,7 +115,8 @@ class _Buckets:
                 continue
             if name not in self.columns and len(self.columns) < _MOST_COLUMNS:
                 self.columns[name] = _Column()
-            if (found := self.columns.get(name)) is not None:
+            found = self.columns.get(name)
+            if found is not None:
                 found.add(bucket, value)
 
     def cut(self, count: int) -> None:
@@ -134,12 +142,14 @@ class Series:
 
     def __init__(self, path: Path, prefix: str = "", most: int = MOST_BUCKETS) -> None:
         """prefix, most: as of `_Buckets`."""
-        self._path, self._prefix = path, prefix
+        self._path = path
+        self._prefix = prefix
         self._lock = threading.Lock()
         self._generation = time.time_ns()
         self._stamp: tuple[int, ...] = ()
         self._told = ""
-        self._rows, self._buckets = StepRows(), _Buckets(prefix, most)
+        self._rows = StepRows()
+        self._buckets = _Buckets(prefix, most)
 
     @property
     def last_step(self) -> int:
@@ -156,10 +166,12 @@ class Series:
                     self._stamp = stamp
                     self._read()
             except OSError as error:
-                if self._told != (told := str(error)):
+                told = str(error)
+                if self._told != told:
                     tell_unreadable(self._path, error)
                     self._told = told
-                self._stamp, self._rows = (), StepRows()
+                self._stamp = ()
+                self._rows = StepRows()
                 self._go_back(0)
         return self
 
@@ -221,8 +233,11 @@ class Series:
         """The curves of the steps from `begin` to `end`, without those that have no value there. A part that has few
         buckets is read from the file again, finer."""
         with self._lock:
-            steps, buckets, width = self._rows.steps, self._buckets, self._buckets.width
-            first, after = bisect_left(steps, begin), len(steps) if end is None else bisect_right(steps, end)
+            steps = self._rows.steps
+            buckets = self._buckets
+            width = self._buckets.width
+            first = bisect_left(steps, begin)
+            after = len(steps) if end is None else bisect_right(steps, end)
             if first >= after:
                 return []
             chosen = first // width, math.ceil(after / width)
@@ -237,7 +252,10 @@ class Series:
         """The lowest value of one of the curves, and its step."""
         value = min(curve.low)
         at = curve.low.index(value)
-        end = curve.steps[at + 1] - 1 if at + 1 < len(curve.steps) else None
+        if at + 1 < len(curve.steps):
+            end = curve.steps[at + 1] - 1
+        else:
+            end = None
         part = next((each for each in self.curves(curve.steps[at], end) if each.name == curve.name), curve)
         return value, part.steps[part.low.index(min(part.low))]
 

@@ -35,7 +35,8 @@ def read_suspects(file: Path) -> dict[str, str]:
     caption was, after the file was written. A relative path counts from the file's folder. Raises OSError for a file
     that cannot be read or has more than `MOST_BYTES`."""
     with open_regular(file) as opened:
-        content, written = opened.read(MOST_BYTES + 1), os.fstat(opened.fileno()).st_mtime
+        content = opened.read(MOST_BYTES + 1)
+        written = os.fstat(opened.fileno()).st_mtime
     if len(content) > MOST_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES} bytes, so it is not a list of suspects", str(file))
     found = {}

@@ -111,8 +111,14 @@ def login_page(request: Request, status: int, fault: str) -> Response:
 
 def error_page(request: Request, error: Exception) -> Response:
     """A page for people, a line for scripts. The traceback of a defect goes to the log, and never to the browser."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    detail = error.detail if isinstance(error, HTTPException) else ""
+    if isinstance(error, HTTPException):
+        status = error.status_code
+    else:
+        status = 500
+    if isinstance(error, HTTPException):
+        detail = error.detail
+    else:
+        detail = ""
     if "text/html" not in request.headers.get("accept", ""):
         answer: Response = PlainTextResponse(f"{detail or texts()['errors']['defect']}\n", status)
     else:

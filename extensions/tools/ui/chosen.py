@@ -52,10 +52,14 @@ def chosen_file(folder: Path) -> Chosen | None:
     None: the run has saved nothing yet, or a model folder, which is not one file.
     """
     saved = {file.path.name: file for file in list_network_files(folder)}
-    measured, last = read_object(folder / MEASURED), last_saved(folder)
+    measured = read_object(folder / MEASURED)
+    last = last_saved(folder)
     recommended = measured.get("recommended")
     is_measured = isinstance(recommended, str) and recommended in saved
-    name = recommended if is_measured else last.name if last else ""
+    if is_measured:
+        name = recommended
+    else:
+        name = last.name if last else ""
     file = saved.get(str(name))
     if file is None or not file.path.is_file():
         return None
@@ -71,7 +75,9 @@ def _programs(path: Path) -> Programs:
         keys = tensor_shapes(path)
     except UserError:  # a damaged file, or none that is read here
         return "other"
-    return "other" if any(part in key for key in keys for part in _OF_OTHER_KINDS) else "lora"
+    if any(part in key for key in keys for part in _OF_OTHER_KINDS):
+        return "other"
+    return "lora"
 
 
 def chosen_sample(samples: dict[str, Any], step: int | None) -> dict[str, Any] | None:

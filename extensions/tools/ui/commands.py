@@ -70,7 +70,10 @@ def run_py(
     """
     nice = shutil.which("nice") if is_idle else None
     command = [*([nice, "-n", "10"] if nice else []), sys.executable, str(RUN_PY), *arguments]
-    running = checks if checks is not None and tab else {}
+    if checks is not None and tab:
+        running = checks
+    else:
+        running = {}
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with _lock:
         if tab in running:
@@ -117,7 +120,8 @@ def _messages(told: str, name: str) -> Iterator[tuple[bool, Message]]:
         rf"(?s)(warning: )?(?:{re.escape(name)}(?::(\d+):\d+)?: )?(?:([a-z]\w*(?:[.\[][\w.\[\]-]+)?): (?=\S))?(.*)"
     )
     for line in re.split(r"\n(?! )", told.rstrip()) if told.strip() else ():
-        if match := place.fullmatch(line):
+        match = place.fullmatch(line)
+        if match:
             warning, row, key, text = match.groups()
             yield bool(warning), Message(text, int(row or 0), key or "")
 
@@ -138,7 +142,9 @@ def _suffix_of(text: str) -> str:
     with suppress(ValueError, RecursionError):
         tomllib.loads(text)
         return ".toml"
-    return ".json" if text.lstrip().startswith(("{", "[")) else ".yaml"
+    if text.lstrip().startswith(("{", "[")):
+        return ".json"
+    return ".yaml"
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
             continue
         kinds = [kind for kind in field_.get("anyOf", [field_]) if kind.get("type") != "null"]
         section = kinds[0] if len(kinds) == 1 else {}
-        if inner := section.get("$ref") or section.get("items", {}).get("$ref"):
+        inner = section.get("$ref") or section.get("items", {}).get("$ref")
+        if inner:
             many = "[]" if "items" in section else ""
             yield from _keys(models, inner.rpartition("/")[2], f"{prefix}{name}{many}.")
             continue
@@ -205,4 +212,6 @@ def _keys(models: dict[str, Any], model: str, prefix: str) -> Iterator[Key]:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -86,7 +86,8 @@ class UiConfig(ToolConfig):
                 ("host",), f"the token in {names} is too short: give at least {SHORTEST_TOKEN} characters."
             )
         for key in ("output", "datasets", "jobs"):
-            if file := file_in_the_way(Path(getattr(self, key)).expanduser()):
+            file = file_in_the_way(Path(getattr(self, key)).expanduser())
+            if file:
                 yield Diagnostic((key,), f"'{file}' is a file. Give a folder.")
 
 
@@ -132,5 +133,6 @@ class QueueConfig(ToolConfig):
         count, which = WORDS[self.action]
         if len(self.words) != count if count is not None else not self.words:
             yield Diagnostic(("words",), f"{self.action!r} takes {which}.")
-        if file := file_in_the_way(queue_folder(self.output)):
+        file = file_in_the_way(queue_folder(self.output))
+        if file:
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")

@@ -81,7 +81,10 @@ def shown(text: str) -> str:
 def names(ui: Ui) -> list[str]:
     """The folders that are datasets, by name; a link that leads elsewhere is none."""
     try:
-        folders = list_folder(str(ui.datasets)).subfolders if ui.datasets.is_dir() else ()
+        if ui.datasets.is_dir():
+            folders = list_folder(str(ui.datasets)).subfolders
+        else:
+            folders = ()
     except OSError as error:
         raise HTTPException(403, f"{ui.datasets}: {error.strerror}") from error
     return [name for name in folders if _is_within(ui.datasets, name)]
@@ -153,7 +156,8 @@ class Dataset:
     def buckets(self) -> list[tuple[Size, int, int]]:
         """Each bucket, how many images are in it, and how many with their repeats."""
         alike = Counter((self.sizes[image.path], image.repeats) for image in self.images)
-        counts, used = Counter[Size](), Counter[Size]()
+        counts = Counter[Size]()
+        used = Counter[Size]()
         for (size, repeats), count in alike.items():
             if isinstance(size, Size):
                 bucket = self.crop(size).bucket
@@ -180,11 +184,14 @@ class Dataset:
     def partner(self, value: str) -> tuple[str, str]:
         """What `references` or `masks` means: a folder, or a suffix of names. A folder may be written with that of the
         datasets in front."""
-        place, root = os.path.realpath(value), os.path.realpath(self.ui.datasets)
+        place = os.path.realpath(value)
+        root = os.path.realpath(self.ui.datasets)
         for name in (value, os.path.relpath(place, root) if place.startswith(f"{root}{os.sep}") else ""):
             with suppress(HTTPException):
-                if name and (folder := below(self.ui.datasets, name)).is_dir():
-                    return str(folder), ""
+                if name:
+                    folder = below(self.ui.datasets, name)
+                    if folder.is_dir():
+                        return str(folder), ""
         return "", value
 
     @cached_property
@@ -194,12 +201,16 @@ class Dataset:
         if self.view["references"] or self.listings[0].images:
             return None
         images, controls = pair_folders(inside) or (AFTER, BEFORE)
-        return (controls, images) if {images, controls} <= inside.keys() else None
+        if {images, controls} <= inside.keys():
+            return (controls, images)
+        return None
 
     @cached_property
     def names(self) -> PairNames | None:
         """How the pairs in its own folder are named; None: they are named as single ones."""
-        return None if self.view["references"] else pair_names(self.listings[0].images)
+        if self.view["references"]:
+            return None
+        return pair_names(self.listings[0].images)
 
     @property
     def is_pairs(self) -> bool:
@@ -221,7 +232,9 @@ class Dataset:
     @property
     def alone(self) -> int:
         """How many files lack their partner."""
-        return len(self.orphans) + sum(not image.references for image in self.images) if self.is_pairs else 0
+        if self.is_pairs:
+            return len(self.orphans) + sum(not image.references for image in self.images)
+        return 0
 
     def section(self) -> dict[str, Any]:
         """The keys of a job's dataset that are chosen on its page, and those that its folders ask for."""
@@ -258,7 +271,8 @@ def keep_view(data: Dataset, changes: Mapping[str, Any]) -> None:
 def open_dataset(ui: Ui, name: str, names_only: bool = False) -> Dataset:
     """A dataset by its name. names_only: it has no versions of files (`list_folder`). Raises HTTPException 404 for one
     that is not there, or leads elsewhere."""
-    folder, data = below(ui.datasets, name), Dataset(ui, name, dict(DEFAULT_VIEW))
+    folder = below(ui.datasets, name)
+    data = Dataset(ui, name, dict(DEFAULT_VIEW))
     given = read_object(data.view_file)
     data.view |= {key: value for key, value in given.items() if type(value) is type(DEFAULT_VIEW.get(key))}
     try:
@@ -286,8 +300,12 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
     data.faults_told = ui.memory.get("faults told", 0)
     is_same = before is not None and before.state == data.state
     if before and is_same:
-        data.listings, data.partners = before.listings, before.partners
-        data.images, data.faults, data.notes, data.sizes = before.images, before.faults, before.notes, before.sizes
+        data.listings = before.listings
+        data.partners = before.partners
+        data.images = before.images
+        data.faults = before.faults
+        data.notes = before.notes
+        data.sizes = before.sizes
     elif any(listing.images for listing in data.listings if not data.sides or listing.folder.endswith(data.sides[1])):
         _read_captions(data, before)
     if before is None or not is_same or before.faults_told != data.faults_told:
@@ -297,7 +315,8 @@ def _look(ui: Ui, name: str, before: Dataset | None) -> Dataset:
 
 
 def _read_captions(data: Dataset, before: Dataset | None) -> None:
-    listings, known = [*data.listings, *data.partners], dict[str, DirectoryListing]()
+    listings = [*data.listings, *data.partners]
+    known = dict[str, DirectoryListing]()
     if before:
         known = {listing.prefix: listing for listing in (*before.listings, *before.partners)}
     for listing in listings:
@@ -373,7 +392,9 @@ def remember_fault(ui: Ui, path: str, reason: str) -> None:
 
 def caption_file(image: FoundImage) -> Path:
     """The caption file of an image, whether it exists or not."""
-    return Path(image.captions[0]) if image.captions else Path(image.path).with_suffix(".txt")
+    if image.captions:
+        return Path(image.captions[0])
+    return Path(image.path).with_suffix(".txt")
 
 
 def caption_version(image: FoundImage) -> str:
@@ -423,7 +444,8 @@ def set_caption(data: Dataset, image: FoundImage, text: str, version: str, is_ke
 
 def changed_caption(text: str, form: dict[str, str]) -> str:
     """What becomes of a caption. form: `op` (replace, add, remove), and what it needs."""
-    find, tag = form.get("find", ""), form.get("tag", "").strip(" ,")
+    find = form.get("find", "")
+    tag = form.get("tag", "").strip(" ,")
     if form.get("op") == "replace" and find:
         flags = 0 if form.get("case") else re.IGNORECASE
         return re.sub(re.escape(find), lambda _: form.get("replacement", ""), text, flags=flags).strip()
@@ -446,7 +468,8 @@ def _moment() -> str:
 def trash(data: Dataset, images: Iterable[FoundImage]) -> tuple[str, int]:
     """Moves images with all that belongs to them into the trash. Returns the entry's name, and how many were there to
     be moved. Raises OSError, RunError."""
-    entry, moved = _moment(), 0
+    entry = _moment()
+    moved = 0
     for image in images:
         with folder_lock(Path(image.path).parent):
             if not os.path.lexists(image.path):
@@ -488,7 +511,10 @@ def _files(folder: Path) -> Iterator[Path]:
 def restore(ui: Ui, entry: str) -> tuple[int, int]:
     """Moves the files of an entry back to where they were. Returns how many, and how many stay because their place is
     taken. Raises HTTPException 404 for an entry that is none, RunError for the disk."""
-    place, root, back, stay = inside(ui.datasets / TRASH, entry), ui.datasets.resolve(), 0, 0
+    place = inside(ui.datasets / TRASH, entry)
+    root = ui.datasets.resolve()
+    back = 0
+    stay = 0
     for path in list(_files(place)):
         target = ui.datasets / path.relative_to(place)
         if not target.resolve().is_relative_to(root):
@@ -514,7 +540,8 @@ def restore(ui: Ui, entry: str) -> tuple[int, int]:
 
 def lint(data: Dataset) -> None:
     """Starts the check of a dataset, unless it is under way."""
-    key, state = ("lint", data.name), data.state
+    key = ("lint", data.name)
+    state = data.state
     with data.ui.locked():
         if data.ui.memory.get(key) == "running":
             return
@@ -553,7 +580,10 @@ def _lint_file(data: Dataset) -> Path:
 def _findings(data: Dataset, before: Dataset | None) -> dict[str, Any]:
     """What the last check found, and the suspects of all runs: `status` (running, empty, or why it failed), `is_old`,
     `images`, `by_file` (path -> rows of check and message), `count`; `lint`: what is in the file of the check."""
-    lint = before.findings["lint"] if before else ((), {}, None, None)
+    if before:
+        lint = before.findings["lint"]
+    else:
+        lint = ((), {}, None, None)
     file = _lint_file(data)
     mark = mark_of(str(file.parent), file.name)
     if lint[0] != mark or is_fresh(mark):
@@ -584,7 +614,8 @@ def _in_lint_file(file: Path) -> tuple[dict[str, list[dict[str, str]]], str, int
 
 def _suspects(data: Dataset) -> dict[str, Any]:
     """Image of the dataset -> why `influence` suspects it."""
-    found, folder = {}, os.path.realpath(data.folder)
+    found = {}
+    folder = os.path.realpath(data.folder)
     for run in data.ui.runs():
         if not os.path.exists(os.path.join(run.folder, FOLDER, FILE)):
             continue  # of most: an error for each costs more

@@ -37,7 +37,8 @@ def thumbnail(ui: Ui, path: Path, side: int) -> Path:
     """The JPEG of an image whose longer side is the least of SIDES that is not below `side`; named by the file and its
     version. Raises ImageError for what is not an image, OSError for what cannot be read or written."""
     side = next((each for each in SIDES if each >= side), SIDES[-1])
-    if not stat.S_ISREG((about := os.stat(path)).st_mode):
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
         raise ImageError(path, "is not a file")  # a pipe would be waited for
     origin = repr((str(path.resolve()), version_of(about), side))
     name = hashlib.sha256(origin.encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -73,9 +74,11 @@ class Decoder:
             self._idle = Timer(IDLE_S, self.end)
             self._idle.daemon = True
             self._idle.start()
-        if number := answer.get("errno"):
+        number = answer.get("errno")
+        if number:
             raise OSError(number, os.strerror(number), str(thumb))
-        if error := answer.get("error"):
+        error = answer.get("error")
+        if error:
             raise ImageError(path, error)
 
     def end(self) -> None:

@@ -52,7 +52,8 @@ def forms() -> dict[str, Any]:
     from toolkit.config.reading.tool import ToolConfig
     from toolkit.extension import discover
 
-    found, extensions = {}, discover()
+    found = {}
+    extensions = discover()
     for uid, purpose in extensions.tools().items():
         model = extensions.find_command(uid)
         if uid not in NOT_QUEUED and model is not None and issubclass(model, ToolConfig):
@@ -81,7 +82,10 @@ def _fields(model: Any) -> list[Field]:
         default = field.get_default() if not field.is_required() else ()
         many = item_annotation(field.annotation) is not Any
         is_path = "_possible_path" in repr((field.annotation, field.metadata))  # a PathStr, or a list of them
-        kind = "bool" if field.annotation is bool else schema.get("type", "text")
+        if field.annotation is bool:
+            kind = "bool"
+        else:
+            kind = schema.get("type", "text")
         fields.append(
             {
                 "key": dotted,
@@ -131,7 +135,10 @@ def suggestions(runs: Iterable[RunInfo], datasets: Path) -> list[str]:
     """Paths that a tool may be given: datasets, the latest of these runs, and their files of weights."""
     from toolkit.train.run_reader import list_network_files
 
-    folders = sorted(path for path in datasets.iterdir() if path.is_dir()) if datasets.is_dir() else []
+    if datasets.is_dir():
+        folders = sorted(path for path in datasets.iterdir() if path.is_dir())
+    else:
+        folders = []
     runs = sorted(runs, key=lambda run: str(run.updated), reverse=True)[:20]
     files = [file.path for run in runs for file in list_network_files(run.folder)][:300]
     return [str(path) for path in (*files, *(run.folder for run in runs), *folders)]

@@ -62,8 +62,10 @@ class Guard:
 
     def __init__(self, app: ASGIApp, token: str, login_page: LoginPage) -> None:
         """login_page: the page that asks for the token, given the status and what went wrong."""
-        self._app, self._login_page = app, login_page
-        self._token, self._session = token.encode(), session_of(token) if token else ""
+        self._app = app
+        self._login_page = login_page
+        self._token = token.encode()
+        self._session = session_of(token) if token else ""
         given = os.environ.get(HOSTS_VARIABLE, "").lower().split(",")
         self._hosts = {"localhost", *(name.strip() for name in given if name.strip())}
         self._failures: dict[str, deque[float]] = {}
@@ -96,9 +98,14 @@ class Guard:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_bearer = scheme.lower() == "bearer"
         if not is_bearer:
-            given = request.query_params.get("token", "") if request.method == "GET" else ""
+            if request.method == "GET":
+                given = request.query_params.get("token", "")
+            else:
+                given = ""
         if given and self._accepts(request, given):
-            return None if is_bearer else self._logged_in(request, self._without_token(request))
+            if is_bearer:
+                return None
+            return self._logged_in(request, self._without_token(request))
         if given and self._waits(request):
             return PlainTextResponse("too many wrong tokens; wait a minute\n", 429, {"retry-after": "60"})
         if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
@@ -108,7 +115,9 @@ class Guard:
     async def _login(self, request: Request) -> Response:
         """The form, and what it sends."""
         if request.method != "POST" or not self._token:
-            return self._login_page(request, 200, "") if self._token else RedirectResponse("/", 303)
+            if self._token:
+                return self._login_page(request, 200, "")
+            return RedirectResponse("/", 303)
         try:
             given = (await request.form(max_files=0, max_fields=5)).get("token", "")
         except HTTPException as error:  # a broken form; no handler of the application is around this
@@ -154,7 +163,10 @@ class Guard:
 
     def _is_own_host(self, host: str) -> bool:
         """An address is nobody's name: only names can be made to point here by others."""
-        name = host.lower().rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host.lower()
+        if host.rpartition(":")[2].isdigit():
+            name = host.lower().rpartition(":")[0]
+        else:
+            name = host.lower()
         try:
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:
@@ -172,7 +184,8 @@ class Guard:
     @staticmethod
     def _is_from_here(request: Request) -> bool:
         """Whether a request comes from a page of this server, or from no browser."""
-        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+        origin = request.headers.get("origin")
+        site = request.headers.get("sec-fetch-site")
         if origin is not None:
             return urlsplit(origin).netloc.lower() == request.headers.get("host", "").lower()
         return site in (None, "same-origin", "none")

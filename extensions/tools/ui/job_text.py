@@ -47,7 +47,10 @@ class JobText:
     def trainer(self) -> int:
         """Index of the process that trains; of the last where none does."""
         found = self._at(("config", "process"))
-        listed = found.value if found and isinstance(found.value, list) else []
+        if found and isinstance(found.value, list):
+            listed = found.value
+        else:
+            listed = []
         trains = [index for index, node in enumerate(listed) if node.child("train") is not None]
         return trains[-1] if trains else max(0, len(listed) - 1)
 
@@ -65,7 +68,9 @@ class JobText:
         if not isinstance(node.value, dict | list):
             return node.value if isinstance(node.value, str) else node.text
         written = self.text[slice(*node.span)]
-        return written if _FLOW.match(written) and "\n" not in written else _json(node.data())
+        if _FLOW.match(written) and "\n" not in written:
+            return written
+        return _json(node.data())
 
     def data(self, path: KeyPath) -> Any:
         """A value as plain Python; None: not given."""
@@ -84,7 +89,8 @@ class JobText:
         cannot be changed without changing more."""
         given = " ".join(given.split())
         wanted: Any = given
-        if not is_text and (read := JobText(f"value: {given}")).root is not None and len(read.root.value) == 1:
+        read = None if is_text else JobText(f"value: {given}")
+        if read is not None and read.root is not None and len(read.root.value) == 1:
             wanted = read.data(("value",))
         forms = [given, _json(wanted)] if given else ['""']
         node = self._at(path)
@@ -99,9 +105,13 @@ class JobText:
         node = self._at(path)
         if parent is None or node is None:
             return self
-        own = parent.value.values() if isinstance(parent.value, dict) else parent.value
+        if isinstance(parent.value, dict):
+            own = parent.value.values()
+        else:
+            own = parent.value
         begins = sorted(self._index(child) for child in own)
-        begin, end = self._index(node), self._end(node)
+        begin = self._index(node)
+        end = self._end(node)
         later = [each for each in begins if each > begin]
         line = self._line_of(begin)
         if _FLOW.match(self.text, parent.span[0]):
@@ -110,16 +120,20 @@ class JobText:
         elif self.text[line:begin].strip() and isinstance(path[-1], str):  # the first key behind a dash
             begin, end = (begin, later[0]) if later else (begin, begin)
         else:
-            begin, end = line, self._line_end(end) + 1
+            begin = line
+            end = self._line_end(end) + 1
         return self._first_that_reads(path, None, [self.text[:begin] + self.text[end:]], removes=True)
 
     def set_prompts(self, given: Sequence[str]) -> JobText:
         """The text with these prompts; existing ones keep their other keys. Raises ValueError as `set`."""
         paths = [self.path(".".join(path)) for path in PROMPTS]
         path = next((each for each in paths if isinstance(self.data(each), list)), paths[1])
-        node, old = self._at(path), self.prompts()
+        node = self._at(path)
+        old = self.prompts()
         if not given or not old or node is None or _FLOW.match(self.text, node.span[0]):
-            return self.set(path, _json([*given]), False) if given else self.remove(path)
+            if given:
+                return self.set(path, _json([*given]), False)
+            return self.remove(path)
         changed = self
         for kind, first, last, new_first, new_last in reversed(SequenceMatcher(None, old, given).get_opcodes()):
             if kind == "equal":
@@ -141,7 +155,10 @@ class JobText:
         assert node is not None
         near = node.value[max(0, index - 1)]
         item = {"prompt": prompt} if isinstance(near.value, dict) else prompt
-        written = f"prompt: {_json(prompt)}" if isinstance(item, dict) else _json(prompt)
+        if isinstance(item, dict):
+            written = f"prompt: {_json(prompt)}"
+        else:
+            written = _json(prompt)
         line = self._line_of(self._index(near))
         dash = self.text.index("-", line) - line
         at = self._line_end(self._end(near)) if index else line - 1
@@ -159,10 +176,16 @@ class JobText:
         if not rest:
             if isinstance(node.value, dict | list) and not _FLOW.match(self.text, begin):
                 return self._in_place_of_block(node, form)
-            begin = self.text.index("*", self._index(node)) if node.aliased else begin
+            if node.aliased:
+                begin = self.text.index("*", self._index(node))
+            else:
+                begin = begin
             return self._replaced(begin, self._end(node), form)
         for part in reversed(rest[1:]):
-            form = f"{{{part}: {form}}}" if isinstance(part, str) else f"[{form}]"
+            if isinstance(part, str):
+                form = f"{{{part}: {form}}}"
+            else:
+                form = f"[{form}]"
         entry = f"{rest[0]}: {form}"
         if node.value is None:
             return self._replaced(begin, begin, f"{{{entry}}}")
@@ -182,7 +205,10 @@ class JobText:
         if comment:
             space = " " * max(1, len(comment[0]) + end - begin - len(form))
             end += len(comment[0])
-        before = " " if begin and self.text[begin - 1] == ":" else ""
+        if begin and self.text[begin - 1] == ":":
+            before = " "
+        else:
+            before = ""
         return self.text[:begin] + before + form + space + self.text[end:]
 
     def _in_place_of_block(self, node: ConfigNode, form: str) -> str:
@@ -221,7 +247,10 @@ class JobText:
     def _end(self, node: ConfigNode) -> int:
         """Offset at which a value ends, without the comments and empty lines that PyYAML includes."""
         begin, end = node.span
-        children = node.value.values() if isinstance(node.value, dict) else node.value
+        if isinstance(node.value, dict):
+            children = node.value.values()
+        else:
+            children = node.value
         if node.aliased:
             alias = re.compile(r"\*[^\s,\]}]+").search(self.text, self._index(node))
             return alias.end() if alias else end
@@ -233,7 +262,8 @@ class JobText:
         return self.text.rfind("\n", 0, index) + 1
 
     def _line_end(self, index: int) -> int:
-        return len(self.text) if (found := self.text.find("\n", index)) < 0 else found
+        found = self.text.find("\n", index)
+        return len(self.text) if found < 0 else found
 
 
 def _json(value: Any) -> str:

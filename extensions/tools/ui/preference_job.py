@@ -23,7 +23,9 @@ from toolkit.train.run_reader import read_run
 PASSES = 10
 """Times that each pair is used: of forty pairs one at a time 400 steps, an hour on a GPU of 24 GB."""
 
-LEAST_STEPS, SAVES, MOST_SAMPLES = 20, 4, 4
+LEAST_STEPS = 20
+SAVES = 4
+MOST_SAMPLES = 4
 
 _WITHOUT_PAIRS = ("few_step_loss", "noise_levels_per_sample", "diff_output_preservation")
 """Keys of `train` that cannot be combined with pairs, or need a trigger word."""
@@ -38,8 +40,10 @@ def base_job(config: Path | None, lora: str, model: str, folder: Path, prompts: 
     neither job nor model is known."""
     with suppress(RunError, OSError, ValueError):
         config = config or (read_run(Path(lora).parent).config if lora else None)
-        if config and (job := JobText(read_source(config).decode("utf-8-sig"))).root is not None:
-            return job
+        if config:
+            job = JobText(read_source(config).decode("utf-8-sig"))
+            if job.root is not None:
+                return job
     if not (lora or model):
         raise UserError("neither a LoRA nor a model is known that made these images. Write a job: docs/preferences.md")
     name = model or model_of(Path(lora)).name_or_path
@@ -58,7 +62,9 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
     data: Any = job.data(())
     try:
         process = data["config"]["process"][job.trainer]
-        train, network, first = process["train"], process.setdefault("network", {}), process["datasets"][0]
+        train = process["train"]
+        network = process.setdefault("network", {})
+        first = process["datasets"][0]
         trigger = process.pop("trigger_word", "") or ""
         process["datasets"] = [{"captions_file": table, "resolution": first.get("resolution", 1024)}]
         before = train.get("preference")
@@ -79,7 +85,8 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
         network["pretrained_lora_path"] = lora
     every = -(-steps // SAVES)
     process["save"] = (process.get("save") or {}) | {"save_every": every}
-    if isinstance(sample := process.get("sample"), dict):
+    sample = process.get("sample")
+    if isinstance(sample, dict):
         process["sample"] = _with_trigger(sample, trigger) | {"sample_every": every}
     return f"# Learns from {pairs} votes: docs/preferences.md\n{as_yaml(data)}"
 
@@ -90,4 +97,6 @@ def _with_trigger(value: Any, trigger: str) -> Any:
         return {key: _with_trigger(inner, trigger) for key, inner in value.items()}
     if isinstance(value, list):
         return [_with_trigger(inner, trigger) for inner in value]
-    return inject_trigger(value, trigger, add=False) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return inject_trigger(value, trigger, add=False)
+    return value

@@ -44,7 +44,10 @@ class UiProcess(BaseExtensionProcess):
             CDLL(None).mallopt(*ONE_ARENA)
         ui = Ui.of(self.section, token())
         with _listening(self.section.host, self.section.port) as listener:
-            host = f"[{self.section.host}]" if ":" in self.section.host else self.section.host
+            if ":" in self.section.host:
+                host = f"[{self.section.host}]"
+            else:
+                host = self.section.host
             login = " (it asks for the token)" if ui.token else ""
             logger.info(f"http://{host}:{self.section.port}/ shows {ui.output}{login}. Ctrl-C ends it, runs go on.")
             queue_of(ui).start_runner()
@@ -84,7 +87,9 @@ class QueueProcess(BaseExtensionProcess):
     def run(self) -> None:
         """Raises UserError for what cannot be done, RunError where another runner works."""
         super().run()
-        queue, action, words = Queue(queue_folder(self.section.output)), self.section.action, self.section.words
+        queue = Queue(queue_folder(self.section.output))
+        action = self.section.action
+        words = self.section.words
         if action == "run":
             from extensions.tools.ui.runner import Runner
 
@@ -97,7 +102,10 @@ class QueueProcess(BaseExtensionProcess):
                 logger.info(f"{entry.id}  {entry.state:8}  {shlex.join(entry.argv)}{about}")
         elif action == "add":
             entry = queue.add(words, checked(words))
-            runner = "" if queue.has_runner() else f" Next: {_run_the_queue(self.section)}"
+            if queue.has_runner():
+                runner = ""
+            else:
+                runner = f" Next: {_run_the_queue(self.section)}"
             logger.info(f"{entry.id}: {entry.name} waits.{runner}")
         else:
             getattr(queue, action)(*words)
@@ -112,7 +120,8 @@ def _run_the_queue(section: QueueConfig) -> str:
 
 def checked(argv: tuple[str, ...]) -> str:
     """A name for a command whose settings are right. Raises UserError for mistakes in them."""
-    if reason := why_not_queued(argv, str(Path.cwd())):
+    reason = why_not_queued(argv, str(Path.cwd()))
+    if reason:
         raise UserError(reason)
     uid, *flags = argv
     if uid not in discover().tools():

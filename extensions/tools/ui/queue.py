@@ -124,7 +124,8 @@ def why_not_queued(argv: Sequence[str], cwd: str) -> str:
     """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
     if not argv or not all(map(_is_text, argv)):
         return "give a job file or a tool, and its flags, as text."
-    if (length := sum(len(word.encode()) for word in argv)) > MOST_ARGV:
+    length = sum(len(word.encode()) for word in argv)
+    if length > MOST_ARGV:
         return f"the command has {length} bytes, and {MOST_ARGV} are the most. Put long texts into a file."
     if not os.path.isdir(cwd):
         return f"the working directory {cwd!r} is gone."
@@ -161,7 +162,8 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
     if code or plan is None:
         raise UserError(told.strip() or f"{argv[0]}: the dry run gave no plan.")
     plans = plan if isinstance(plan, list) else [plan]
-    if reason := next(filter(None, map(never_ends, plans)), ""):
+    reason = next(filter(None, map(never_ends, plans)), "")
+    if reason:
         raise UserError(f"{argv[0]}: {reason}")
     folders = [os.path.join(cwd, os.path.expanduser(folder)) for each in plans for folder in each["folders"]]
     return {**plans[0], "folders": folders}
@@ -170,12 +172,15 @@ def planned(argv: Sequence[str], cwd: str) -> dict[str, Any]:
 def never_ends(plan: Mapping[str, Any]) -> str:
     """Why a job is none for the queue, by its plan; empty: it is one."""
     types = [process["type"] for process in plan.get("processes", ()) if process["type"] in NOT_QUEUED]
-    return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal." if types else ""
+    if types:
+        return f"type {types[0]!r} never ends, and would keep a GPU. Start it from a terminal."
+    return ""
 
 
 def without_restart(argv: Sequence[str]) -> tuple[str, ...]:
     """The command that goes on with what the given one began."""
-    words, kept = iter(argv), []
+    words = iter(argv)
+    kept = []
     for word in words:
         if word == "--restart-from":
             next(words, None)
@@ -214,7 +219,8 @@ class Queue:
         unless: an entry of the same command in one of these states is returned instead, as for a button that was
         pressed twice. yields: as of `Entry`."""
         where = str((cwd or Path.cwd()).absolute())
-        if reason := why_not_queued(argv, where):
+        reason = why_not_queued(argv, where)
+        if reason:
             raise UserError(reason)
         if redact_json(list(argv)) != list(argv):
             raise UserError("a secret stands in the command, and the queue's file would keep it. Set it as a variable.")
@@ -308,7 +314,10 @@ class Queue:
             entry = self.entry(id_)
             if entry.state not in (DONE, STOPPED, FAILED):
                 raise UserError(f"entry {id_} has not ended.")
-            argv = entry.argv if entry.exit_code == EXIT_MISTAKE else without_restart(entry.argv)
+            if entry.exit_code == EXIT_MISTAKE:
+                argv = entry.argv
+            else:
+                argv = without_restart(entry.argv)
             kept = {
                 "id": id_,
                 "argv": argv,
@@ -364,7 +373,8 @@ class Queue:
         return (data.partition(b"\n")[2] if start else data).decode("utf-8", "replace")
 
     def waiting(self, id_: str) -> Entry:
-        if (entry := self.entry(id_)).state != WAITING:
+        entry = self.entry(id_)
+        if entry.state != WAITING:
             raise UserError(f"entry {id_!r} does not wait.")
         return entry
 
@@ -377,7 +387,8 @@ class Queue:
         try:
             about = path.stat()
             mark = (about.st_ino, about.st_mtime_ns, about.st_size)
-            if (seen := self._seen.get(id_)) and seen[0] == mark:
+            seen = self._seen.get(id_)
+            if seen and seen[0] == mark:
                 return seen[1]
             entry = Entry.model_validate(json.loads(read_regular(path)))
             if entry.id != id_:

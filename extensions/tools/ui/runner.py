@@ -52,7 +52,8 @@ _SHELL = (
 
 def slots() -> list[str]:
     """CUDA_VISIBLE_DEVICES of each job that may run at the same time: one per GPU, else one on the CPU."""
-    if (visible := os.environ.get(VISIBLE)) is not None:
+    visible = os.environ.get(VISIBLE)
+    if visible is not None:
         return visible.split(",")
     return [str(index) for index in range(len(ask_nvml()[1]))] or [""]
 
@@ -63,7 +64,10 @@ class Runner:
     def __init__(
         self, queue: Queue, pauses: Sequence[float] = PAUSES, poll_s: float = 1.0, linger_s: float = LINGER_S
     ) -> None:
-        self._queue, self._pauses, self._poll_s, self._linger_s = queue, tuple(pauses), poll_s, linger_s
+        self._queue = queue
+        self._pauses = tuple(pauses)
+        self._poll_s = poll_s
+        self._linger_s = linger_s
         self._slots = slots()
         self._runs = RunIndex(queue.folder.parents[1])
         self._children: dict[str, subprocess.Popen[bytes]] = {}
@@ -77,7 +81,8 @@ class Runner:
             pass  # makes the folder
         with (self._queue.folder / "runner.lock").open("a") as file:
             for _ in range(20):  # somebody may be looking whether a runner works
-                if is_mine := q.try_lock(file):
+                is_mine = q.try_lock(file)
+                if is_mine:
                     break
                 time.sleep(0.05)
             if not is_mine:
@@ -125,7 +130,8 @@ class Runner:
             code = int((self._queue.folder / f"{entry.id}.exit").read_text("ascii"))
         if code is not None and code < 0:  # the shell alone was killed
             code = None
-        if left := self._queue.processes(entry):  # the job goes on, or left some behind
+        left = self._queue.processes(entry)
+        if left:  # the job goes on, or left some behind
             if (
                 code is not None
                 and time.monotonic() - self._left.setdefault(entry.id, time.monotonic()) >= self._linger_s
@@ -147,9 +153,13 @@ class Runner:
             step = max((run.step for run in runs if run.step is not None), default=None)
             was_killed = code in (None, KILLED)
             is_again = entry.attempts > 1 and step == entry.failed_at and not was_killed
-            attempts = 1 if was_killed and (step or 0) > (entry.failed_at or 0) else entry.attempts
+            if was_killed and (step or 0) > (entry.failed_at or 0):
+                attempts = 1
+            else:
+                attempts = entry.attempts
             is_stopped = any(run.status is RunStatus.STOPPED for run in runs)
-            state, why = FAILED, ""
+            state = FAILED
+            why = ""
             if code in (EXIT_SIGINT, EXIT_SIGTERM) or (code in (EXIT_DONE, None) and is_stopped):
                 state = STOPPED
             elif code == EXIT_DONE:
@@ -163,7 +173,8 @@ class Runner:
             elif attempts > len(self._pauses):
                 why = f"{'was killed' if was_killed else 'failed'} {attempts} times"
             else:
-                state, why = WAITING, "was killed" if was_killed else f"exit code {code}"
+                state = WAITING
+                why = "was killed" if was_killed else f"exit code {code}"
                 self._not_before[id_] = time.monotonic() + self._pauses[max(attempts, 1) - 1]
             changes: dict[str, Any] = {
                 "state": state,
@@ -190,7 +201,8 @@ class Runner:
 
     def _start(self, entry: Entry, gpu: str) -> None:
         """Starts an entry, unless it was taken out meanwhile; one that cannot be started has failed."""
-        queue, runs = self._queue, tuple[str, ...]()
+        queue = self._queue
+        runs = tuple[str, ...]()
         reason = q.why_not_queued(entry.argv, entry.cwd)
         if not reason and entry.argv[0] not in q.queued_tools():
             with suppress(UserError, OSError):  # what is wrong with it, its start will tell, with its exit code

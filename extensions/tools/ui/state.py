@@ -131,7 +131,10 @@ class Ui:
         leads out of its folder: a run that came from elsewhere must not show this machine's files."""
         run_id = re.sub(r"\\x([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), run_id)
         for cut in (None, *(place for place, letter in enumerate(run_id) if letter == _BETWEEN)):
-            names = [run_id] if cut is None else [run_id[:cut], run_id[cut + 1 :]]
+            if cut is None:
+                names = [run_id]
+            else:
+                names = [run_id[:cut], run_id[cut + 1 :]]
             folder = self.output
             for name in names:
                 folder = inside(folder, name)
@@ -155,7 +158,8 @@ def feed(ui: Ui, folder: Path) -> Feed:
 def stored_price(settings: Path, otherwise: float) -> float:
     """The price per hour that was set on the page."""
     with suppress(TypeError, ValueError, OverflowError):
-        if 0 <= (price := float(read_object(settings).get("price_per_hour", math.nan))) <= MOST_PRICE:
+        price = float(read_object(settings).get("price_per_hour", math.nan))
+        if 0 <= price <= MOST_PRICE:
             return price
     return otherwise
 
@@ -230,7 +234,10 @@ def wants_json(request: Request) -> bool:
 
 def whole(text: str, least: int = 0, most: int = 10**18) -> int | None:
     """A whole number within limits, of a text from outside; None for any other text."""
-    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else least - 1
+    if text.isascii() and text.isdigit() and len(text) < 20:
+        number = int(text)
+    else:
+        number = least - 1
     return number if least <= number <= most else None
 
 
@@ -270,7 +277,9 @@ def linked(text: str, fields: Mapping[str, str] | None = None) -> str:
     fields: key -> id of its field in the form; all others are searched for."""
 
     def tool(found: re.Match[str]) -> str:
-        return f'<a href="/tools/{found[1]}">{found[1]}</a>' if found[1] in _tools() else found[0]
+        if found[1] in _tools():
+            return f'<a href="/tools/{found[1]}">{found[1]}</a>'
+        return found[0]
 
     def key(found: re.Match[str]) -> str:
         name = found[1].rpartition(".")[2]

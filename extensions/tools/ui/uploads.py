@@ -72,7 +72,9 @@ def checked_name(name: str) -> str:
     name = normalize("NFC", name)
     if not name or name.startswith(".") or any(letter in "/\\" or category(letter) in ("Cc", "Cs") for letter in name):
         raise Refused("its name is hidden, or holds '/', '\\' or control characters. Rename it")
-    if (length := len(name.encode())) > (most := 255 - TEMP_NAME_BYTES - len("-99")):
+    length = len(name.encode())
+    most = 255 - TEMP_NAME_BYTES - len("-99")
+    if length > most:
         raise Refused(f"its name has {length} bytes, and {most} are the most. Shorten it")
     if split_suffix(name)[1] not in MOST_BYTES:
         raise Refused(f"is none of {', '.join(sorted(MOST_BYTES))}. Save it as one of these")
@@ -81,9 +83,11 @@ def checked_name(name: str) -> str:
 
 def check_size(name: str, size: int, folder: Path) -> None:
     """Raises Refused for a file that is too large for its kind, or for the disk."""
-    if size > (most := MOST_BYTES[split_suffix(name)[1]]):
+    most = MOST_BYTES[split_suffix(name)[1]]
+    if size > most:
         raise Refused(f"is {readable_size(size)}, and {readable_size(most)} are the most. Make it smaller")
-    if size + MARGIN > (free := free_space(folder)):
+    free = free_space(folder)
+    if size + MARGIN > free:
         raise Refused(f"is {readable_size(size)}, and {readable_size(free)} are free on the disk. Make room")
 
 
@@ -93,7 +97,8 @@ class Part:
     def __init__(self, home: Path, place: str, name: str, size: int) -> None:
         """home: where parts are kept; place: what tells files of one name and size from each other; name: as of
         `checked_name`; size: bytes of the whole file."""
-        self.name, self.size = name, size
+        self.name = name
+        self.size = size
         key = hashlib.sha256(repr((place, name, size)).encode()).hexdigest()[:24]
         self.path = home / (key + split_suffix(name)[1])  # decoders of HEIF go by it
 
@@ -102,7 +107,8 @@ class Part:
         crc = length = 0
         with suppress(FileNotFoundError):
             for portion in read_chunks(self.path):
-                crc, length = zlib.crc32(portion, crc), length + len(portion)
+                crc = zlib.crc32(portion, crc)
+                length = length + len(portion)
         return {"offset": length, "hash": f"{crc:08x}"}
 
     def add(self, offset: int, piece: bytes | bytearray, crc: str) -> int:
@@ -110,7 +116,10 @@ class Part:
         Refused for a piece that was damaged, too long, or is of another place than the next; OSError for the disk."""
         if f"{zlib.crc32(piece):08x}" != crc:
             raise Refused("a piece was damaged on its way. Send it again")
-        here = self.path.stat().st_size if offset and self.path.exists() else 0
+        if offset and self.path.exists():
+            here = self.path.stat().st_size
+        else:
+            here = 0
         if offset != here or here + len(piece) > self.size:
             raise Refused(f"{here} bytes are here. Go on from there")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,12 +183,16 @@ def _check(path: Path, name: str, decoder: Decoder) -> None:
 
 def _put(path: Path, name: str, folder: Path) -> Told:
     """Gives a file the name in the folder, or the first free one like it; of the same contents once is enough."""
-    stem, suffix = name[: len(name) - len(split_suffix(name)[1])], name[len(split_suffix(name)[0]) :]
+    stem = name[: len(name) - len(split_suffix(name)[1])]
+    suffix = name[len(split_suffix(name)[0]) :]
     with folder_lock(folder):
         listing = list_folder(str(folder), names_only=True)
         for number in count(1):
             wanted = f"{stem}-{number}" if number > 1 else stem
-            there = listing.images.get(wanted, ()) if suffix.lower() in IMAGE_SUFFIXES else ()
+            if suffix.lower() in IMAGE_SUFFIXES:
+                there = listing.images.get(wanted, ())
+            else:
+                there = ()
             taken = [folder / other for other in there] or [
                 folder / listing.files.get(wanted + suffix.lower(), wanted + suffix)
             ]
@@ -239,7 +252,8 @@ def take_all(
                 most = f"{MOST_REPEATS:,} are the most. Rename the folder"
                 raise Refused(f"is in a folder of {has_repeats:,} repeats, and {most}")
             target = folder / file.folder.name if has_repeats else folder
-            part, found = home / f"{token_hex(12)}{suffix}", list[Told]()
+            part = home / f"{token_hex(12)}{suffix}"
+            found = list[Told]()
             try:
                 with file.open() as source, open(part, "wb") as copy:
                     shutil.copyfileobj(source, copy)

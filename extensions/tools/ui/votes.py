@@ -141,11 +141,14 @@ class Ballot:
 
 def _row(line: str) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
-        if isinstance(row := json.loads(line), dict):
+        row = json.loads(line)
+        if isinstance(row, dict):
             return row
     return {}
 
 
 def _names(row: dict[str, Any]) -> frozenset[str]:
     images = row.get("images", [row.get("better"), row.get("worse")])
-    return frozenset(name for name in images if isinstance(name, str)) if isinstance(images, list) else frozenset()
+    if isinstance(images, list):
+        return frozenset(name for name in images if isinstance(name, str))
+    return frozenset()

@@ -46,7 +46,10 @@ class OneOf:
         or_bool: bool = False,
     ) -> None:
         """spellings: other spelling -> name. instead: as of `reader_of`. or_bool: true and false are values too."""
-        self.names, self.spellings, self.instead, self.or_bool = names, spellings or {}, instead or {}, or_bool
+        self.names = names
+        self.spellings = spellings or {}
+        self.instead = instead or {}
+        self.or_bool = or_bool
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         self.names = self.names or get_args(source)
@@ -62,7 +65,9 @@ class OneOf:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         names = [*self.names, *self.spellings]
-        return {"enum": [True, False, *names]} if self.or_bool else {"type": "string", "enum": names}
+        if self.or_bool:
+            return {"enum": [True, False, *names]}
+        return {"type": "string", "enum": names}
 
 
 def reader_of(
@@ -188,7 +193,8 @@ _PATH_HINTS = (
 def path_hint(path: str) -> str:
     """What may be wrong with the spelling of a path that leads nowhere; empty where nothing is seen."""
     for pattern, words in _PATH_HINTS:
-        if found := re.search(pattern, path):
+        found = re.search(pattern, path)
+        if found:
             return words.format(found.group(), *found.groups())
     return odd_characters(path)
 
@@ -214,7 +220,9 @@ def near_path(path: str) -> str:
 def moved_hint(path: str) -> str:
     """How to say where a path of another machine is now; empty unless the folder that it should lie in is missing."""
     missing = [str(folder) for folder in Path(path).parents if not os.path.exists(folder)]
-    return f" Of another machine: --map {missing[-1]}=NEW." if path.startswith("/") and missing else ""
+    if path.startswith("/") and missing:
+        return f" Of another machine: --map {missing[-1]}=NEW."
+    return ""
 
 
 def from_path(key: str) -> Callable[[Any], Any]:
@@ -224,7 +232,9 @@ def from_path(key: str) -> Callable[[Any], Any]:
 
 def as_list(value: Any) -> Any:
     """A single value as a list of one; lists and mappings as they are."""
-    return value if isinstance(value, list | tuple | dict) else [value]
+    if isinstance(value, list | tuple | dict):
+        return value
+    return [value]
 
 
 def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:

@@ -98,8 +98,10 @@ def load_job(
     that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
     job's name.
     """
-    if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
-        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
+    if name is not None:
+        fault = _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)
+        if fault:
+            raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
     remember_secrets(text, written, env)
@@ -116,7 +118,10 @@ def load_job(
     if moved:
         root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
-    job_name = name if name is not None else read_name(config, diagnostics)
+    if name is not None:
+        job_name = name
+    else:
+        job_name = read_name(config, diagnostics)
     if seed is not None:
         job_name = name = seed_name(job_name, seed)
         root = with_seed(root, find_model, seed)
@@ -132,7 +137,8 @@ def load_job(
     known = [process for process in processes if process is not None]
     meta = root.value.get("meta")
     if as_job or (reader and not reader.keeps_text):
-        checked, said = [process.checked for process in known], (*diagnostics.notes, *diagnostics.warnings)
+        checked = [process.checked for process in known]
+        said = (*diagnostics.notes, *diagnostics.warnings)
         text = job_text(root, job_name, checked, str(path), said)
     else:
         text = saved_text(text, written, name, rewrite=is_json(path) or bool(flags), seed=seed)
@@ -152,7 +158,8 @@ def read_written(
     path: str | Path, flags: Mapping[str, Sequence[str]], command: str, diagnostics: Diagnostics
 ) -> tuple[str, ConfigNode]:
     """The text of the file, and its root with the flags in it. Raises ConfigErrors where nothing can be read."""
-    text, root = command, None
+    text = command
+    root = None
     if command or str(path) != COMMAND_LINE:
         text = text or read_text(path, diagnostics)
         suffix = Path(path).suffix.lower()
@@ -220,11 +227,10 @@ def refuse_unknown(
     """inside: key -> where it belongs."""
     for key, child in node.value.items():
         if key not in known:
-            remedy = (
-                f"It belongs in {inside[key]}."
-                if key in inside
-                else foreign_keys().hint(key) or did_you_mean(key, known)
-            )
+            if key in inside:
+                remedy = f"It belongs in {inside[key]}."
+            else:
+                remedy = foreign_keys().hint(key) or did_you_mean(key, known)
             diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
 
 
@@ -243,7 +249,8 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
 def seed_name(name: str, seed: int) -> str:
     """The name of a job with another seed. Raises ConfigErrors where it is too long."""
     named = f"{name}_seed{seed}"
-    if fault := folder_name_error(named):
+    fault = folder_name_error(named)
+    if fault:
         raise ConfigErrors([Diagnostic(("--seeds",), f"{named!r} {fault}")])
     return named
 
@@ -252,7 +259,10 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
     """The job with this `training_seed` in every process that has the key. Raises UserError where none has."""
     config = root.value["config"]
     listed = config.value.get("process")
-    entries = listed.value if listed is not None and isinstance(listed.value, list) else []
+    if listed is not None and isinstance(listed.value, list):
+        entries = listed.value
+    else:
+        entries = []
     seeded = [_seeded(entry, find_model, seed) for entry in entries]
     if entries and all(new is old for new, old in zip(seeded, entries, strict=True)):
         raise UserError("--seeds: no process of this job has a training_seed. Give a job that trains.")
@@ -265,7 +275,10 @@ def with_seed(root: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
 def _seeded(entry: ConfigNode, find_model: FindModel, seed: int) -> ConfigNode:
     kind = entry.child("type")
     try:
-        model = find_model(str(kind.value)) if kind is not None else None
+        if kind is not None:
+            model = find_model(str(kind.value))
+        else:
+            model = None
     except UserError:  # said later, with its place
         model = None
     if model is None or SEED not in model.model_fields:
@@ -298,7 +311,8 @@ def folder_name_error(name: str) -> str:
         return "cannot be the name of a folder: it holds bytes that are not UTF-8. Leave them out."
     if contains_secret(name):
         return f"cannot be the name of a folder: {_SECRET_FOLDER}"
-    if (length := len(os.fsencode(name))) > LONGEST_RUN_NAME:
+    length = len(os.fsencode(name))
+    if length > LONGEST_RUN_NAME:
         return (
             f"is too long: {length} bytes, and with at most {LONGEST_RUN_NAME} all files of the run can be named "
             "after it. Shorten it."
@@ -317,18 +331,24 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
         message = "is required: a list of at least one process."
         if listed is not None and not listed.is_blank and listed.value != []:
             is_type = isinstance(listed.value, str)
-            remedy = f"Write '- type: {listed.value}' below it." if is_type else list_remedy(listed)
+            if is_type:
+                remedy = f"Write '- type: {listed.value}' below it."
+            else:
+                remedy = list_remedy(listed)
             message = f"{show(listed)} is not a list of processes. {remedy}"
         diagnostics.error(listed or config, message, path=("config", "process"))
         return []
-    entries, defaults = listed.value, config.value.get("defaults")
+    entries = listed.value
+    defaults = config.value.get("defaults")
     if defaults is not None:
         entries = [merge_defaults(node, defaults, diagnostics) for node in entries]
     normaliser = Normaliser(diagnostics)
     processes = [read_process(index, node, find_model, normaliser) for index, node in enumerate(entries)]
     seen: dict[str | None, int] = {}
     for process in filter(None, processes):
-        section, name, job_name = process.entry.section, process.entry.name, config.value.get("name")
+        section = process.entry.section
+        name = process.entry.name
+        job_name = config.value.get("name")
         if isinstance(section, ProcessConfig):  # a process without a name goes by the job's
             by_job = name is None and job_name is not None and job_name.written is not None
             of_name = {("name",): job_name.written} if by_job else {}
@@ -336,7 +356,10 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
         if name is not None and seen.setdefault(name, process.entry.index) != process.entry.index:
             message = f"{name!r} is already the name of process[{seen[name]}]. Names are unique."
             diagnostics.error(process.node.value["name"], message)
-    places = normaliser.places() if config.value.keys() - set(_IN_CONFIG) else {}
+    if config.value.keys() - set(_IN_CONFIG):
+        places = normaliser.places()
+    else:
+        places = {}
     inside = {key: f"{found[0]!r} of a process" if found[0] else "a process" for key, found in places.items()}
     refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     normaliser.defaults.report(diagnostics)
@@ -367,7 +390,8 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
     except UserError as error:
         diagnostics.error(type_node, str(error))
         return None
-    section, checked = None, node
+    section = None
+    checked = node
     if model is None:
         for child in node.walk():
             normaliser.defaults.known(child)
@@ -400,12 +424,16 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
     """Each section's own checks, in order; a section knows what earlier processes will write."""
     folders: dict[Path, int] = {}
     entries = [process.entry for process in processes if process is not None]
-    finished = finished_processes(job_state_file(job.name, entries)) if len(processes) > 1 else {}
+    if len(processes) > 1:
+        finished = finished_processes(job_state_file(job.name, entries))
+    else:
+        finished = {}
     for process in processes:
         # Without this section nothing is known of what it writes; later checks would see ghosts.
         if process is None or not process.complete:
             return
-        section, index = process.entry.section, process.entry.index
+        section = process.entry.section
+        index = process.entry.index
         job = replace(job, was_finished=process.entry.label in finished)
         written = [process.entry.raw.get("training_folder")]  # of an unchecked section: anything
         if isinstance(section, ProcessConfig):
@@ -419,14 +447,19 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
                 diagnostics.warn(node, finding.message)
                 continue
             # A single value may stand for a list of one: its place is then that of the value.
-            path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
+            if isinstance(node.value, dict):
+                path = (*node.path, *rest)
+            else:
+                path = node.path
             if not diagnostics.reported(path):
                 diagnostics.error(node, finding.message, path=path)
         if not isinstance(section, ProcessConfig):
             continue
-        if (folder := section.run_folder(job)) is not None:
+        folder = section.run_folder(job)
+        if folder is not None:
             folder = Path(os.path.realpath(folder.expanduser()))
-            if (first := folders.setdefault(folder, index)) != index:
+            first = folders.setdefault(folder, index)
+            if first != index:
                 remedy = f"Give process[{index}] another 'name'."
                 diagnostics.error(process.node, f"writes to '{folder}' as process[{first}] does. {remedy}")
         outputs = section.outputs(job)

@@ -83,7 +83,10 @@ class ConfigNode:
     def walk(self) -> Iterator[ConfigNode]:
         """This node and all below it."""
         yield self
-        children = self.value.values() if isinstance(self.value, dict) else self.value
+        if isinstance(self.value, dict):
+            children = self.value.values()
+        else:
+            children = self.value
         if isinstance(self.value, dict | list):
             for child in children:
                 yield from child.walk()
@@ -129,7 +132,9 @@ def odd_characters(text: str) -> str:
     """A sentence that names the characters in a text that look like quotes or spaces and are none; empty without."""
     odd = [c for c in dict.fromkeys(text) if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")]
     names = ", ".join(f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd)
-    return f"It holds {names}: type a plain quote or space." if odd else ""
+    if odd:
+        return f"It holds {names}: type a plain quote or space."
+    return ""
 
 
 _ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
@@ -198,4 +203,6 @@ class Diagnostics:
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         file = env.file or self.file
         where = f"{file}:{env.line}:{env.column}" if env.line else file
-        return f"{where}: {with_short_words(dotted(path))}" if path else where
+        if path:
+            return f"{where}: {with_short_words(dotted(path))}"
+        return where

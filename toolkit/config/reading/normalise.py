@@ -58,7 +58,10 @@ class UnusedDefaults:
 
     def known(self, node: ConfigNode) -> None:
         """A process knows the key of this node, its own or a default's: its mappings may hold defaults."""
-        below_process = node.path[2:] if node.from_defaults else node.path[3:]
+        if node.from_defaults:
+            below_process = node.path[2:]
+        else:
+            below_process = node.path[3:]
         self._known.add(str((*DEFAULTS, *below_process)))
 
     def unknown(self, node: ConfigNode, message: str) -> None:
@@ -86,7 +89,10 @@ def _default_of(model: type[BaseModel], name: str) -> str:
         return _NO_DEFAULT
     if isinstance(default, tuple):
         default = ", ".join(map(str, default))
-    text = str(default).lower() if isinstance(default, bool) else str(default)
+    if isinstance(default, bool):
+        text = str(default).lower()
+    else:
+        text = str(default)
     return f"the default is {text}"
 
 
@@ -111,14 +117,19 @@ class Normaliser:
 
     def places(self) -> dict[str, list[str]]:
         """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
-        return places_of_keys(self.model, foreign_keys()) if self.model else {}
+        if self.model:
+            return places_of_keys(self.model, foreign_keys())
+        return {}
 
     def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
         """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
         if not isinstance(node.value, dict):
             return node
         fields = field_names(model)
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        if issubclass(model, StrictModel):
+            strict = model
+        else:
+            strict = StrictModel
         known = {*fields, *also_known, *strict.other_shapes}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
@@ -139,7 +150,8 @@ class Normaliser:
             for key, child in entries.items()
         }
         for key in strict.saved_weights:
-            if child := walked.get(key):
+            child = walked.get(key)
+            if child:
                 walked[key] = self.saved(child)
         return replace(node, value={key: child for key, child in walked.items() if child is not None})
 
@@ -150,13 +162,16 @@ class Normaliser:
             parts = [item.value if isinstance(item.value, list) else [item] for item in items]
             return replace(node, value=[*chain.from_iterable(parts)])
         text = node.value if isinstance(node.value, str) else ""
-        if of_pattern := saved_like(text):
+        of_pattern = saved_like(text)
+        if of_pattern:
             names = ", ".join(file.name for file in of_pattern)
             self.diagnostics.warn(node, f"{text!r} is found in '{of_pattern[0].parent}': {names}.")
             return replace(node, value=[replace(node, value=str(file), text=str(file)) for file in of_pattern])
         file, colon, strength = text.rpartition(":")
         if not colon or text.endswith(".safetensors"):
-            file, colon, strength = text, "", ""
+            file = text
+            colon = ""
+            strength = ""
         found = saved_as(file)
         if found is None:
             return node
@@ -187,7 +202,10 @@ class Normaliser:
     def is_given(self, model: type[BaseModel], key: str, child: ConfigNode) -> bool:
         """False for null and "": the default applies. An error where there is no default; a warning where nothing is
         written, and of an empty text in the place of another default. A written null is meant."""
-        strict = model if issubclass(model, StrictModel) else StrictModel
+        if issubclass(model, StrictModel):
+            strict = model
+        else:
+            strict = StrictModel
         name = field_names(model).get(key)
         if not child.is_blank or (child.value == "" and key in strict.may_be_empty):
             return True
@@ -202,7 +220,10 @@ class Normaliser:
         name = next(optional, None)
         is_left_out = child.value is None and child.text == ""
         is_empty_text = child.value == "" and child.written is None and key in field_names(model)
-        default = _default_of(model, name) if name and (is_left_out or is_empty_text) else ""
+        if name and (is_left_out or is_empty_text):
+            default = _default_of(model, name)
+        else:
+            default = ""
         if default and (is_left_out or default != _NO_DEFAULT):
             self.diagnostics.warn(child, f"has no value, and counts as not given: {default}.")
         return False
@@ -217,7 +238,10 @@ class Normaliser:
             items = [self.field(inner, item) for item in node.value]
             return replace(node, value=[item for item in items if item is not None])
         model = section_model(annotation)
-        strict = model if model and issubclass(model, StrictModel) else StrictModel
+        if model and issubclass(model, StrictModel):
+            strict = model
+        else:
+            strict = StrictModel
         if strict.short_for and not isinstance(node.value, dict):
             node = replace(node, value={strict.short_for: node})
         if model and isinstance(node.value, dict):
@@ -228,7 +252,8 @@ class Normaliser:
                 remedy = section_remedy(node, model, None if type(None) in _parts(annotation) else model)
             self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values. {remedy}")
         elif is_whole_number(annotation) and node.plain and _GROUPED.fullmatch(node.text):
-            whole, digits = node.text.partition(".")[0], node.text.replace(".", "")
+            whole = node.text.partition(".")[0]
+            digits = node.text.replace(".", "")
             self.diagnostics.error(node, f"{show(node)} is {whole}, with decimals. Write {digits}, or {whole}.")
             return None
         return node
@@ -242,7 +267,10 @@ def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = froz
     if model is None or not isinstance(node.value, dict):
         return True
     fields = field_names(model)
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    if issubclass(model, StrictModel):
+        strict = model
+    else:
+        strict = StrictModel
     return node.value.keys() <= {*fields, *strict.other_shapes, *strict.removed_keys, *also_known} and all(
         is_ours(model.model_fields[fields[key]].annotation, child) for key, child in node.value.items() if key in fields
     )
@@ -251,16 +279,23 @@ def is_ours(annotation: Any, node: ConfigNode, also_known: frozenset[str] = froz
 def _meant(key: str, model: type[BaseModel]) -> str:
     """What to write instead of a word that people write for a key: by the section's table, or where the word is a part
     of the name of its main key (`path` for `folder_path`)."""
-    strict = model if issubclass(model, StrictModel) else StrictModel
+    if issubclass(model, StrictModel):
+        strict = model
+    else:
+        strict = StrictModel
     meant = strict.common_words.get(key, strict.lone_key if key in strict.lone_key.split("_") else "")
-    return meant if " " in meant or not meant else f"Did you mean {meant!r}?"
+    if " " in meant or not meant:
+        return meant
+    return f"Did you mean {meant!r}?"
 
 
 def _near(key: str, model: type[BaseModel]) -> str:
     """The name like `key` that has an effect, or else the fields of a short section."""
     fields = field_names(model)
     hint = did_you_mean(key, {*fields, *read_names(other_names(model, foreign_keys()))}, list_all=False)
-    return hint if hint.startswith("Did you mean") else did_you_mean(key, fields, list_all=False)
+    if hint.startswith("Did you mean"):
+        return hint
+    return did_you_mean(key, fields, list_all=False)
 
 
 def all_keys(section: ConfigNode) -> str:
@@ -271,7 +306,10 @@ def all_keys(section: ConfigNode) -> str:
 
 def other_names(section: type[BaseModel], foreign: ForeignKeys) -> Mapping[str, ForeignName]:
     """What a section reads besides its fields: its other shapes, the keys that it had, and those of other programs."""
-    strict = section if issubclass(section, StrictModel) else StrictModel
+    if issubclass(section, StrictModel):
+        strict = section
+    else:
+        strict = StrictModel
     removed = {key: ForeignName("idle", says=f"removed in {row.version}") for key, row in strict.removed_keys.items()}
     return {**strict.other_shapes, **removed, **foreign.rows(section)}
 
@@ -305,7 +343,8 @@ def places_of_keys(model: type[BaseModel], foreign_keys: ForeignKeys) -> dict[st
             annotation = section.model_fields[name].annotation
             below = f"{at}.{key}".removeprefix(".")
             for child, place in ((annotation, below), (item_annotation(annotation), f"{below}[]")):
-                if inner := section_model(child):
+                inner = section_model(child)
+                if inner:
                     waiting.append((inner, place))
     return foreign | places
 
@@ -342,7 +381,9 @@ def place_in(
 
 def listed(node: ConfigNode) -> ConfigNode:
     """A single value as a list of one."""
-    return node if isinstance(node.value, list) else replace(node, value=[node])
+    if isinstance(node.value, list):
+        return node
+    return replace(node, value=[node])
 
 
 def field_names(model: type[BaseModel]) -> dict[str, str]:
@@ -396,12 +437,18 @@ def section_remedy(node: ConfigNode, model: type[BaseModel] | None, default: Any
 
     default: of the field. A switch means the section with its defaults, or none; model: None where it is not known.
     """
-    required = [repr(name) for name, field in model.model_fields.items() if field.is_required()] if model else []
+    if model:
+        required = [repr(name) for name, field in model.model_fields.items() if field.is_required()]
+    else:
+        required = []
     if node.value is True and model and _works_empty(model):
         return f"Write '{node.path[-1]}: {{}}' for its defaults."
     if node.value is False and model and default is None:
         return "Leave the key out."
-    needed = f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required" if required else ""
+    if required:
+        needed = f"; {in_series(required)} {'is' if len(required) == 1 else 'are'} required"
+    else:
+        needed = ""
     return f"Write its keys below it, indented, each as 'key: value'{needed}."
 
 

@@ -24,16 +24,26 @@ def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bo
     has it, and `text` another one, or none.
     """
     redactions = [(*node.span, REDACTED) for node in secret_scalars(root)]
-    if reader := foreign_file(root):
-        named = reader.renamed(root, new_name) if new_name is not None else root
+    reader = foreign_file(root)
+    if reader:
+        if new_name is not None:
+            named = reader.renamed(root, new_name)
+        else:
+            named = root
         return redact(_dump(named, None) if rewrite or new_name else _edit(text, redactions))
     config = root.value["config"]
     name = config.value.get("name")
     # An aliased name stands elsewhere in the text, where other keys use it too.
-    processes = config.value["process"].value if seed is not None else []
+    if seed is not None:
+        processes = config.value["process"].value
+    else:
+        processes = []
     if rewrite or (new_name is not None and name is not None and name.aliased) or any(p.aliased for p in processes):
         return redact(_dump(root, new_name))
-    renamed = [] if new_name is None else [_set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))]
+    if new_name is None:
+        renamed = []
+    else:
+        renamed = [_set(text, config, name, "name", json.dumps(new_name, ensure_ascii=False))]
     trained = [process for process in processes if SEED in process.value]
     seeded = [_set(text, each, _own(each), SEED, str(seed)) for each in trained]
     return redact(_edit(text, [*redactions, *renamed, *seeded]))
@@ -66,7 +76,8 @@ def job_text(root: ConfigNode, name: str, processes: Sequence[ConfigNode], sourc
 def _lines(node: ConfigNode, source: str, indent: int) -> Iterator[str]:
     """A mapping as the lines of a block."""
     for key, child in node.value.items():
-        value, start = child.value, f"{'  ' * indent}{key}:"
+        value = child.value
+        start = f"{'  ' * indent}{key}:"
         items = value if isinstance(value, list) else []
         if isinstance(value, dict) and value:
             yield start
@@ -91,7 +102,8 @@ def _inline(node: ConfigNode) -> str:
 
 def _origin(node: ConfigNode, source: str) -> str:
     """A comment: file, line and key; whose default it is; nothing for what the file does not have."""
-    at, key = node.key_at, _key_of(node)
+    at = node.key_at
+    key = _key_of(node)
     if not key:
         return ""
     return f"  # {f'{at.file or source}:{at.line}' if at.line else at.file} {key}"
@@ -111,7 +123,10 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     for start, end, new in sorted(set(edits), reverse=True):
         # The end of an empty or a block scalar (| or >) lies behind white space that must stay.
         kept = text[start:end][len(text[start:end].rstrip()) :]
-        space = " " if start and text[start - 1] == ":" else ""
+        if start and text[start - 1] == ":":
+            space = " "
+        else:
+            space = ""
         text = text[:start] + space + new + kept + text[end:]
     return text
 
@@ -138,7 +153,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _dump(root: ConfigNode, new_name: str | None) -> str:
     def scalar(node: ConfigNode) -> Any:
-        return REDACTED if is_secret(_key_of(node), node.value) else node.value
+        if is_secret(_key_of(node), node.value):
+            return REDACTED
+        return node.value
 
     data = root.data(scalar)
     if new_name is not None:

@@ -85,9 +85,11 @@ def sections_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, t
     """The model and the sections in it, each with its dotted path."""
     yield path, model
     for name, field in model.model_fields.items():
-        inner, suffix = section_model(field.annotation), ""
+        inner = section_model(field.annotation)
+        suffix = ""
         if inner is None:
-            inner, suffix = section_model(item_annotation(field.annotation)), "[]"
+            inner = section_model(item_annotation(field.annotation))
+            suffix = "[]"
         if inner is not None:
             yield from sections_of(inner, f"{path}.{name}{suffix}".lstrip("."))
 

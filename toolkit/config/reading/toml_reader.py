@@ -74,8 +74,10 @@ def _is_deeper(data: Any, levels: int) -> bool:
 
 def _faults(text: str) -> Iterator[tuple[int, int, str]]:
     """Line, column and message of each fault: a statement that has one is left out, and what follows is read again."""
-    lines, before = text.replace("\r\n", "\n").removesuffix("\n").split("\n"), 0
-    if found := _LONG.search(text):
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    before = 0
+    found = _LONG.search(text)
+    if found:
         yield text.count("\n", 0, found.end()) + 1, 1, DEEP
         return
     while True:
@@ -89,11 +91,17 @@ def _faults(text: str) -> Iterator[tuple[int, int, str]]:
             if not isinstance(error, tomllib.TOMLDecodeError):
                 digits = re.search(rf"[0-9_]{{{MOST_DIGITS},}}", text)
                 line = text.count("\n", 0, digits.start()) + 1 if digits else 1
-                what = f"a number has more than {MOST_DIGITS:,} digits" if digits else str(error)
+                if digits:
+                    what = f"a number has more than {MOST_DIGITS:,} digits"
+                else:
+                    what = str(error)
                 yield line, 1, f"not valid TOML: {what}."
                 return
             found = _AT.search(str(error))
-            place = (int(found[1]), int(found[2])) if found and found[1] else None
+            if found and found[1]:
+                place = (int(found[1]), int(found[2]))
+            else:
+                place = None
             said = _AT.sub("", str(error)) + (" Unclosed" if found and not place else "")
         line, column = place or (len(lines) + 1, 1)
         is_open = place is None or (column == 1 and said == "Invalid value" and _STATEMENT.match(lines[line - 1]))
@@ -125,7 +133,12 @@ def _node(data: Any, path: KeyPath, places: Places, above: tuple[SourceLocation,
         data = [_node(value, (*path, index), places, here) for index, value in enumerate(data)]
     elif not isinstance(data, str | int | float):
         data = str(data)  # a date
-    text = "" if isinstance(data, dict | list) else str(data).lower() if isinstance(data, bool) else str(data)
+    if isinstance(data, dict | list):
+        text = ""
+    elif isinstance(data, bool):
+        text = str(data).lower()
+    else:
+        text = str(data)
     return ConfigNode(data, path, *here, text=text)
 
 
@@ -136,9 +149,11 @@ def _places(text: str, file: str) -> Places:
     lines = text.splitlines()
     at = 0
     while at < len(lines):
-        line, first = lines[at], at
+        line = lines[at]
+        first = at
         at += 1
-        if head := _HEAD.match(line):
+        head = _HEAD.match(line)
+        if head:
             *above, newest = _keys(head[2])
             table = ()
             for part in above:  # of a list of tables the newest is meant
@@ -150,14 +165,16 @@ def _places(text: str, file: str) -> Places:
                 count[table] = count.get(table, -1) + 1
                 table = (*table, count[table])
             places[table] = (SourceLocation(at, head.start(1) + 1, file),) * 2
-        elif statement := _STATEMENT.match(line):
-            key = (*table, *_keys(statement[1]))
-            places[key] = (
-                SourceLocation(at, statement.start(1) + 1, file),
-                SourceLocation(at, statement.end() + 1, file),
-            )
-            ends = (end for end in range(at, len(lines)) if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]))
-            at = next((end for end in ends if _is_whole("\n".join(lines[first:end]))), len(lines))
+        else:
+            statement = _STATEMENT.match(line)
+            if statement:
+                key = (*table, *_keys(statement[1]))
+                places[key] = (
+                    SourceLocation(at, statement.start(1) + 1, file),
+                    SourceLocation(at, statement.end() + 1, file),
+                )
+                ends = (end for end in range(at, len(lines)) if _HEAD.match(lines[end]) or _STATEMENT.match(lines[end]))
+                at = next((end for end in ends if _is_whole("\n".join(lines[first:end]))), len(lines))
     return places
 
 

@@ -125,7 +125,10 @@ def _wrapped(text: str) -> str:
 def _epilog(uid: str, model: type[ToolConfig]) -> str:
     """How else the tool is called, and where its documentation is."""
     places = [flag_of(model, key) for key in model.positional]
-    lines = [f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."] if places else []
+    if places:
+        lines = [f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}."]
+    else:
+        lines = []
     lines.append(f"In a job: 'type: {uid}', with the same keys. All keys: docs/config.md")
     return "\n".join(lines)
 
@@ -134,7 +137,9 @@ def _group(model: type[ToolConfig], dotted: str) -> str | None:
     """The heading over a flag; None: it is one of the tool's own. The name of a model is."""
     section, _, key = dotted.partition(".")
     if not key:
-        return _GROUPS["model"] if section in _OF_THE_MACHINE and "device" in model.model_fields else None
+        if section in _OF_THE_MACHINE and "device" in model.model_fields:
+            return _GROUPS["model"]
+        return None
     is_name = is_text(field_at(model, dotted)[0].annotation) and key == model.sections[section][0]
     return None if is_name else _GROUPS.get(section, section)
 
@@ -147,8 +152,13 @@ def _idle(model: type[ToolConfig]) -> list[str]:
 def field_at(model: type[BaseModel], dotted: str) -> tuple[FieldInfo, str]:
     """The field at a dotted path of sections, and its description."""
     key, _, below = dotted.partition(".")
-    inner = section_model(model.model_fields[key].annotation) if below else None
-    return field_at(inner, below) if inner else (model.model_fields[key], descriptions(model).get(key, ""))
+    if below:
+        inner = section_model(model.model_fields[key].annotation)
+    else:
+        inner = None
+    if inner:
+        return field_at(inner, below)
+    return (model.model_fields[key], descriptions(model).get(key, ""))
 
 
 def _add(
@@ -161,14 +171,24 @@ def _add(
     by_place: bool,
 ) -> None:
     """One flag, in a group of the help; by_place: without a flag, where the field is positional."""
-    many, last = item_annotation(field.annotation) is not Any, name.rpartition(".")[2]
+    many = item_annotation(field.annotation) is not Any
+    last = name.rpartition(".")[2]
     if by_place and name in model.positional:
         optional = "*" if many else "?"
-        nargs = optional if not field.is_required() else "+" if many else None
+        if field.is_required():
+            nargs = "+" if many else None
+        else:
+            nargs = optional
         parser.add_argument(name, nargs=nargs, default=None, help=about, metavar=name.upper())
         return
-    default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    shown = "" if field.is_required() or default in (None, "", []) else f" (default: {default})"
+    if isinstance(field.default, tuple):
+        default = " ".join(map(str, field.default))
+    else:
+        default = field.default
+    if field.is_required() or default in (None, "", []):
+        shown = ""
+    else:
+        shown = f" (default: {default})"
     options: dict[str, Any] = {"metavar": last.upper()}
     if field.annotation in (bool, AUTO_OR_BOOL):
         options = {"nargs": "?", "const": "true", "metavar": "true|false"}
@@ -185,7 +205,10 @@ def _add(
 def flag_of(model: type[ToolConfig], key: str) -> str:
     """`sigma_rel` -> `--sigma-rel`; `model.qtype` -> `--qtype`."""
     section, _, below = key.partition(".")
-    last = section if below == model.sections.get(section, ("",))[0] else key.rpartition(".")[2]
+    if below == model.sections.get(section, ("",))[0]:
+        last = section
+    else:
+        last = key.rpartition(".")[2]
     return model.flags.get(key, f"--{last.replace('_', '-')}")
 
 
@@ -209,7 +232,10 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
     word, taker = model.verbatim
-    end = argv.index(word) + 1 if word and word in argv else len(argv)
+    if word and word in argv:
+        end = argv.index(word) + 1
+    else:
+        end = len(argv)
     argv, behind = [foreign_keys().own_flag(word, model.model_fields) for word in argv[:end]], list(argv[end:])
     flags = {word.partition("=")[0].replace("_", "-") for word in argv}
     parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
@@ -243,13 +269,15 @@ def unknown_arguments(parser: argparse.ArgumentParser, unknown: Sequence[str], l
     lines = []
     for word in dict.fromkeys(flags):
         near = get_close_matches(word.partition("=")[0].lstrip("-").replace("_", "-"), known, n=1, cutoff=0.7)
-        hint = f"Did you mean '--{near[0]}'?" if near else f"'{parser.prog} --help' lists its flags."
+        if near:
+            hint = f"Did you mean '--{near[0]}'?"
+        else:
+            hint = f"'{parser.prog} --help' lists its flags."
         if not word.startswith("-"):
-            hint = (
-                f"Write '--{lone_key} {word}'."
-                if lone_key
-                else f"Each value stands behind its flag, one with spaces in quotes: {hint}"
-            )
+            if lone_key:
+                hint = f"Write '--{lone_key} {word}'."
+            else:
+                hint = f"Each value stands behind its flag, one with spaces in quotes: {hint}"
         if word.partition("=")[0].replace("_", "-") in OF_JOBS:
             hint = "It is an option for jobs: a tool does what it does at once."
         help_ = foreign_keys().flag_remedy(word) or hint
@@ -274,7 +302,10 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
         *above, last = key.split(".")
         section = entries
         for depth, part in enumerate(above):
-            at = flag_of(model, f"{part}.{model.sections[part][0]}") if depth == 0 else part
+            if depth == 0:
+                at = flag_of(model, f"{part}.{model.sections[part][0]}")
+            else:
+                at = part
             section = section.setdefault(part, ConfigNode({}, (at,), _NOWHERE, _NOWHERE)).value
         section[last] = node
     return ConfigNode(entries, (), _NOWHERE, _NOWHERE)

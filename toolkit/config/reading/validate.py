@@ -46,7 +46,9 @@ class Place(NamedTuple):
     def default(self) -> Any:
         """The field's default, of a list its first item; None where there is none."""
         default = self.section.model_fields[self.name].get_default(call_default_factory=True, validated_data={})
-        return default[0] if isinstance(default, tuple) and default else default
+        if isinstance(default, tuple) and default:
+            return default[0]
+        return default
 
     def bound(self, name: str) -> float | None:
         """The smallest number that the field takes, `ge`, or the largest, `le`, where that is bounded."""
@@ -72,13 +74,15 @@ def place_of(model: type[BaseModel], path: KeyPath) -> Place | None:
         name = field_names(section).get(key) if section else None
         if section is None or name is None:
             return None
-        place, annotation = Place(section, name), section.model_fields[name].annotation
+        place = Place(section, name)
+        annotation = section.model_fields[name].annotation
     return place
 
 
 def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -> str:
     """One line for one entry of `ValidationError.errors()`, whose value is `node`; place: the field that it is for."""
-    kind, context = error["type"], error.get("ctx", {})
+    kind = error["type"]
+    context = error.get("ctx", {})
     value = show(node)
     if kind == "missing":
         return "is required."
@@ -106,12 +110,16 @@ def explain(error: ErrorDetails, node: ConfigNode, place: Place | None = None) -
         if kind.startswith(f"{name}_"):
             return " ".join(filter(None, (value, message, _remedy(name, node, place))))
     is_shown = error["msg"].lower().startswith(value.lower())  # a switch is `True` for a validator
-    return error["msg"] if is_shown else f"{value}: {error['msg'].removesuffix('.')}."
+    if is_shown:
+        return error["msg"]
+    return f"{value}: {error['msg'].removesuffix('.')}."
 
 
 def _single(node: ConfigNode) -> str:
     texts = [item.text for item in node.value]
-    return f"Write {texts[0]}, without brackets or dash." if len(texts) == 1 and texts[0] else "Give one of them."
+    if len(texts) == 1 and texts[0]:
+        return f"Write {texts[0]}, without brackets or dash."
+    return "Give one of them."
 
 
 def _per_cent(kind: str, context: dict[str, Any], node: ConfigNode) -> str:
@@ -156,7 +164,10 @@ def _mapping_remedy(node: ConfigNode) -> str:
 
 def list_remedy(node: ConfigNode) -> str:
     """What to write where something else stands instead of a list."""
-    first = next(iter(node.value.items()), None) if isinstance(node.value, dict) else None
+    if isinstance(node.value, dict):
+        first = next(iter(node.value.items()), None)
+    else:
+        first = None
     if first is None:
         return "Begin each entry with '- '."
     key, child = first
@@ -179,7 +190,9 @@ def _not_text(node: ConfigNode) -> str:
         if is_entry and all(item.text for item in node.value):
             return f"{message} For several write an entry of '{node.path[-3]}' for each: {_entries(node)}"
         return f"{message} Give one value; if the brackets or the dash belong to a text, put it in quotes."
-    return message if node.value is None else f'{message} Put it in quotes: "{node.text}"'
+    if node.value is None:
+        return message
+    return f'{message} Put it in quotes: "{node.text}"'
 
 
 def _entries(node: ConfigNode) -> str:
@@ -236,7 +249,10 @@ def _report(model: type[BaseModel], errors: Sequence[ErrorDetails], node: Config
     for error in errors:
         at, rest = node.find(_key(node, error["loc"]))
         missing = error["type"] == "missing"
-        path = (*at.path, error["loc"][-1]) if missing and rest else at.path
+        if missing and rest:
+            path = (*at.path, error["loc"][-1])
+        else:
+            path = at.path
         messages = found.setdefault(path, (at, []))[1]
         message = explain(error, at, place_of(model, at.path[len(node.path) :]))
         if message not in messages:
@@ -263,7 +279,9 @@ def _removable(node: ConfigNode, loc: Sequence[str | int], missing: bool) -> Key
     """The smallest part of the tree that can go: the wrong value, or the mapping that lacks a key."""
     key = _key(node, loc)
     _, rest = node.find(key)
-    return key[: len(key) - len(rest)] if rest or missing else key
+    if rest or missing:
+        return key[: len(key) - len(rest)]
+    return key
 
 
 def _prune(node: ConfigNode, wrong: set[KeyPath], at: KeyPath = ()) -> ConfigNode | None:
@@ -293,7 +311,8 @@ _PER_CENT = rf"({_NUMBER})\s*%"
 _MINUS = str.maketrans("\u2212\u2013\u2014", "---")
 """What a page or a word processor writes for a minus sign."""
 
-_STEPS, _EPOCHS = r"steps?|its?|iterations?", r"epochs?"
+_STEPS = r"steps?|its?|iterations?"
+_EPOCHS = r"epochs?"
 _UNITS = {
     _STEPS: r"(?!.*epoch).*(?:step|every).*",
     _EPOCHS: r".*epoch.*",
@@ -305,7 +324,8 @@ _UNITS = {
 }
 """Unit -> the keys that count in it: behind their numbers it may be left out."""
 
-_OFF, _AUTO = ("never", "none", "no", "off", "false", "disabled"), ("auto", "automatic", "default")
+_OFF = ("never", "none", "no", "off", "false", "disabled")
+_AUTO = ("auto", "automatic", "default")
 
 
 def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
@@ -323,8 +343,12 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
         r"(\d+(?:\.\d+)?)\s*[kK]": lambda found: f"{float(found[1]) * 1000:.0f}",
         _DECIMAL_COMMA if not whole else r"(?!)": lambda found: f"{found[1]}.{found[2]}",
     }
-    if whole and (sides := _sides(text)):
-        return f"Write {sides[0]}." if len(set(sides)) == 1 else f"Write {sides} where a list may stand."
+    if whole:
+        sides = _sides(text)
+        if sides:
+            if len(set(sides)) == 1:
+                return f"Write {sides[0]}."
+            return f"Write {sides} where a list may stand."
     found = ((read, re.fullmatch(pattern, text.strip())) for pattern, read in readings.items())
     meant = [read(match) for read, match in found if match][:1]
     if re.fullmatch(_LIST, text.strip()) and not (meant and not whole):
@@ -340,7 +364,9 @@ def number_remedy(text: str, whole: bool, place: Place | None = None) -> str:
 def _misspelt(text: str) -> str:
     """What to write for a number with another minus sign, or with a space before its exponent."""
     meant = re.sub(r"(?<=\d)\s+(?=[eE][-+]?\d)", "", text.strip().translate(_MINUS))
-    return f"Write {meant}." if meant != text.strip() and re.fullmatch(_NUMBER, meant) else ""
+    if meant != text.strip() and re.fullmatch(_NUMBER, meant):
+        return f"Write {meant}."
+    return ""
 
 
 def _share(text: str, place: Place | None) -> str:
@@ -350,7 +376,9 @@ def _share(text: str, place: Place | None) -> str:
     share = round(float(found[1]) / 100, 12) if found else 1.0
     if not found or (place and place.says("(thousandths)")):
         return ""
-    return f"Write {share:g}." if share < 1 or (share == 1 and place and place.bound("le") == 1) else ""
+    if share < 1 or (share == 1 and place and place.bound("le") == 1):
+        return f"Write {share:g}."
+    return ""
 
 
 def _without_unit(text: str, place: Place | None) -> str:
@@ -358,7 +386,9 @@ def _without_unit(text: str, place: Place | None) -> str:
     found = re.fullmatch(_WITH_UNIT, text.strip())
     if not found:
         return ""
-    number, unit, key = found[1], found[2].lower(), place.name if place else ""
+    number = found[1]
+    unit = found[2].lower()
+    key = place.name if place else ""
     if any(re.fullmatch(of_unit, unit) and re.fullmatch(keys, key) for of_unit, keys in _UNITS.items()):
         return f"Write {number}."
     others: list[str] = []
@@ -367,13 +397,17 @@ def _without_unit(text: str, place: Place | None) -> str:
     elif "epoch" in key and re.fullmatch(_STEPS, unit):
         others = [key.removesuffix("_n_epochs"), *(["steps"] if key == "epochs" else [])]
     other = next((each for each in others if place and each != key and each in place.section.model_fields), "")
-    return f"Write '{other}: {number}' instead of '{key}'." if other else ""
+    if other:
+        return f"Write '{other}: {number}' instead of '{key}'."
+    return ""
 
 
 def _in_words(text: str, whole: bool, place: Place) -> str:
     """What to write for a word: 0 for one that switches something off, where the field's description says what 0 means;
     the default; or a number."""
-    word, meaning, default = text.strip().lower(), place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)"), place.default
+    word = text.strip().lower()
+    meaning = place.says(r"(?:^|[ ;])0(?: to 1| or 1)?: ([^.;]+)")
+    default = place.default
     is_off = word in _OFF and not re.search(r"error|warning|nothing|not trained", meaning)
     if meaning and (is_off or word == meaning):
         return f"Write 0 ({meaning})."
@@ -388,5 +422,10 @@ def _in_words(text: str, whole: bool, place: Place) -> str:
 def _sides(text: str) -> list[int]:
     """The sides of an image that a text lists, such as `512,768`, which does not mean 512768; else nothing."""
     found = re.fullmatch(_SIDES, text.strip())
-    numbers = [int(number) for number in found.groups()] if found else []
-    return numbers if all(number >= 64 and number % 8 == 0 for number in numbers) else []
+    if found:
+        numbers = [int(number) for number in found.groups()]
+    else:
+        numbers = []
+    if all(number >= 64 and number % 8 == 0 for number in numbers):
+        return numbers
+    return []

@@ -94,8 +94,14 @@ def syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation
     """The place of the mistake, which is often above the place where PyYAML stopped, and what to write instead."""
     lines = text.splitlines() or [""]
     mark = error.problem_mark or error.context_mark
-    here = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
-    stopped = error.context_mark if "end of stream" in str(error.problem) else mark
+    if mark:
+        here = SourceLocation(mark.line + 1, mark.column + 1)
+    else:
+        here = SourceLocation(1, 1)
+    if "end of stream" in str(error.problem):
+        stopped = error.context_mark
+    else:
+        stopped = mark
     opened = (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
     above = here.line - 1
     while above > 1 and re.match(r"\s*(#|$)", lines[above - 1]):
@@ -133,7 +139,9 @@ def _second_document(below: list[str]) -> str:
 
 def quoted(text: str) -> str:
     """A text in quotes, as YAML reads it."""
-    return f'"{text}"' if not set(text) & set('"\\') else "'" + text.replace("'", "''") + "'"
+    if set(text) & set('"\\'):
+        return "'" + text.replace("'", "''") + "'"
+    return f'"{text}"'
 
 
 def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
@@ -150,4 +158,6 @@ def _quote_before(text: str, end: int) -> yaml.Mark | None:
         for token in takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader)):
             last = token
     quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
-    return last.start_mark if last and quoted and not text[last.end_mark.index : end].strip() else None
+    if last and quoted and not text[last.end_mark.index : end].strip():
+        return last.start_mark
+    return None

@@ -49,13 +49,16 @@ def binary_kind(path: str | Path) -> str:
                 remedy = "'run.py inspect FILE' shows what is in it, 'run.py generate --lora FILE' uses a LoRA."
                 return f"is a safetensors file, not a job. {remedy}"
             found = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), "")
-            return f"is {found}, not a job: a YAML or JSON file." if found else ""
+            if found:
+                return f"is {found}, not a job: a YAML or JSON file."
+            return ""
     return ""
 
 
 def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
     """The file as text. Raises ConfigErrors when it cannot be read."""
-    if kind := binary_kind(path):
+    kind = binary_kind(path)
+    if kind:
         diagnostics.fatal(_NOWHERE, (), kind)
     try:
         return read_source(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -69,13 +72,17 @@ def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
 
 def _wrong_encoding(error: UnicodeDecodeError) -> tuple[SourceLocation, KeyPath, str]:
     """The place of the first byte that is not UTF-8, and what it is in the encoding of Windows."""
-    data, start = bytes(error.object), error.start
+    data = bytes(error.object)
+    start = error.start
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return SourceLocation(1, 1), (), "is UTF-16 text. Save it as UTF-8."
     line = data.rfind(b"\n", 0, start) + 1
     place = SourceLocation(data.count(b"\n", 0, start) + 1, len(data[line:start].decode("utf-8", "replace")) + 1)
     letter = data[start : start + 1].decode("cp1252", "ignore")
-    meant = f" (in Windows-1252: {letter!r})" if letter.isprintable() and letter else ""
+    if letter.isprintable() and letter:
+        meant = f" (in Windows-1252: {letter!r})"
+    else:
+        meant = ""
     return place, (), f"is not UTF-8 text: the byte 0x{data[start]:02X}{meant}. Save the file as UTF-8."
 
 
@@ -91,7 +98,9 @@ def strip_json_comments(text: str) -> str:
 
 def _blank(match: re.Match[str]) -> str:
     token = match.group()
-    return token if token.startswith('"') else re.sub(r"[^\n]", " ", token)
+    if token.startswith('"'):
+        return token
+    return re.sub(r"[^\n]", " ", token)
 
 
 MAX_NODES = 100_000
@@ -188,7 +197,10 @@ def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     if root is None:
         diagnostics.fatal(SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
     if not isinstance(root, yaml.MappingNode):
-        listed = [item for item in root.value if isinstance(item, yaml.MappingNode)] if root.id == "sequence" else []
+        if root.id == "sequence":
+            listed = [item for item in root.value if isinstance(item, yaml.MappingNode)]
+        else:
+            listed = []
         is_dataset = {"instance_data_dir", "path"} & {key.value for item in listed for key, _ in item.value}
         remedy = "A job has the keys 'job' and 'config'."
         if is_dataset:
@@ -203,7 +215,8 @@ class _Builder:
 
     def __init__(self, diagnostics: Diagnostics, unused: Mapping[int, str]) -> None:
         """unused: place in the file -> a text behind an anchor that no alias names."""
-        self.diagnostics, self.unused = diagnostics, unused
+        self.diagnostics = diagnostics
+        self.unused = unused
         self.count = 0
         self.open: list[yaml.Node] = []
 
@@ -233,7 +246,8 @@ class _Builder:
             span=(node.start_mark.index, node.end_mark.index),
             aliased=node.start_mark.index < key_end,
         )
-        if (whole := self.unused.get(node.start_mark.index)) and isinstance(value, str | None):
+        whole = self.unused.get(node.start_mark.index)
+        if whole and isinstance(value, str | None):
             message = f"{whole.split()[0]!r} is left out: '&' marks a value for an alias, '*', and the file has none. "
             self.diagnostics.warn(built, f"{message}If it belongs to the text, put the text in quotes: {quoted(whole)}")
         return built
@@ -278,7 +292,10 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
             key: str = node.value
             return key
-        text = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
+        if isinstance(node, yaml.ScalarNode):
+            text = str(node.value)
+        else:
+            text = "?"
         self.diagnostics.error_at(_place(node), (*path, text), "a key must be text. Put it in quotes.")
         return None
 
@@ -292,7 +309,9 @@ class _Builder:
         try:
             value = scalar_value(node.value, kind)
             # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves apart.
-            return value.encode("utf-16", "surrogatepass").decode("utf-16") if kind == "str" else value
+            if kind == "str":
+                return value.encode("utf-16", "surrogatepass").decode("utf-16")
+            return value
         except UnicodeDecodeError:
             self.diagnostics.error_at(_place(node), path, "holds half a character (a lone surrogate). Leave it out.")
             return node.value.encode("utf-8", "replace").decode("utf-8")
@@ -379,7 +398,9 @@ def map_paths(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
 
     def move(node: ConfigNode) -> ConfigNode:
         path = moved_path(str(node.value), moved)
-        return node if path == node.value else replace(node, value=path, written=None)
+        if path == node.value:
+            return node
+        return replace(node, value=path, written=None)
 
     return map_strings(root, move) if moved else root
 
@@ -398,7 +419,10 @@ def map_in_tables(root: ConfigNode, moved: Mapping[str, str]) -> ConfigNode:
     """The same for the paths in tables of captions: `path_map` of each dataset of a job that has none."""
 
     def of(node: ConfigNode, value: Any) -> ConfigNode:
-        inside = {key: of(node, text) for key, text in value.items()} if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            inside = {key: of(node, text) for key, text in value.items()}
+        else:
+            inside = value
         return replace(node, value=inside, path=(*node.path, "path_map"), text=str(value), plain=False, written=None)
 
     def fill(node: ConfigNode, key: str = "") -> ConfigNode:

@@ -45,7 +45,9 @@ class Rectangle(StrictModel):
 
 def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
     """Width and height of one entry of `resolution`: an image at it has at most their product in pixels."""
-    return (resolution, resolution) if isinstance(resolution, int) else (resolution.width, resolution.height)
+    if isinstance(resolution, int):
+        return (resolution, resolution)
+    return (resolution.width, resolution.height)
 
 
 def area_of(resolution: int | Rectangle) -> int:
@@ -58,7 +60,9 @@ def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shape(value: Any) -> str:
-    return "rectangle" if isinstance(value, dict | Rectangle) else "square"
+    if isinstance(value, dict | Rectangle):
+        return "rectangle"
+    return "square"
 
 
 def _colour(value: str) -> str:
@@ -90,7 +94,8 @@ Extensions = Annotated[
 
 
 def _without_dot(extension: str) -> str:
-    if not (name := extension.strip().lower().lstrip(".")):
+    name = extension.strip().lower().lstrip(".")
+    if not name:
         raise value_error(
             f"{extension!r} is not a file extension. Write the part of a name after the first dot, such as jpg."
         )
@@ -421,10 +426,12 @@ class DatasetConfig(StrictModel):
         """A single resolution becomes a list. A stream keeps latents only where the job says so. What the base model
         makes are regularisation images."""
         entries = _with_listed_resolution(entries, diagnostics)
-        if (made := entries.get("from_base")) and "is_reg" not in entries:
+        made = entries.get("from_base")
+        if made and "is_reg" not in entries:
             entries = entries | {"is_reg": replace(made, value=True, text="true", path=(*made.path[:-1], "is_reg"))}
         key = "cache_latents_to_disk"
-        if (url := entries.get("url")) and key not in entries:
+        url = entries.get("url")
+        if url and key not in entries:
             entries = entries | {key: replace(url, value=False, text="false", path=(*url.path[:-1], key))}
         return entries
 
@@ -442,12 +449,16 @@ class DatasetConfig(StrictModel):
     @property
     def references(self) -> tuple[str, tuple[str, ...]]:
         """The key that says where the control images are, and its values in slot order."""
-        return ("control_suffix", self.control_suffix) if self.control_suffix else ("control_path", self.control_path)
+        if self.control_suffix:
+            return ("control_suffix", self.control_suffix)
+        return ("control_path", self.control_path)
 
     @property
     def canvas(self) -> str:
         """`background` where it is given, else empty."""
-        return self.background if "background" in self.model_fields_set else ""
+        if "background" in self.model_fields_set:
+            return self.background
+        return ""
 
     def check(self, job: JobContext) -> Findings:
         """Folders that are missing, keys that exclude each other, images that teach nothing."""
@@ -483,7 +494,8 @@ class DatasetConfig(StrictModel):
             if Path(control).expanduser().resolve() == Path(self.folder_path).expanduser().resolve():
                 message = "is the same folder as folder_path: each image would be its own control image."
                 yield warning(f"control_path.{slot}", message)
-        if len(sizes := self.resolution) == 2 and all(isinstance(size, int) for size in sizes):
+        sizes = self.resolution
+        if len(sizes) == 2 and all(isinstance(size, int) for size in sizes):
             rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
             message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. For one rectangle,"
             yield warning("resolution", f"{message} write '{rectangle}'.")
@@ -505,7 +517,10 @@ class DatasetConfig(StrictModel):
             if self.alpha_mask:
                 yield error("alpha_mask", "cannot be combined with 'columns.mask'. Remove one of them.")
         elif not sources or sources == ["alpha_mask"]:
-            keys = "mask_optional" if self.alpha_mask else "mask_optional mask_min_value invert_mask"
+            if self.alpha_mask:
+                keys = "mask_optional"
+            else:
+                keys = "mask_optional mask_min_value invert_mask"
             yield from self.unused(keys, " without a mask.")
         if self.mask_path is None:
             return
@@ -517,7 +532,8 @@ class DatasetConfig(StrictModel):
 
 def _check_folder(path: str | None, job: JobContext) -> Findings:
     """An error for a folder of images that is not there, also as a dataset of the hub."""
-    if path and not job.will_write(path) and (fault := hub_fault(path)):
+    fault = hub_fault(path) if path and not job.will_write(path) else None
+    if fault:
         yield error("folder_path", fault)
     else:
         yield from check_path("folder_path", path, IMAGES + (hub_remedy(path) if path else ""), job)

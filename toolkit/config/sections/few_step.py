@@ -57,7 +57,9 @@ class AssistantConfig(StrictModel):
 
     def to_download(self) -> str:
         """What a run downloads first, as named on the hub; empty: nothing."""
-        return self.path if hub_lora(self.path)[0] and self.file() == self.path else ""
+        if hub_lora(self.path)[0] and self.file() == self.path:
+            return self.path
+        return ""
 
     def check(self, job: JobContext) -> Findings:
         """A file that is missing, or read for nothing; one of the hub that is not here where the hub may not be

@@ -46,7 +46,9 @@ def snapshot_in(home: Path) -> Path | None:
         commits = [folder.name for folder in home.glob("snapshots/*")]
         commit = commits[0] if len(commits) == 1 else ""
     folder = home / "snapshots" / commit
-    return folder if commit and folder.is_dir() else None
+    if commit and folder.is_dir():
+        return folder
+    return None
 
 
 def from_cache(path: str) -> str:
@@ -59,7 +61,9 @@ def from_cache(path: str) -> str:
 def hub_remedy(path: str) -> str:
     """What to do where a path that is not there may mean a dataset of the hub; empty for any other."""
     repo, _ = hub_dataset(path)
-    return f" If it is a dataset of the hub, run '{download(repo)}' first." if repo else ""
+    if repo:
+        return f" If it is a dataset of the hub, run '{download(repo)}' first."
+    return ""
 
 
 def hub_fault(path: str) -> str:
@@ -69,7 +73,10 @@ def hub_fault(path: str) -> str:
         return f"{path!r} is an address. Write {path.removeprefix('file://')!r}."
     if _SCHEME.match(path):
         repo, _ = hub_dataset(path)
-        how = f"Run '{download(repo)}', and start again" if repo else "Download it, and give the folder"
+        if repo:
+            how = f"Run '{download(repo)}', and start again"
+        else:
+            how = "Download it, and give the folder"
         return f"{path!r} is an address, and its files are not here. {how}; a 'url' streams tar files."
     home, snapshots, _ = path.partition("/snapshots/")
     name = Path(home).name

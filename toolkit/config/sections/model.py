@@ -131,7 +131,9 @@ class ModelKwargs(StrictModel):
 
     def reference_area(self) -> int:
         """Pixels of a control image; 0: as many as its target has."""
-        return 0 if self.match_target_res else self.control_resolution**2
+        if self.match_target_res:
+            return 0
+        return self.control_resolution**2
 
 
 class BaseLora(StrictModel):
@@ -299,7 +301,10 @@ class ModelConfig(StrictModel):
     @classmethod
     def _around_a_file(cls, data: Any, handler: ModelWrapValidatorHandler[ModelConfig]) -> ModelConfig:
         """A file as `name_or_path` is a transformer: the other keys become what is found around it."""
-        name = data.get("name_or_path") if isinstance(data, dict) else None
+        if isinstance(data, dict):
+            name = data.get("name_or_path")
+        else:
+            name = None
         if not isinstance(name, str) or Path(name).suffix.lower() not in WEIGHT_FILES:
             return handler(data)
         texts = {key: value for key, value in data.items() if isinstance(value, str) and value}
@@ -331,15 +336,19 @@ class ModelConfig(StrictModel):
         """A single base LoRA becomes a list; `qtype: int4|file` is parted; a copy for ComfyUI stands for its model. A
         number type in the place of the switch is an error."""
         name = entries.get("name_or_path")
-        if name is not None and (model := REPACKED.get(str(name.value).lower())):
-            entries["name_or_path"] = replace(name, value=model, text=model)
-            diagnostics.warn(name, f"{str(name.value)!r} holds the weights for ComfyUI: those of {model} are used.")
+        if name is not None:
+            model = REPACKED.get(str(name.value).lower())
+            if model:
+                entries["name_or_path"] = replace(name, value=model, text=model)
+                diagnostics.warn(name, f"{str(name.value)!r} holds the weights for ComfyUI: those of {model} are used.")
         _part_recovery(entries, diagnostics)
         for switch, qtype in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             node = entries.get(switch)
-            if node and isinstance(node.value, str) and (meant := _meant_type(node.value)):
-                remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
-                diagnostics.error(node, f"{show(node)} is neither true nor false. {remedy}")
+            if node and isinstance(node.value, str):
+                meant = _meant_type(node.value)
+                if meant:
+                    remedy = f"Write '{switch}: true' and '{qtype}: {meant}'."
+                    diagnostics.error(node, f"{show(node)} is neither true nor false. {remedy}")
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])
         return entries
@@ -349,12 +358,14 @@ class ModelConfig(StrictModel):
         if self.folder().suffix.lower() in WEIGHT_FILES and job.yet_to_come(self.folder()):
             fault = "an earlier process writes this file. Set transformer_path to it, and name_or_path to its model."
             yield error("name_or_path", fault)
-        elif not job.will_write(self.folder()) and (
-            fault := self.file_fault or model_fault(self.name_or_path, self.revision, whole_files(self))
-        ):
-            yield error("name_or_path", fault)
-        if self.vae_path and not job.will_write(self.vae_path) and (fault := vae_file_fault(self.vae_path)):
-            yield error("vae_path", fault)
+        elif not job.will_write(self.folder()):
+            fault = self.file_fault or model_fault(self.name_or_path, self.revision, whole_files(self))
+            if fault:
+                yield error("name_or_path", fault)
+        if self.vae_path and not job.will_write(self.vae_path):
+            fault = vae_file_fault(self.vae_path)
+            if fault:
+                yield error("vae_path", fault)
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
@@ -382,7 +393,9 @@ class ModelConfig(StrictModel):
 
     def public_name(self) -> str:
         """A hub id as it is, a folder by its last part alone: what may stand in a file that is given away."""
-        return self.folder().name if self.is_path() else self.name_or_path
+        if self.is_path():
+            return self.folder().name
+        return self.name_or_path
 
     def folder(self) -> Path:
         """`name_or_path` as an absolute path."""

@@ -129,7 +129,10 @@ def vae_file(path: str) -> str:
     cache; any other path as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        snapshot = None if looks_like_a_path(path) else snapshot_in(_repository(path))
+        if looks_like_a_path(path):
+            snapshot = None
+        else:
+            snapshot = snapshot_in(_repository(path))
         if snapshot is None:
             return path
         folder = snapshot
@@ -200,11 +203,16 @@ def lora_file(name: str) -> str:
     """The file of a LoRA that is named as on the hub, if the hub cache has it; any other name as it is. Raises
     UserError where it is not clear which of the repository's files is meant."""
     repository, file = hub_lora(name)
-    snapshot = snapshot_in(_repository(repository)) if repository else None
+    if repository:
+        snapshot = snapshot_in(_repository(repository))
+    else:
+        snapshot = None
     if snapshot is None:
         return name
     file = file or lora_among(repository, _listed_files(repository, snapshot))
-    return str(snapshot / file) if (snapshot / file).is_file() else name
+    if (snapshot / file).is_file():
+        return str(snapshot / file)
+    return name
 
 
 def _listed_files(repository: str, snapshot: Path) -> list[str]:
@@ -260,7 +268,9 @@ class ModelFolder:
 
     def __init__(self, path: Path, name: str = "") -> None:
         """name: what messages call it, as the user wrote it."""
-        self.path, self.name, self.index = path, name or str(path), path / INDEX
+        self.path = path
+        self.name = name or str(path)
+        self.index = path / INDEX
 
     def pipeline(self) -> str:
         """`_class_name` of model_index.json. Raises UserError, which names the file, when it has none."""
@@ -275,11 +285,14 @@ class ModelFolder:
             pipeline = self.pipeline()
         except UserError as error:
             return str(error)
-        return "" if family_of(pipeline) else _another(self.name, f": {self.index} says {pipeline!r}")
+        if family_of(pipeline):
+            return ""
+        return _another(self.name, f": {self.index} says {pipeline!r}")
 
     def parts_fault(self) -> str:
         """Parts that are missing; empty: none, or of a family that cannot be trained."""
-        family, missing = family_of(self.pipeline()), []
+        family = family_of(self.pipeline())
+        missing = []
         for part, file in (family.parts if family else {}).items():
             if not (self.path / part).is_dir():
                 missing.append(f"{part}/")
@@ -299,7 +312,8 @@ class ModelFolder:
         assert family is not None  # else the index has a fault
         of_index = read_model_json(self.index, default={})
         for part, expected in family.classes.items():
-            path, entry = self.path / part / "config.json", of_index.get(part)
+            path = self.path / part / "config.json"
+            entry = of_index.get(part)
             config = read_model_json(path) if path.is_file() else {}
             if isinstance(entry, list) and entry[:1] not in (["diffusers"], ["transformers"]):
                 entry = None  # a class of somebody's own code; what it is made of is looked at elsewhere
@@ -331,14 +345,16 @@ class ModelFolder:
 
         given: parts that need no weights here."""
         try:
-            if fault := self.index_fault() or self.class_fault() or self.parts_fault():
+            fault = self.index_fault() or self.class_fault() or self.parts_fault()
+            if fault:
                 return fault
             family = family_of(self.pipeline())
             assert family is not None  # else the index has a fault
             for part in family.parts:
                 for path in sorted((self.path / part).glob("*.json")):
                     read_model_json(path)
-            if fault := self.quantization_fault(given):
+            fault = self.quantization_fault(given)
+            if fault:
                 return fault
             for part in family.weight_parts:
                 for path in weight_files(self.path / part) if part not in given else ():
@@ -369,9 +385,11 @@ class ModelFolder:
 
     def size_note(self, sizes: Iterable[tuple[int, int]]) -> str | None:
         """What to say of images of these sizes that the model has never seen; None where there is nothing."""
-        if not (learned := self.learned_sizes()):
+        learned = self.learned_sizes()
+        if not learned:
             return None
-        shortest, longest = min(map(min, learned)), max(map(max, learned))
+        shortest = min(map(min, learned))
+        longest = max(map(max, learned))
         for width, height in sizes:
             if min(width, height) < shortest or max(width, height) > longest:
                 about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
@@ -395,9 +413,16 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
             return f"{name!r} holds no {INDEX}. {offer}"
         if path.is_file():
             return f"{name!r} is a file and no model folder. {offer}"
-        offer = _offer(_nearest_file(path)) + _remedy() if "Did you mean" not in offer else offer
+        if "Did you mean" not in offer:
+            offer = _offer(_nearest_file(path)) + _remedy()
+        else:
+            offer = offer
         return f"{name!r} does not exist (working directory: {Path.cwd()}). {offer}{moved_hint(name)}"
-    near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path)) or near_id(name)
+    hint = path_hint(name)
+    if hint:
+        near = f"{hint} "
+    else:
+        near = _offer(_nearest_folder(path)) or near_id(name)
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
     fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}{moved_hint(name)}"
@@ -408,7 +433,10 @@ def path_fault(name: str, given: Collection[str] = ()) -> str:
 
 def lora_words(path: Path) -> str:
     """What to do with a LoRA file, or a folder of some, that is taken for a model; empty for others."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted(path.glob("*.safetensors"))
     try:
         is_lora = bool(files) and any("lora" in name for name in tensor_sizes(files[0]))
     except UserError:
@@ -452,7 +480,10 @@ def quantization_fault(part: Path, name: str = "", remedy: str = "") -> str:
     UserError for a config.json that cannot be read.
     """
     config = part / "config.json"
-    method = quantized_by(read_model_json(config, default={})) if config.is_file() else ""
+    if config.is_file():
+        method = quantized_by(read_model_json(config, default={}))
+    else:
+        method = ""
     if not method:
         return ""
     name = name or part.name
@@ -470,7 +501,8 @@ def weight_files(part: Path) -> list[Path]:
     Raises UserError, which names what is missing or outside of the folder, and for weights that another program has
     quantized.
     """
-    if fault := quantization_fault(part):
+    fault = quantization_fault(part)
+    if fault:
         raise UserError(fault)
     index = next((path for name in WEIGHT_NAMES if (path := part / f"{name}.index.json").is_file()), None)
     if index is None:
@@ -487,7 +519,10 @@ def weight_files(part: Path) -> list[Path]:
         raise UserError(f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}")
     missing = [name for name in names if not (part / name).is_file()]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        if len(missing) > 1:
+            more = f" and {len(missing) - 1} more"
+        else:
+            more = ""
         raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
     return [part / name for name in names]
 
@@ -525,12 +560,15 @@ def _nearest_folder(path: Path) -> Path | None:
     else:
         return found
     above = (Path("../" * up) / path for up in range(1, len(Path.cwd().parts)))
-    return None if path.is_absolute() else next((folder for folder in above if (folder / INDEX).is_file()), None)
+    if path.is_absolute():
+        return None
+    return next((folder for folder in above if (folder / INDEX).is_file()), None)
 
 
 def _nearest_file(path: Path) -> Path | None:
     """The file of weights whose name is spelt most like that of `path`, in its folder or the one spelt most like it."""
-    if not (folder := path.parent if path.parent.is_dir() else _nearest_folder(path.parent)):
+    folder = path.parent if path.parent.is_dir() else _nearest_folder(path.parent)
+    if not folder:
         return None
     names = [file.name for file in folder.iterdir() if file.suffix.lower() in WEIGHT_FILES]
     close = get_close_matches(path.name, names, n=1, cutoff=0.85)
@@ -557,7 +595,8 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         return no_index(name, folder)
     if folder:
         return ModelFolder(folder, name).fault(given)
-    if index := cached_index(name, revision):
+    index = cached_index(name, revision)
+    if index:
         # An interrupted download is completed by the run, unless the hub is offline.
         found = ModelFolder(index.parent, name)
         try:
@@ -565,7 +604,8 @@ def hub_fault(name: str, revision: str | None, given: Collection[str] = ()) -> s
         except UserError as error:
             return str(error)
         return fault or (found.parts_fault() if is_offline() else "")
-    return _another(name, f" ({family})") if (family := _other_family(name)) else ""
+    family = _other_family(name)
+    return _another(name, f" ({family})") if family else ""
 
 
 def no_index(name: str, folder: Path) -> str:

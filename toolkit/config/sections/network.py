@@ -92,7 +92,8 @@ if TYPE_CHECKING:  # mypy does not accept a computed Literal
     Algo: TypeAlias = str
     Kind: TypeAlias = str
 else:
-    Algo, Kind = Literal[tuple(ALGORITHMS)], Literal[tuple(KINDS)]
+    Algo = Literal[tuple(ALGORITHMS)]
+    Kind = Literal[tuple(KINDS)]
 
 
 class NetworkKwargs(StrictModel):
@@ -198,8 +199,10 @@ class NetworkConfig(StrictModel):
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """`type: lycoris` becomes the kind that `network_kwargs.algo` names."""
-        kwargs, given = entries.get("network_kwargs"), entries.get("type")
-        if kwargs and (algo := kwargs.child("algo")) and not algo.is_blank:
+        kwargs = entries.get("network_kwargs")
+        given = entries.get("type")
+        algo = kwargs.child("algo") if kwargs else None
+        if algo and not algo.is_blank:
             kind, named = (str(node.value).strip().lower() if node else "lora" for node in (given, algo))
             if kind == "lycoris" and named in ALGORITHMS:
                 entries["type"] = replace(algo, value=ALGORITHMS[named])
@@ -253,7 +256,10 @@ class NetworkConfig(StrictModel):
         """What decides the size and the strength of the adapter on a layer, in words; nothing without one."""
         if self.trains_model:
             return "model"
-        given = "" if "linear_alpha" in self.model_fields_set else " (not given: the rank)"
+        if "linear_alpha" in self.model_fields_set:
+            given = ""
+        else:
+            given = " (not given: the rank)"
         rank = f"rank {self.linear}, alpha {self.linear_alpha:g}{given}"
         if "linear" in KINDS[self.type].without_effect:
             return "without a rank"
@@ -261,5 +267,10 @@ class NetworkConfig(StrictModel):
             return f"with blocks of at most {self.linear}"
         if self.type != "lokr":
             return rank
-        factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
-        return f"{factor}, second factor whole" if self.lokr_full_rank else f"{factor}, {rank}"
+        if self.factor == -1:
+            factor = "balanced"
+        else:
+            factor = f"factor {self.factor}"
+        if self.lokr_full_rank:
+            return f"{factor}, second factor whole"
+        return f"{factor}, {rank}"

@@ -165,7 +165,8 @@ MOST_GUIDANCE, MOST_STEPS = 20.0, 100
 
 def _unusual(sample: SampleItem | SampleConfig) -> Findings:
     """A scale of guidance that burns images, and steps that take minutes for each."""
-    scale, steps = sample.guidance_scale, sample.sample_steps
+    scale = sample.guidance_scale
+    steps = sample.sample_steps
     if scale is not None and scale > MOST_GUIDANCE:
         message = f"{scale:g} is far above what the model is made for, and burns images. A typical value is 4."
         yield warning("guidance_scale", message)
@@ -290,7 +291,8 @@ class SampleIntervalConfig(StrictModel):
 
     def check(self, job: JobContext) -> Findings:
         """Reports two intervals of which only one decides."""
-        if (epochs := self.interval()[1]) and self.sample_every and "sample_every" in self.model_fields_set:
+        epochs = self.interval()[1]
+        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
             reason = f"has no effect: 'sample_every_n_epochs: {epochs}' takes precedence. Remove one of them."
             yield warning("sample_every", reason)
 
@@ -357,14 +359,18 @@ class SampleConfig(SampleIntervalConfig):
         """`prompts` become `samples`; a single entry of `also` becomes a list."""
         entries = super().rewrite(entries, diagnostics)
         prompts_to_samples(entries, diagnostics)
-        return entries | {"also": listed(entries["also"])} if "also" in entries else entries
+        if "also" in entries:
+            return entries | {"also": listed(entries["also"])}
+        return entries
 
     def check(self, job: JobContext) -> Findings:
         """Entries of `also` with the same name; numbers that are probably typing errors."""
         yield from super().check(job)
         yield from _unusual(self)
-        if self.vae_path and not job.will_write(self.vae_path) and (fault := vae_file_fault(self.vae_path)):
-            yield error("vae_path", fault)
+        if self.vae_path and not job.will_write(self.vae_path):
+            fault = vae_file_fault(self.vae_path)
+            if fault:
+                yield error("vae_path", fault)
         if self.also:
             yield from check_labels(self.also)
 
@@ -407,7 +413,9 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 def _none_if_zero(value: Any) -> Any:
     """0 and false stand for "no folder" in jobs of other programs."""
-    return "" if isinstance(value, bool | int) and not value else value
+    if isinstance(value, bool | int) and not value:
+        return ""
+    return value
 
 
 class LoggingConfig(StrictModel):
@@ -456,7 +464,9 @@ class LoggingConfig(StrictModel):
         """Names of the trackers of this run."""
         if self.log_with == "auto":
             return ("tensorboard",) if self.logging_dir else ()
-        return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
+        if self.log_with == "all":
+            return tuple(PACKAGES)
+        return (self.log_with,)
 
     def check(self, job: JobContext) -> Findings:
         """What would keep a tracker from working, and keys of trackers that are not used."""
@@ -470,8 +480,10 @@ class LoggingConfig(StrictModel):
         if "tensorboard" in trackers:
             if not self.logging_dir:
                 yield error("log_with", f"{self.log_with!r} writes TensorBoard files. Set logging_dir to a folder.")
-            elif (folder := Path(self.logging_dir).expanduser()).exists() and not folder.is_dir():
-                yield error("logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder.")
+            else:
+                folder = Path(self.logging_dir).expanduser()
+                if folder.exists() and not folder.is_dir():
+                    yield error("logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder.")
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
                 if contains_secret(getattr(self, key)):
                     message = "is part of a folder name, which is visible on the disk. Remove the secret."

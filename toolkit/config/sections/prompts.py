@@ -43,7 +43,10 @@ def prompts_to_samples(entries: dict[str, ConfigNode], diagnostics: Diagnostics)
 
 def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """A list of prompts, or a file of them, as a list of samples."""
-    suffix = Path(prompts.value).suffix.lower() if isinstance(prompts.value, str) else ""
+    if isinstance(prompts.value, str):
+        suffix = Path(prompts.value).suffix.lower()
+    else:
+        suffix = ""
     if suffix in (".json", ".toml"):
         return replace(prompts, value=load_object(FOREIGN_PROMPTS)(prompts, diagnostics))
     if suffix == ".txt":
@@ -88,14 +91,18 @@ def text_of(file: ConfigNode, diagnostics: Diagnostics) -> str | None:
             return None
         return contents.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        if isinstance(error, OSError):
+            reason = error.strerror
+        else:
+            reason = "not UTF-8"
         diagnostics.error(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
         return None
 
 
 def _lines(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     """The prompts of a text file; blank lines and those that begin with `#` are left out."""
-    path, text = Path(file.value).expanduser(), text_of(file, diagnostics)
+    path = Path(file.value).expanduser()
+    text = text_of(file, diagnostics)
     if text is None:
         return []
     lines = text.splitlines()
@@ -145,7 +152,8 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
     if prompt is None or not isinstance(prompt.value, str) or "--" not in prompt.value:
         return
     text, flags = split_flags(prompt.value)
-    if strange := [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]:
+    strange = [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]
+    if strange:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
         diagnostics.warn(prompt, f"{names}: no flag of a sample prompt, so it stays in the text.")
     if not flags:
@@ -163,11 +171,19 @@ def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None
         elif key == "ctrl_img":
             images.append(replace(node, value=_unquoted(value)))
         else:
-            read = value if key == "neg" else _unquoted(value) if key in PATHS else _number(value, node, diagnostics)
+            if key == "neg":
+                read = value
+            elif key in PATHS:
+                read = _unquoted(value)
+            else:
+                read = _number(value, node, diagnostics)
             if read is not None:
                 entries[key] = merge_aliases(entries.get(key), replace(node, value=read), diagnostics)
     if images:
-        given = images[0] if len(images) == 1 else replace(images[0], value=images)
+        if len(images) == 1:
+            given = images[0]
+        else:
+            given = replace(images[0], value=images)
         entries["ctrl_img"] = merge_aliases(entries.get("ctrl_img"), given, diagnostics)
 
 
@@ -188,8 +204,10 @@ def _known_flags(text: str) -> Iterator[re.Match[str]]:
         if not _is_known(match[1]):
             continue
         yield match
-        if KEYS.get(match[1].lower()) in PATHS and (quoted := _QUOTED.match(text, at)):
-            at = quoted.end()  # a quoted path may hold anything
+        if KEYS.get(match[1].lower()) in PATHS:
+            quoted = _QUOTED.match(text, at)
+            if quoted:
+                at = quoted.end()  # a quoted path may hold anything
 
 
 def _is_known(name: str) -> bool:
@@ -204,7 +222,9 @@ def _refuse(name: str, value: str, node: ConfigNode, diagnostics: Diagnostics) -
 
 
 def _unquoted(value: str) -> str:
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1]
+    return value
 
 
 def _number(value: str, node: ConfigNode, diagnostics: Diagnostics) -> Any:

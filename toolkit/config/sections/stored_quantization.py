@@ -27,7 +27,10 @@ def quantized_by(config: Mapping[str, Any]) -> str:
     config: the contents of the part's config.json. transformers also looks into the config of the language model.
     """
     text_config = config.get("text_config")
-    of_text = text_config.get(KEY) if isinstance(text_config, dict) else None
+    if isinstance(text_config, dict):
+        of_text = text_config.get(KEY)
+    else:
+        of_text = None
     said = config.get(KEY) or of_text
     if not said:
         return ""
@@ -42,7 +45,9 @@ def _method(said: Mapping[str, Any]) -> str:
     name = said.get("quant_method")
     if isinstance(name, str) and name:
         return name
-    return "bitsandbytes" if said.get("load_in_4bit") or said.get("load_in_8bit") else UNNAMED
+    if said.get("load_in_4bit") or said.get("load_in_8bit"):
+        return "bitsandbytes"
+    return UNNAMED
 
 
 def _number_type(said: Mapping[str, Any]) -> str:
@@ -58,11 +63,19 @@ def _number_type(said: Mapping[str, Any]) -> str:
         if isinstance(said.get(key), int):
             return f"{said[key]} bits"
     layout = said.get("format")  # compressed-tensors
-    return layout if isinstance(layout, str) else _torchao_type(said.get("quant_type"))
+    if isinstance(layout, str):
+        return layout
+    return _torchao_type(said.get("quant_type"))
 
 
 def _torchao_type(quant_type: Any) -> str:
     """The class of torchao's configuration, such as Int8WeightOnlyConfig: its number type is part of the name."""
-    default = quant_type.get("default") if isinstance(quant_type, dict) else None
-    name = default.get("_type") if isinstance(default, dict) else None
+    if isinstance(quant_type, dict):
+        default = quant_type.get("default")
+    else:
+        default = None
+    if isinstance(default, dict):
+        name = default.get("_type")
+    else:
+        name = None
     return name if isinstance(name, str) else ""

@@ -218,8 +218,10 @@ around it."""
 
 def _confidence(value: Any) -> Any:
     """`95%` as 0.95."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
-        value = round(float(match[1]) / 100, 12)
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)
+        if match:
+            value = round(float(match[1]) / 100, 12)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0.5 <= value <= 0.999:
         raise value_error(f"{value!r} is not a confidence level. Write 95%, or another level from 50% to 99.9%.")
     return float(value)
@@ -266,7 +268,10 @@ class StopWhenConfig(StrictModel):
     def check(self, job: JobContext) -> Findings:
         """Neither or both of the two rules, and keys of the other one."""
         if (self.below is None) == (self.no_better_within is None):
-            what = "neither is set" if self.below is None else "both are set"
+            if self.below is None:
+                what = "neither is set"
+            else:
+                what = "both are set"
             yield error("below", f"{what}: give 'below' or 'no_better_within'.")
         elif self.no_better_within:
             for key in sorted(self.model_fields_set & {"metric", "smooth", "check_every"}):
@@ -320,7 +325,9 @@ def _level_counts(value: Any) -> Any:
     counts = value if isinstance(value, list | tuple) else [value]
     if not counts or not all(type(count) is int and 1 <= count <= MOST_NOISE_LEVELS for count in counts):
         raise value_error(f"{value!r}: must be a whole number from 1 to {MOST_NOISE_LEVELS}, a list of them, or 'auto'")
-    return tuple(counts) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return tuple(counts)
+    return value
 
 
 def _optimizer(value: Any) -> Any:
@@ -367,11 +374,14 @@ SCHEDULES_WITHOUT_LENGTH = (
 
 def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     """Harmless when the learning rate does not depend on the number of steps."""
-    name, params = train.get("lr_scheduler"), train.get("lr_scheduler_params", {})
+    name = train.get("lr_scheduler")
+    params = train.get("lr_scheduler_params", {})
     warmup = params.get("num_warmup_steps", train.get("lr_warmup_steps", 0))
     is_share = isinstance(warmup, float) and 0 < warmup < 1
     is_free = name in SCHEDULES_WITHOUT_LENGTH or (name == "CosineAnnealingLR" and params.get("T_max") is not None)
-    return "harmless" if is_free and not is_share else "changes the result"
+    if is_free and not is_share:
+        return "harmless"
+    return "changes the result"
 
 
 class OptimizerConfig(StrictModel):
@@ -462,7 +472,10 @@ class OptimizerConfig(StrictModel):
                 entries[field] = merge_aliases(entries.get(field), node, diagnostics)
         if parts:
             given = entries.get("optimizer_params")
-            extra = given.value if given is not None and isinstance(given.value, dict) else {}
+            if given is not None and isinstance(given.value, dict):
+                extra = given.value
+            else:
+                extra = {}
             entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
         return entries
 
@@ -473,9 +486,13 @@ class OptimizerConfig(StrictModel):
             check_optimizer(self.optimizer, self.optimizer_params)
             for message in unnamed_arguments(self.optimizer, self.optimizer_params):
                 yield warning("optimizer_params", message)
-            if "." in self.optimizer and (code := imported_code(self.optimizer)):
-                message = f"the training imports {code}, and so runs its code. Start it only if you trust that file."
-                yield warning("optimizer", f"{self.optimizer!r}: {message}")
+            if "." in self.optimizer:
+                code = imported_code(self.optimizer)
+                if code:
+                    message = (
+                        f"the training imports {code}, and so runs its code. Start it only if you trust that file."
+                    )
+                    yield warning("optimizer", f"{self.optimizer!r}: {message}")
         except ArgumentError as fault:
             yield error("optimizer_params", str(fault))
         except UserError as fault:
@@ -490,9 +507,15 @@ class OptimizerConfig(StrictModel):
                 message = f"{both} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Remove one of them."
                 yield error("lr_scheduler", message)
             if self.lr_warmup_steps or self.lr_scheduler_params:
-                key = "lr_warmup_steps" if self.lr_warmup_steps else "lr_scheduler_params"
+                if self.lr_warmup_steps:
+                    key = "lr_warmup_steps"
+                else:
+                    key = "lr_scheduler_params"
                 has_its_own = takes_argument(self.optimizer, "warmup_steps")
-                remedy = "Use 'optimizer_params: {warmup_steps: 100}'." if has_its_own else "Remove this key."
+                if has_its_own:
+                    remedy = "Use 'optimizer_params: {warmup_steps: 100}'."
+                else:
+                    remedy = "Remove this key."
                 yield error(key, f"{both} a schedule cannot be combined. {remedy}")
         names = {BASE}
         for index, group in enumerate(self.lr_groups):
@@ -784,7 +807,9 @@ class TrainConfig(OptimizationConfig):
 
     def files_beside(self) -> dict[str, tuple[str, float]]:
         """Key -> LoRA file that is active beside the network in training, and its strength."""
-        assistant, few, preference = self.assistant, self.few_step_loss, self.preference
+        assistant = self.assistant
+        few = self.few_step_loss
+        preference = self.preference
         return {
             **({"assistant": (assistant.file(), assistant.multiplier)} if assistant else {}),
             **({"few_step_loss": (few.lora, few.weight)} if few else {}),
@@ -794,17 +819,23 @@ class TrainConfig(OptimizationConfig):
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""
         given = self.gradient_checkpointing
-        return given if isinstance(given, str) else "full" if given else "none"
+        if isinstance(given, str):
+            return given
+        return "full" if given else "none"
 
     def against_compiling(self) -> str:
         """Why the level excludes compiled blocks; empty where it does not."""
         level = self.checkpointing_level()
-        return f"'gradient_checkpointing: {level}' moves what they save" if level in UNCOMPILED_LEVELS else ""
+        if level in UNCOMPILED_LEVELS:
+            return f"'gradient_checkpointing: {level}' moves what they save"
+        return ""
 
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are sampled: linear if a bell weights the loss."""
         bell = self.linear_timesteps or self.linear_timesteps2
-        return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
+        if bell and self.timestep_type != "weighted":
+            return "linear"
+        return self.timestep_type
 
     def check(self, job: JobContext) -> Findings:
         """Values that exclude each other, and keys that the others leave unused."""
@@ -812,13 +843,16 @@ class TrainConfig(OptimizationConfig):
         yield from self._check_noise()
         if self.full_bf16 and self.dtype != "bfloat16":
             yield error("full_bf16", f"requires 'dtype: bf16', but dtype is {self.dtype}.")
-        if (against := self.against_compiling()) and self.compile.enabled is True:
+        against = self.against_compiling()
+        if against and self.compile.enabled is True:
             message = f"{against}, and a compiled block decides by itself what it saves. Use full_offload, or"
             yield error("gradient_checkpointing", f"{message} 'compile.enabled: auto'.")
         if against and self.parallel == "fsdp":
             message = "is not supported with 'parallel: fsdp'. Use full_offload, or remove one of them."
             yield error("gradient_checkpointing", message)
-        kind, scheme, uses = self.noise_levels(), self.weighting_scheme, TIMESTEP_TYPES[self.noise_levels()]
+        kind = self.noise_levels()
+        scheme = self.weighting_scheme
+        uses = TIMESTEP_TYPES[self.noise_levels()]
         if not ("sigmoid_scale" in uses or (kind == "shift" and self.discrete_flow_shift)):
             reason = ": only timestep_type sigmoid, shift, qwen_shift, flux_shift and qinglong use it."
             yield from self.unused("sigmoid_scale", reason)
@@ -846,14 +880,18 @@ class TrainConfig(OptimizationConfig):
                 "linear_timesteps linear_timesteps2", ": timestep_type weighted has its own loss weights."
             )
         elif self.linear_timesteps or self.linear_timesteps2:
-            bell = "linear_timesteps2" if self.linear_timesteps2 else "linear_timesteps"
+            if self.linear_timesteps2:
+                bell = "linear_timesteps2"
+            else:
+                bell = "linear_timesteps"
             if "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
                 yield warning("timestep_type", f"has no effect: '{bell}: true' samples all noise levels uniformly.")
             if self.linear_timesteps and self.linear_timesteps2:
                 yield warning("linear_timesteps", "has no effect: 'linear_timesteps2: true' takes precedence.")
 
     def _check_noise(self) -> Findings:
-        levels, shift = self.noise_levels(), self.discrete_flow_shift
+        levels = self.noise_levels()
+        shift = self.discrete_flow_shift
         if levels == "shift" and shift is not None and shift < LEAST_SHIFT:
             message = f"{shift:g} would train without any noise. Use 0.001 or more; 1 means no shift."
             yield error("discrete_flow_shift", message)

@@ -46,7 +46,10 @@ def _device(value: str) -> str:
     device = value.strip().lower()
     if not re.fullmatch(_DEVICE, device):
         number = re.fullmatch(r"(?:cuda|gpu|nvidia)[ _:-]?(\d{0,2})", device)
-        meant = f"'cuda:{number[1]}'".replace(":'", "'") if number else "'auto', 'cuda', 'cuda:0' or 'cpu'"
+        if number:
+            meant = f"'cuda:{number[1]}'".replace(":'", "'")
+        else:
+            meant = "'auto', 'cuda', 'cuda:0' or 'cpu'"
         raise value_error(f"{value!r} is not a valid device. Write {meant}.")
     return device
 
@@ -150,7 +153,10 @@ class ModelSection(ProcessConfig):
         """What decides the images of the base model besides its files: quantization, and what is merged into it.
 
         The decoder of `sample.vae_path` does not count: images that are there stay when it is given to a run."""
-        quantized = {"qtype", "accuracy_recovery_adapter"} if self.model.quantize else set[str]()
+        if self.model.quantize:
+            quantized = {"qtype", "accuracy_recovery_adapter"}
+        else:
+            quantized = set[str]()
         of_text = {"qtype_te"} if self.model.quantize_te else set[str]()
         settings = self.model.model_dump(mode="json", include={"base_loras", "model_kwargs"} | quantized | of_text)
         self._name_files_by_content(settings)
@@ -169,7 +175,8 @@ class ModelSection(ProcessConfig):
     def check(self, job: JobContext) -> Findings:
         """A recovery adapter that is missing."""
         yield from super().check(job)
-        if (path := self.model.accuracy_recovery_adapter) and self.model.recovery_is_path():
+        path = self.model.accuracy_recovery_adapter
+        if path and self.model.recovery_is_path():
             key = "model.accuracy_recovery_adapter"
             remedy = "Give a file, or owner/repo/file.safetensors of the hub."
             yield from check_path(key, path, remedy, job, file=True)
@@ -225,7 +232,8 @@ class TrainingSection(ProcessConfig):
     def check(self, job: JobContext) -> Findings:
         """A file where the run's folder belongs, a training without an end."""
         yield from super().check(job)
-        if file := file_in_the_way(self.job_folder(job)):
+        file = file_in_the_way(self.job_folder(job))
+        if file:
             yield error("training_folder", f"'{file}' is not a folder. Move it, or give another folder.")
         for key, path in (("training_folder", self.training_folder), ("logging.logging_dir", self.logging.logging_dir)):
             if os.sep == "/" and re.match(r"[A-Za-z]:[/\\]", path):
@@ -279,8 +287,12 @@ class TrainerConfig(TrainingSection):
     def check(self, job: JobContext) -> Findings:
         """Metrics that are never measured."""
         yield from super().check(job)
-        is_plateau, validation = self.train.lr_scheduler == "plateau", self.validation
-        logged = self.logged_numbers() if self.stop_when or is_plateau else ()
+        is_plateau = self.train.lr_scheduler == "plateau"
+        validation = self.validation
+        if self.stop_when or is_plateau:
+            logged = self.logged_numbers()
+        else:
+            logged = ()
         asked: list[tuple[str, str, Sequence[str]]] = []
         if self.stop_when and self.stop_when.no_better_within is None:
             asked.append(("stop_when.metric", self.stop_when.metric, logged))
@@ -322,7 +334,11 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
     @property
     def micro_batches_per_step(self) -> int:
         """Micro-batches of an optimizer step: with several readers of a stream as many for each of them."""
-        readers, wanted = self.streamed.webdataset.readers if self.streamed else 1, self.train.gradient_accumulation
+        if self.streamed:
+            readers = self.streamed.webdataset.readers
+        else:
+            readers = 1
+        wanted = self.train.gradient_accumulation
         return readers * -(-wanted // readers)
 
     def unknown_steps(self) -> bool:
@@ -331,7 +347,10 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Those of `datasets`, and the folder of `validation`."""
-        folder = self.validation.folder_path if self.validation else None
+        if self.validation:
+            folder = self.validation.folder_path
+        else:
+            folder = None
         return super().datasets_to_come(job) + ((folder,) if folder and job.yet_to_come(folder) else ())
 
     def check(self, job: JobContext) -> Findings:
@@ -343,9 +362,11 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
             if all(dataset.from_base for dataset in self.datasets):
                 remedy = "Add a dataset of the images that are to be learned."
             yield warning("datasets.0.is_reg", message + remedy)
-        if (stream := self.streamed) is None:
+        stream = self.streamed
+        if stream is None:
             return
-        readers, at = stream.webdataset.readers, "datasets.0.webdataset.readers"
+        readers = stream.webdataset.readers
+        at = "datasets.0.webdataset.readers"
         if self.images_per_step % self.micro_batches_per_step:
             images = f"the {self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
             message = f"{readers}: {images} cannot be split into {self.micro_batches_per_step} equal micro-batches."
@@ -420,7 +441,10 @@ class DiffusionSection(ModelSection, ImageTrainingSection):
 
     def all_pictures(self) -> list[SamplePicture]:
         """The items of `sample`, the same in each way of `sample.also`, then those of `first_sample`."""
-        first = self.first_sample.sample_items() if self.first_sample else ()
+        if self.first_sample:
+            first = self.first_sample.sample_items()
+        else:
+            first = ()
         return [*(self.sample.all_items() if self.sample else ()), *first]
 
     def sample_pictures(self) -> list[SamplePicture]:

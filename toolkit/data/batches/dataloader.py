@@ -83,7 +83,10 @@ class LatentBatch:
 
     def describe(self) -> str:
         most = max(map(len, self.control_latents), default=0)
-        more = f", {most} control image{'s' * (most > 1)}" if most else ""
+        if most:
+            more = f", {most} control image{'s' * (most > 1)}"
+        else:
+            more = ""
         return f"latents {tuple(self.latents_BCHW.shape)}{more}"
 
 
@@ -127,7 +130,10 @@ class BatchLoader:
         found: list[Tensor | None] = []
         for index, position in zip(spec.items, spec.positions, strict=True):
             entries = self.dataset.entries[index].worse
-            drawn = uniform(self.seed, "worse", spec.epoch, position) if len(entries) > 1 else 0.0
+            if len(entries) > 1:
+                drawn = uniform(self.seed, "worse", spec.epoch, position)
+            else:
+                drawn = 0.0
             found.append(entries[int(drawn * len(entries))].read() if entries else None)
         return tuple(found)
 
@@ -151,7 +157,8 @@ class BatchLoader:
 
     def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
         """The text of one use: a cached caption, the cached empty one, or a text encoded now."""
-        sample, entries = self.dataset.items[index].sample, self.dataset.entries[index]
+        sample = self.dataset.items[index].sample
+        entries = self.dataset.entries[index]
         drawn = self._drawn(index, position, epoch)
         caption = caption_for_use(drawn, sample.rules, self.seed, epoch, position)
         if sample.rules.shuffle_tokens:
@@ -190,13 +197,15 @@ class StreamSource:
         waiting: list[Any] = []
         for sample, behind in self.read(at):
             waiting.append(sample)
-            epoch, at = epoch_of(at), behind
+            epoch = epoch_of(at)
+            at = behind
             ends_epoch = epoch_of(at) > epoch
             if len(waiting) == self.batch_size or ends_epoch:
                 if ends_epoch and epoch == 0:
                     self._compare_length(number + len(waiting))
                 yield _micro_batch(epoch, number, self.prepare(waiting), at, ends_epoch)
-                number, waiting = number + len(waiting), []
+                number = number + len(waiting)
+                waiting = []
         if waiting:
             yield _micro_batch(epoch, number, self.prepare(waiting), at)
 
@@ -238,10 +247,12 @@ class SharedStreamSource:
         """The cursor is the samples read and each reader's own cursor, that of others as at the beginning
         (`collectives.whole_cursor`). An epoch ends with that of the first reader. A sample's number keys all its draws.
         Of a cursor of another number of readers each begins with the next epoch."""
-        number, places = cursor["samples"] if cursor else 0, self._places(cursor)
+        number = cursor["samples"] if cursor else 0
+        places = self._places(cursor)
         streams = {index: self.readers[index](places[index]) for index in self.own}
         for index in cycle(range(len(self.readers))):
-            epoch, found = self.epoch_of(places[index]), list[Any]()
+            epoch = self.epoch_of(places[index])
+            found = list[Any]()
             if index in streams:
                 read = list(islice(streams[index], self.batch_size))
                 if len(read) < self.batch_size:
@@ -259,7 +270,9 @@ class SharedStreamSource:
         if not cursor:
             return [None] * count
         places = cursor.get("readers", ())
-        return list(places) if len(places) == count else [_first_place(cursor)] * count
+        if len(places) == count:
+            return list(places)
+        return [_first_place(cursor)] * count
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         return loaded_ahead(self.make_batch, specs, self.workers)
@@ -267,7 +280,9 @@ class SharedStreamSource:
 
 def _first_place(cursor: Cursor) -> Cursor:
     """Where the stream is, by the cursor of either source; with several readers where the first one is."""
-    return cursor["readers"][0] if "readers" in cursor else cursor["stream"]
+    if "readers" in cursor:
+        return cursor["readers"][0]
+    return cursor["stream"]
 
 
 def _micro_batch(epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:
@@ -291,7 +306,8 @@ def stream_source(
     batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as `StreamPixels.load`. stopping: whether
     a stop is requested; servers are then not waited for. rank: of so many processes, which divide the readers.
     """
-    count, each = stream.readers, stream.readers % processes == 0
+    count = stream.readers
+    each = stream.readers % processes == 0
     if count > 1:
         return SharedStreamSource(
             [stream.reader(seed, batch_size, stopping, index) for index in range(count)],

@@ -42,7 +42,8 @@ def epoch_batches(
     """
     chunk = batch_size * (CHUNK if group_by_length else 1)
     waiting: dict[tuple[Size, int], list[tuple[int, int]]] = {}
-    batches, rest = [], []
+    batches = []
+    rest = []
     for position, index in enumerate(epoch_order(items, seed, epoch)):
         queue = waiting.setdefault(shape_of(items[index]), [])
         queue.append((index, position))
@@ -107,7 +108,8 @@ class EpochSource:
             specs = self.batches(epoch)
             for done in range(first + 1, len(specs) + 1):
                 yield MicroBatch(specs[done - 1], epoch_cursor(epoch, done), ends_epoch=done == len(specs))
-            epoch, first = epoch + 1, 0
+            epoch = epoch + 1
+            first = 0
 
 
 def epoch_cursor(epoch: int, batch: int) -> Cursor:

@@ -48,16 +48,22 @@ class ImageData:
     @property
     def samples(self) -> int:
         """Samples of an epoch, repeats included; 0: not known."""
-        return self.stream.samples if self.stream else sum(item.sample.repeats for item in self.items)
+        if self.stream:
+            return self.stream.samples
+        return sum(item.sample.repeats for item in self.items)
 
     @property
     def sizes(self) -> list[Size]:
         """Sizes of what is trained on, in pixels: of each item, or the largest of a stream."""
-        return [self.stream.largest] if self.stream else [item.crop.bucket for item in self.items]
+        if self.stream:
+            return [self.stream.largest]
+        return [item.crop.bucket for item in self.items]
 
     def hashes(self) -> DatasetHashes:
         """Hashes of the data, from which a resume tells what was added, removed and edited."""
-        return self.stream.hashes() if self.stream else fingerprint(self.scan.samples)
+        if self.stream:
+            return self.stream.hashes()
+        return fingerprint(self.scan.samples)
 
     def in_order(self, order: RunOrder) -> ImageData:
         """The same images, in the order in which the run began."""
@@ -70,7 +76,9 @@ class ImageData:
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch; 0: not known."""
-        return self.stream.micro_batches(batch_size) if self.stream else count_batches(self.items, batch_size)
+        if self.stream:
+            return self.stream.micro_batches(batch_size)
+        return count_batches(self.items, batch_size)
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""

@@ -49,7 +49,8 @@ class StreamLatents:
         self.encoder = encoder
         self._seed = seed
         self._stores = stores
-        self._keep_latents, self._keep_text = stream.settings.cache_latents_to_disk, keep_text
+        self._keep_latents = stream.settings.cache_latents_to_disk
+        self._keep_text = keep_text
         self._extra_prompts = extra_prompts
         self._text = lru_cache(_TEXTS)(self._embeddings)
 
@@ -79,7 +80,8 @@ class StreamLatents:
     def prompts(self, spec: BatchSpec) -> tuple[PromptEmbeds, list[bool]]:
         """The texts of a batch, and whether the model has room for each; one that it has not is counted, and empty."""
         items: tuple[StreamItem, ...] = spec.samples
-        captions, rules = [self._caption(item) for item in items], self.stream.rules
+        captions = [self._caption(item) for item in items]
+        rules = self.stream.rules
         texts = [
             caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
             for caption, position in zip(captions, spec.positions, strict=True)
@@ -97,7 +99,8 @@ class StreamLatents:
         shape = (self.family.pixel_channels, height, width)
         noise_PHW = torch.rand(shape, generator=seeding.generator(0, "trial")) * 2 - 1
         latents_CHW = self.encoder.encode_image(noise_PHW)
-        sample, rows = self.stream.sample(self._longest), tuple(range(images))
+        sample = self.stream.sample(self._longest)
+        rows = tuple(range(images))
         return LatentBatch(
             latents_BCHW=latents_CHW.expand(images, -1, -1, -1).clone(),
             prompts=self.trial_prompts(images),
@@ -122,7 +125,8 @@ class StreamLatents:
 
     def _latents(self, item: StreamItem, sample: Sample) -> Tensor | None:
         """The latents [C, H, W], or None for a damaged image, which is counted."""
-        bucketed, image = BucketedSample(sample, item.crop), item.sample.image
+        bucketed = BucketedSample(sample, item.crop)
+        image = item.sample.image
         try:
             if self._keep_latents:
                 return self.encoder.latents(bucketed, self._stores, image).tensors()[EMBEDS]
@@ -136,13 +140,15 @@ class StreamLatents:
         sample = item.sample
         if len(sample.caption) <= self.family.sure_prompt:
             return sample.caption
-        if fault := self._model.prompt_error(sample.caption, item.crop.bucket, ()):
+        fault = self._model.prompt_error(sample.caption, item.crop.bucket, ())
+        if fault:
             self.stream.unreadable.add_sample(sample.name, f"its caption has {fault}")
             return None
         return sample.caption
 
     def _embeddings(self, text: str) -> dict[str, Tensor]:
-        sample, size = Sample("a caption of the stream", text, 1, Size(1, 1), ""), Size(1, 1)
+        sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
+        size = Size(1, 1)
         item = BucketedSample(sample, ResizeCrop(size, 0, 0, size))  # streams have no references, whose size it decides
         if self._keep_text:
             return self.encoder.text(item, text, self._stores).tensors()

@@ -112,7 +112,8 @@ class Alignment(NamedTuple):
 
     def inverse(self) -> Alignment:
         """How the reference lies on the image: each point of it against where it is in the image."""
-        zoom, rotation = 1 / (1 + self.zoom) - 1, -self.rotation
+        zoom = 1 / (1 + self.zoom) - 1
+        rotation = -self.rotation
         a, b = _linear(self._replace(zoom=zoom, rotation=rotation))
         x, y = self.shift
         return self._replace(zoom=zoom, rotation=rotation, shift=(b * y - a * x, -b * x - a * y))
@@ -129,14 +130,16 @@ class Alignment(NamedTuple):
 
 def same_shape(first: tuple[int, int], second: tuple[int, int]) -> bool:
     """Whether two images have the same ratio of width and height, but for SAME_SHAPE."""
-    one, other = first[0] * second[1], second[0] * first[1]
+    one = first[0] * second[1]
+    other = second[0] * first[1]
     return max(one, other) <= min(one, other) * (1 + SAME_SHAPE)
 
 
 def covering(reference: Image.Image, size: tuple[int, int]) -> Image.Image:
     """A reference at the size of its image: it covers it, and the rest is cut off evenly. One whose sides are those of
     the image but for rounding to whole pixels is whole."""
-    across, down = reference.width / size[0], reference.height / size[1]
+    across = reference.width / size[0]
+    down = reference.height / size[1]
     x = y = 0.0
     if abs(across * size[1] - reference.height) > 1 and abs(down * size[0] - reference.width) > 1:
         x, y = ((side - min(across, down) * of) / 2 for side, of in zip(reference.size, size, strict=True))
@@ -153,7 +156,8 @@ def measure(image: Image.Image, reference: Image.Image) -> Alignment:
     if tried[0][1] < SURE:
         tried.append(_fitted(a_HW, b_HW, _coarse(image, reference, size)))
     (a, b, x, y), peak, error = max(tried, key=lambda one: one[1])
-    zoom, rotation = math.hypot(a, b) - 1, math.degrees(math.atan2(b, a))
+    zoom = math.hypot(a, b) - 1
+    rotation = math.degrees(math.atan2(b, a))
     found = Alignment(zoom, rotation, (x * width / size[0], y * height / size[1]), peak, error / factor, image.size)
     if not found.is_certain:
         return found
@@ -212,10 +216,13 @@ def _affine(size: tuple[int, int], move: Move, margin: float) -> tuple[tuple[flo
     """Pillow's coefficients of a move, and which pixels [H, W] come from so many pixels within the reference."""
     width, height = size
     a, b, x, y = move
-    cx, cy = width / 2, height / 2
+    cx = width / 2
+    cy = height / 2
     data = (a, -b, cx - a * cx + b * cy + x, b, a, cy - b * cx - a * cy + y)
-    u, v = numpy.arange(width) + 0.5, (numpy.arange(height) + 0.5)[:, None]
-    at_x, at_y = data[0] * u + data[1] * v + data[2], data[3] * u + data[4] * v + data[5]
+    u = numpy.arange(width) + 0.5
+    v = (numpy.arange(height) + 0.5)[:, None]
+    at_x = data[0] * u + data[1] * v + data[2]
+    at_y = data[3] * u + data[4] * v + data[5]
     inside_x = (at_x > margin) & (at_x < width - margin)
     return data, inside_x & (at_y > margin) & (at_y < height - margin)
 
@@ -227,19 +234,23 @@ def _coarse(image: Image.Image, reference: Image.Image, size: tuple[int, int]) -
     a_HW, b_HW = (_edges(each, small) for each in (image, reference))
     window = _window(small[1], small[0])
     spectrum = numpy.fft.rfft2(window * (a_HW - a_HW.mean()))
-    best, found = -1.0, (1.0, 0.0, 0.0, 0.0)
+    best = -1.0
+    found = (1.0, 0.0, 0.0, 0.0)
     for zoom in ZOOMS:
         for angle in numpy.radians(ROTATIONS):
-            a, b = (1 + zoom) * math.cos(angle), (1 + zoom) * math.sin(angle)
+            a = (1 + zoom) * math.cos(angle)
+            b = (1 + zoom) * math.sin(angle)
             moved, _ = _warped(b_HW, (a, b, 0.0, 0.0), Image.Resampling.BILINEAR)
             plane = _phase(spectrum, numpy.fft.rfft2(window * (moved - moved.mean())), a_HW.shape)
-            if (peak := float(plane.max())) > best:
+            peak = float(plane.max())
+            if peak > best:
                 dy, dx = numpy.unravel_index(int(plane.argmax()), plane.shape)
                 v = (
                     (float(dx) + small[0] / 2) % small[0] - small[0] / 2,
                     (float(dy) + small[1] / 2) % small[1] - small[1] / 2,
                 )
-                best, found = peak, (a, b, *_turned(a, b, *v))
+                best = peak
+                found = (a, b, *_turned(a, b, *v))
     a, b, x, y = found
     return a, b, x * size[0] / small[0], y * size[1] / small[1]
 
@@ -248,7 +259,8 @@ def _doubt(a_HW: Array, b_HW: Array, move: Move) -> float:
     """Pixels by which a move may be wrong though its patches agree; 0: it is not doubted."""
     height, width = a_HW.shape
     a, b, x, y = move
-    u, v = numpy.arange(width) + 0.5 - width / 2, (numpy.arange(height) + 0.5 - height / 2)[:, None]
+    u = numpy.arange(width) + 0.5 - width / 2
+    v = (numpy.arange(height) + 0.5 - height / 2)[:, None]
     moved_HW, far_HW = _warped(b_HW, move)
     far_HW &= numpy.hypot((a - 1) * u - b * v + x, b * u + (a - 1) * v + y) > FAR
     if math.hypot(x, y) > FAR:
@@ -326,7 +338,8 @@ def _shifts(a_NPP: Array, b_NPP: Array) -> tuple[Array, Array]:
     near = plane[:, reach, reach].reshape(len(plane), -1)
     count = side // 4 * 2 + 1
     row, column = numpy.divmod(near.argmax(1), count)
-    row, column = row + half - side // 4, column + half - side // 4
+    row = row + half - side // 4
+    column = column + half - side // 4
     index = numpy.arange(len(plane))
     at = plane[index, row, column]
     shift = []
@@ -345,7 +358,8 @@ def _similarity(xy: Array, shift_N2: Array, weight_N: Array, corner: float) -> t
     out little by little; its standard error `corner` pixels from the middle; and the share of the patches that follow
     it."""
     u, v = xy.T
-    one, zero = numpy.ones_like(u), numpy.zeros_like(u)
+    one = numpy.ones_like(u)
+    zero = numpy.zeros_like(u)
     known = numpy.stack([numpy.concatenate(pair) for pair in ((u, v), (-v, u), (one, zero), (zero, one))], 1)
     wanted = numpy.concatenate(shift_N2.T)
     robust = numpy.ones(len(u))
@@ -397,6 +411,8 @@ def onto_image(reference: Image.Image, found: Alignment) -> tuple[Image.Image, t
         worst = int(numpy.argmax(sides))
         if not sides[worst]:
             break
-        top, bottom = top + (worst == 0), bottom - (worst == 1)
-        left, right = left + (worst == 2), right - (worst == 3)
+        top = top + (worst == 0)
+        bottom = bottom - (worst == 1)
+        left = left + (worst == 2)
+        right = right - (worst == 3)
     return moved, (left, top, right, bottom)

@@ -50,7 +50,8 @@ def bits_of_avif(file: IO[bytes]) -> int:
         properties = dict(_PrimaryItem(file).properties)
     except (OSError, struct.error, IndexError):
         return 8
-    pixi, configuration = properties.get(b"pixi", b""), properties.get(b"av1C", b"")
+    pixi = properties.get(b"pixi", b"")
+    configuration = properties.get(b"av1C", b"")
     if len(pixi) > 5:
         return pixi[5]
     if len(configuration) < 3 or not configuration[2] & 0x40:
@@ -76,7 +77,9 @@ def _meta_of(file: IO[bytes]) -> bytes:
             start = 16
         if kind == b"meta":
             file.seek(at + start)
-            return file.read(min(length - start, _MOST_META)) if length > start else b""
+            if length > start:
+                return file.read(min(length - start, _MOST_META))
+            return b""
         if length < start:
             return b""
         at += length
@@ -116,7 +119,8 @@ class _PrimaryItem:
 
 def _properties_of(associations: bytes, item: int) -> list[int]:
     """The indices, from 1 on, of the properties of an item, from a box `ipma`."""
-    version, is_wide = associations[0], associations[3] & 1
+    version = associations[0]
+    is_wide = associations[3] & 1
     (count,) = struct.unpack_from(">I", associations, 4)
     at = 8
     for _ in range(count):
@@ -152,7 +156,9 @@ def _place_of(locations: bytes, item: int) -> int | None:
             offsets.append(bits.take(wide_offset))
             bits.take(wide_length)
         if number == item:
-            return base + offsets[0] if method == 0 and offsets else None
+            if method == 0 and offsets:
+                return base + offsets[0]
+            return None
     return None
 
 
@@ -163,7 +169,8 @@ class _Bits:
     """Reads bit fields, the highest bits of each byte first. Raises IndexError behind the end."""
 
     def __init__(self, data: bytes) -> None:
-        self._value, self._left = int.from_bytes(data, "big"), 8 * len(data)
+        self._value = int.from_bytes(data, "big")
+        self._left = 8 * len(data)
 
     def take(self, count: int) -> int:
         if count > self._left:
@@ -198,7 +205,8 @@ def _codes_of_sequence(header: bytes) -> Codes | None:
         bits.take(5)
     elif not _skip_operating_points(bits):
         return None
-    wide_width, wide_height = 1 + bits.take(4), 1 + bits.take(4)
+    wide_width = 1 + bits.take(4)
+    wide_height = 1 + bits.take(4)
     bits.take(wide_width + wide_height)
     if not is_short and bits.take(1):  # numbers of frames
         bits.take(7)
@@ -211,7 +219,9 @@ def _codes_of_sequence(header: bytes) -> Codes | None:
         bits.take(1)
     if profile != 1:  # whether it is grey
         bits.take(1)
-    return (bits.take(8), bits.take(8), False) if bits.take(1) else None
+    if bits.take(1):
+        return (bits.take(8), bits.take(8), False)
+    return None
 
 
 def _skip_operating_points(bits: _Bits) -> bool:

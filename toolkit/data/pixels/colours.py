@@ -180,7 +180,8 @@ def colours_of(image: Image.Image) -> Colours:
     if image.format == "PNG" and coded and coded.is_hdr:
         return coded
     if profile:
-        if of_profile := _codes_of_profile(profile):
+        of_profile = _codes_of_profile(profile)
+        if of_profile:
             of_tag = from_codes(*of_profile)
             if of_tag.is_hdr:
                 return of_tag
@@ -192,7 +193,9 @@ def colours_of(image: Image.Image) -> Colours:
     if image.format == "BMP":
         return _of_bmp(_header_of_bmp(image))
     if image.format == "PNG" and not {"srgb", "gamma", "chromaticity"}.isdisjoint(image.info):
-        return SRGB if "srgb" in image.info else _of_gamma_and_points(image.info)
+        if "srgb" in image.info:
+            return SRGB
+        return _of_gamma_and_points(image.info)
     return _of_exif(image)
 
 
@@ -203,14 +206,18 @@ def _codes(image: Image.Image) -> Codes | None:
     """The codes of H.273 in the header of the file. Decoders apply the range of AVIF and HEIC, but not of PNG."""
     if image.format == "HEIF":
         nclx = image.info.get("nclx_profile")
-        return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False) if nclx else None
+        if nclx:
+            return (int(nclx["color_primaries"]), int(nclx["transfer_characteristics"]), False)
+        return None
     file: IO[bytes] | None = getattr(image, "fp", None)
     if file is None or image.format not in ("PNG", "AVIF"):
         return None
     raw: IO[bytes] = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
     place = raw.tell()
     try:
-        return _cicp_of_png(raw) if image.format == "PNG" else codes_of_avif(raw)
+        if image.format == "PNG":
+            return _cicp_of_png(raw)
+        return codes_of_avif(raw)
     except (OSError, struct.error, IndexError):
         return None
     finally:
@@ -288,7 +295,9 @@ def _tags_of(profile: bytes) -> dict[bytes, bytes]:
 def _codes_of_profile(profile: bytes) -> Codes | None:
     """The tag `cicp` of an ICC profile (ICC.1:2022, 10.4), as programs write it for HDR."""
     content = _tags_of(profile).get(b"cicp", b"")
-    return (content[8], content[9], content[11] == 0) if len(content) >= 12 else None
+    if len(content) >= 12:
+        return (content[8], content[9], content[11] == 0)
+    return None
 
 
 class ProfileCurve(NamedTuple):
@@ -439,14 +448,19 @@ def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colou
     """
     is_meant = gamma is not None and 0.1 <= gamma <= 10
     if not is_meant:
-        transfer = _ADOBE_CURVE if primaries == ADOBE_RGB else SRGB_CURVE
+        if primaries == ADOBE_RGB:
+            transfer = _ADOBE_CURVE
+        else:
+            transfer = SRGB_CURVE
     elif gamma == 1:
         transfer = Transfer("linear")
     else:
         transfer = Transfer("power", 1 / cast("float", gamma))
     is_usual = not is_meant or abs(cast("float", gamma) / _SRGB_GAMMA - 1) <= _SAME_GAMMA
     if primaries == BT709:
-        return SRGB if is_usual else Colours(f"gamma {gamma:.3g}", primaries, transfer)
+        if is_usual:
+            return SRGB
+        return Colours(f"gamma {gamma:.3g}", primaries, transfer)
     if primaries == ADOBE_RGB and is_usual:
         return Colours("Adobe RGB", primaries, transfer)
     return _named(primaries, transfer, f"the primaries of {source}")
@@ -454,17 +468,24 @@ def _of_numbers(primaries: Primaries, gamma: float | None, source: str) -> Colou
 
 def _of_gamma_and_points(info: dict[str | tuple[int, int], Any]) -> Colours:
     """The colours of PNG's gAMA and cHRM."""
-    gamma, points = info.get("gamma"), info.get("chromaticity")
+    gamma = info.get("gamma")
+    points = info.get("chromaticity")
     return _of_numbers(_of_points(points or ()), None if gamma is None else float(gamma), "cHRM")
 
 
 def _of_jxl(header: Any) -> Colours:
     """The colours of the header of a JPEG XL: codes, or numbers."""
     primaries, transfer, _ = header.codes
-    space = _of_points(header.points) if header.points else _PRIMARIES[primaries]
+    if header.points:
+        space = _of_points(header.points)
+    else:
+        space = _PRIMARIES[primaries]
     if header.gamma:
         return _of_numbers(space, header.gamma, "its header")
-    name = "the primaries of its header" if header.points else f"H.273 {primaries}/{transfer}"
+    if header.points:
+        name = "the primaries of its header"
+    else:
+        name = f"H.273 {primaries}/{transfer}"
     return _named(space, _TRANSFERS.get(transfer, SRGB_CURVE), name)
 
 
@@ -490,7 +511,9 @@ def _of_points(points: Sequence[float]) -> Primaries:
 _BMP_HEADER = 14
 """Where its information header begins; its fields are those of Microsoft's BITMAPV4HEADER and BITMAPV5HEADER."""
 
-_CALIBRATED, _EMBEDDED, _LINKED = b"\0\0\0\0", b"DEBM", b"KNIL"
+_CALIBRATED = b"\0\0\0\0"
+_EMBEDDED = b"DEBM"
+_LINKED = b"KNIL"
 
 
 def _header_of_bmp(image: Image.Image) -> bytes:
@@ -503,7 +526,9 @@ def _header_of_bmp(image: Image.Image) -> bytes:
     header = file.read(124)
     file.seek(place)
     length = int.from_bytes(header[:4], "little")
-    return header[:length] if length >= 108 and len(header) >= 108 else b""
+    if length >= 108 and len(header) >= 108:
+        return header[:length]
+    return b""
 
 
 def profile_of_bmp(image: Image.Image) -> bytes:
@@ -542,9 +567,14 @@ def _of_bmp(header: bytes) -> Colours:
 
 # ---------------------------------------------------------------- TIFF and EXIF
 
-_EXIF_IFD, _INTEROPERABILITY_IFD = 0x8769, 0xA005
-_COLOUR_SPACE, _GAMMA, _INDEX = 0xA001, 0xA500, 1
-_TRANSFER_FUNCTION, _WHITE_POINT, _CHROMATICITIES = 301, 318, 319
+_EXIF_IFD = 0x8769
+_INTEROPERABILITY_IFD = 0xA005
+_COLOUR_SPACE = 0xA001
+_GAMMA = 0xA500
+_INDEX = 1
+_TRANSFER_FUNCTION = 301
+_WHITE_POINT = 318
+_CHROMATICITIES = 319
 _EXIF_SRGB, _EXIF_ADOBE, _EXIF_OTHER = 1, 2, 65535
 """Colour spaces of EXIF. The second is not in the standard; some cameras write it (ExifTool's table of EXIF tags)."""
 

@@ -33,7 +33,10 @@ def to_srgb(values_HWP: ndarray, colours: Colours) -> ndarray:
     `matrix_profile`."""
     height, width, _ = values_HWP.shape
     most = int(numpy.iinfo(values_HWP.dtype).max)
-    profile = matrix_profile(colours.profile) if colours.profile else None
+    if colours.profile:
+        profile = matrix_profile(colours.profile)
+    else:
+        profile = None
     if profile is None:
         lights = [_light_table(colours.transfer, colours.is_narrow, most)] * 3
         matrix_PP = matrix_to_srgb(colours.primaries)
@@ -65,7 +68,8 @@ def _srgb(value: ndarray) -> ndarray:
 def _bt709(value: ndarray) -> ndarray:
     """Inverse of the curve of cameras in ITU-R BT.709-6, 1.2, as libavif 1.4 and ICC's profiles of BT.709 have it. (A
     television shows it darker, with an exponent of 2.4: ITU-R BT.1886.)"""
-    alpha, beta = 1.09929682680944, 0.018053968510807
+    alpha = 1.09929682680944
+    beta = 0.018053968510807
     return numpy.where(value < 4.5 * beta, value / 4.5, ((value + alpha - 1) / alpha) ** (1 / 0.45))
 
 
@@ -76,8 +80,11 @@ def _smpte240(value: ndarray) -> ndarray:
 
 def _pq(value: ndarray) -> ndarray:
     """Light as a multiple of `SDR_WHITE`. Source: ITU-R BT.2100-3, table 4 (SMPTE ST 2084)."""
-    m1, m2 = 2610 / 16384, 2523 / 4096 * 128
-    c1, c2, c3 = 3424 / 4096, 2413 / 4096 * 32, 2392 / 4096 * 32
+    m1 = 2610 / 16384
+    m2 = 2523 / 4096 * 128
+    c1 = 3424 / 4096
+    c2 = 2413 / 4096 * 32
+    c3 = 2392 / 4096 * 32
     power = value ** (1 / m2)
     return (numpy.maximum(power - c1, 0.0) / (c2 - c3 * power)) ** (1 / m1) * (_PQ_PEAK / SDR_WHITE)
 
@@ -85,7 +92,8 @@ def _pq(value: ndarray) -> ndarray:
 def _hlg(value: ndarray) -> ndarray:
     """Light of the scene, in [0, 1]. Source: ITU-R BT.2100-3, table 5 (inverse OETF)."""
     a = 0.17883277
-    b, c = 1 - 4 * a, 0.5 - a * numpy.log(4 * a)
+    b = 1 - 4 * a
+    c = 0.5 - a * numpy.log(4 * a)
     return numpy.where(value <= 0.5, value**2 / 3, (numpy.exp((value - c) / a) + b) / 12)
 
 
@@ -109,7 +117,10 @@ def _light_table(transfer: Transfer, is_narrow: bool, most: int) -> ndarray:
     value = numpy.arange(most + 1, dtype=numpy.float64) / most
     if is_narrow:
         value = ((value * 255 - 16) / 219).clip(0.0, 1.0)
-    light = value**transfer.gamma if transfer.curve == "power" else CURVES[transfer.curve](value)
+    if transfer.curve == "power":
+        light = value**transfer.gamma
+    else:
+        light = CURVES[transfer.curve](value)
     return light.astype(numpy.float32)
 
 

@@ -210,7 +210,9 @@ def load_alpha(path: Path | str) -> Image.Image:
 def open_mask(mask: Mask) -> Image.Image:
     """The image of a mask (mode L), not inverted: colours by their brightness, transparency as black. Raises ImageError
     as `open_image`."""
-    return load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
+    if mask.alpha:
+        return load_alpha(mask.file)
+    return open_image(mask.file, background="black").convert("L")
 
 
 def image_size(path: Path | str, data: bytes | None = None) -> Size:
@@ -302,7 +304,9 @@ def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
     """The image with its sides exchanged; without a flip the same object."""
     if flip.x:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip.y else image
+    if flip.y:
+        return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -348,7 +352,8 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
             raise ImageError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
-        if kind := _unread_jpeg(_beginning(path, data)):
+        kind = _unread_jpeg(_beginning(path, data))
+        if kind:
             raise ImageError(path, f"is {kind}, which is not read. {_REMEDY}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
 
@@ -423,8 +428,11 @@ def _why_unknown(path: Path | str, data: bytes | None) -> str:
     except OSError:
         return what
     if header is not None:
-        return what if is_opened(header, beginning[:2]) else f"is a TIFF of {header}, which is not read. {_REMEDY}"
-    if kind := _unread_jpeg(beginning):
+        if is_opened(header, beginning[:2]):
+            return what
+        return f"is a TIFF of {header}, which is not read. {_REMEDY}"
+    kind = _unread_jpeg(beginning)
+    if kind:
         return f"is {kind}, which is not read. {_REMEDY}"
     for begin, name in _OTHER_FORMATS.items():
         if beginning.startswith(begin):
@@ -455,7 +463,8 @@ def _unread_jpeg(beginning: bytes) -> str:
         return ""
     at = 2
     while at + 9 <= len(beginning) and beginning[at] == 0xFF:
-        marker, length = beginning[at + 1], int.from_bytes(beginning[at + 2 : at + 4], "big")
+        marker = beginning[at + 1]
+        length = int.from_bytes(beginning[at + 2 : at + 4], "big")
         if marker in (0xC0, 0xC1, 0xC2):
             bits = beginning[at + 4]
             return "" if bits == 8 else f"a JPEG of {bits} bits"
@@ -475,7 +484,10 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         frames = pages_of(image)
     else:
-        frames = 1 if image.format in ("JPEG", "MPO", "HEIF") else getattr(image, "n_frames", 1)
+        if image.format in ("JPEG", "MPO", "HEIF"):
+            frames = 1
+        else:
+            frames = getattr(image, "n_frames", 1)
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
         state = "holds" if image.format == "TIFF" else "is animated:"
@@ -525,7 +537,10 @@ def _says_all_before_pixels(file: IO[bytes]) -> bool:
     Source of the layout: the PNG specification, chapter 5.
     """
     raw = getattr(file, "raw", file)  # a buffered file would read 8 kB for each chunk
-    place, length, at, kinds = raw.tell(), raw.seek(0, os.SEEK_END), 8, list[bytes]()
+    place = raw.tell()
+    length = raw.seek(0, os.SEEK_END)
+    at = 8
+    kinds = list[bytes]()
     while at + 12 <= length:
         raw.seek(at)
         head = raw.read(8)
@@ -554,7 +569,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright_size(image: Image.Image) -> Size:
     turned = _orientation(image) in (5, 6, 7, 8)
-    return Size(image.height, image.width) if turned else Size(image.width, image.height)
+    if turned:
+        return Size(image.height, image.width)
+    return Size(image.width, image.height)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -562,7 +579,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    if orientation in _UPRIGHT:
+        return image.transpose(_UPRIGHT[orientation])
+    return image
 
 
 # ---------------------------------------------------------------- colour
@@ -641,7 +660,10 @@ def _converted(
 
     header = header_of(image)
     is_stored = header is not None and header.has_planes  # which Pillow does not turn
-    orientation = orientation_of(cast("TiffImagePlugin.TiffImageFile", image)) if is_stored else _orientation(image)
+    if is_stored:
+        orientation = orientation_of(cast("TiffImagePlugin.TiffImageFile", image))
+    else:
+        orientation = _orientation(image)
     wide_HWP = _sixteen_bits(image, path, data)
     decoded = _decoded(image)
     colour, alpha = _split_alpha(_to_eight_bit(decoded, path))
@@ -662,12 +684,18 @@ def _sixteen_bits(image: Image.Image, path: Path | str, data: bytes | None) -> A
         return wide_HWP[..., :3] if is_rgb else None
     if isinstance(image, jxl.JxlImageFile):
         values_HWP = image.values() if image.header.bits > 8 else None
-        return None if values_HWP is None else values_HWP[..., : 1 if image.header.is_grey else 3]
+        if values_HWP is None:
+            return None
+        return values_HWP[..., : 1 if image.header.is_grey else 3]
     if image.format == "AVIF":
         bits = _avif_bits(image)
-        return _avif_of_16_bits(bits, path, data) if bits > 8 and find_spec(jxl.PACKAGE) else None
+        if bits > 8 and find_spec(jxl.PACKAGE):
+            return _avif_of_16_bits(bits, path, data)
+        return None
     if image.format == "HEIF":
-        return _heic_of_16_bits(path, data) if image.info.get("bit_depth", 8) > 8 else None
+        if image.info.get("bit_depth", 8) > 8:
+            return _heic_of_16_bits(path, data)
+        return None
     if image.mode in _SIXTEEN_BIT:
         image.load()
         grey_HW = numpy.asarray(_tiff_undone(image)).astype(numpy.int64)
@@ -690,7 +718,10 @@ def _has_wide_rgb(image: Image.Image) -> bool:
     header = header_of(image)
     if header is not None and header.is_planar:
         return header.has_planes and header.bits[0] == 16 and image.mode in ("RGB", "RGBA")
-    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    if isinstance(image, ImageFile.ImageFile):
+        tiles = image.tile
+    else:
+        tiles = []
     return bool(tiles) and all(_rawmode(tile).endswith(_WIDE_ENDINGS) for tile in tiles)
 
 
@@ -699,7 +730,9 @@ _WIDE_ENDINGS = tuple(f"{mode};16{order}" for mode in ("RGB", "RGBA", "RGBX") fo
 
 
 def _rawmode(tile: Any) -> str:
-    return tile.args if isinstance(tile.args, str) else str(tile.args[0])
+    if isinstance(tile.args, str):
+        return tile.args
+    return str(tile.args[0])
 
 
 def _other_order(args: Any) -> Any:
@@ -770,7 +803,9 @@ def _decoded(image: Image.Image) -> Image.Image:
 def _tiff_undone(image: Image.Image, header: TiffHeader | None = None) -> Image.Image:
     """A decoded image; grey of a TIFF as 16 bits with 0 as black."""
     header = header or header_of(image)
-    return undone(image, header) if header is not None and header.grey_top else image
+    if header is not None and header.grey_top:
+        return undone(image, header)
+    return image
 
 
 def _of_planes(image: TiffImagePlugin.TiffImageFile) -> Image.Image:

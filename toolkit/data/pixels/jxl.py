@@ -22,7 +22,9 @@ BEGINNINGS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 
 PACKAGE = "imagecodecs"
 
-_ALPHA, _SPOT, _CFA = 0, 2, 5
+_ALPHA = 0
+_SPOT = 2
+_CFA = 5
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 _PRIMARIES = {1: 1, 9: 9, 11: 12}
 """Primaries of JPEG XL -> those of H.273, with a white of D65."""
@@ -45,7 +47,8 @@ class _Bits:
     """Reads the bit fields of a header, the lowest bits of each byte first."""
 
     def __init__(self, data: bytes) -> None:
-        self._value, self._left = int.from_bytes(data, "little"), 8 * len(data)
+        self._value = int.from_bytes(data, "little")
+        self._left = 8 * len(data)
 
     def take(self, count: int) -> int:
         if count > self._left:
@@ -97,7 +100,8 @@ def read_header(codestream: bytes) -> JxlHeader:
     height, width = _size(bits)
     if bits.flag():  # all as usual: 8 bits, XYB, sRGB
         return JxlHeader(width, height, 8, False, False, False, False, (1, 13, False))
-    orientation, is_animated = 1, False
+    orientation = 1
+    is_animated = False
     if bits.flag():
         orientation = 1 + bits.take(3)
         if bits.flag():
@@ -121,7 +125,9 @@ def _size(bits: _Bits) -> tuple[int, int]:
     is_small = bits.flag()
 
     def side() -> int:
-        return 8 * (1 + bits.take(5)) if is_small else bits.choice((1, 9), (1, 13), (1, 18), (1, 30))
+        if is_small:
+            return 8 * (1 + bits.take(5))
+        return bits.choice((1, 9), (1, 13), (1, 18), (1, 30))
 
     height = side()
     ratio = bits.take(3)
@@ -133,7 +139,10 @@ def _size(bits: _Bits) -> tuple[int, int]:
 
 def _preview(bits: _Bits) -> None:
     is_small = bits.flag()
-    options = ((16, 0), (32, 0), (1, 5), (33, 9)) if is_small else ((1, 6), (65, 8), (321, 10), (1345, 12))
+    if is_small:
+        options = ((16, 0), (32, 0), (1, 5), (33, 9))
+    else:
+        options = ((1, 6), (65, 8), (321, 10), (1345, 12))
     bits.choice(*options)
     if bits.take(3) == 0:
         bits.choice(*options)
@@ -280,7 +289,10 @@ class JxlImageFile(ImageFile.ImageFile):
             values_HWP = self.values()
             if values_HWP.dtype == numpy.uint16:
                 values_HWP = ((values_HWP.astype(numpy.uint32) * 255 + 32767) // 65535).astype(numpy.uint8)
-            pixels = values_HWP[..., 0] if values_HWP.shape[2] == 1 else values_HWP
+            if values_HWP.shape[2] == 1:
+                pixels = values_HWP[..., 0]
+            else:
+                pixels = values_HWP
             self.im = Image.fromarray(numpy.ascontiguousarray(pixels)).im
         return super().load()
 

@@ -12,10 +12,23 @@ from typing import IO, Any, NamedTuple, cast
 
 from PIL import Image, TiffImagePlugin
 
-_SUBFILE, _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP = 273, 274, 277, 278
-_PLANAR, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 284, 322, 323, 324
-_EXTRA, _FORMAT, _SUBSAMPLING = 338, 339, 530
+_SUBFILE = 254
+_WIDTH = 256
+_LENGTH = 257
+_BITS = 258
+_COMPRESSION = 259
+_PHOTOMETRIC = 262
+_STRIP_OFFSETS = 273
+_ORIENTATION = 274
+_SAMPLES = 277
+_ROWS_PER_STRIP = 278
+_PLANAR = 284
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
+_TILE_OFFSETS = 324
+_EXTRA = 338
+_FORMAT = 339
+_SUBSAMPLING = 530
 _YCBCR = 6
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -103,8 +116,12 @@ class TiffHeader(NamedTuple):
         """Samples, type and compression: `3 x float32, WebP compression`."""
         name = _FORMATS.get(self.format, f"format {self.format} of ")
         one_size = len(set(self.bits)) == 1
-        what = f"{len(self.bits)} x {name}{self.bits[0]}" if one_size else f"{name} of {_listed(self.bits)} bits"
-        if compression := _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})"):
+        if one_size:
+            what = f"{len(self.bits)} x {name}{self.bits[0]}"
+        else:
+            what = f"{name} of {_listed(self.bits)} bits"
+        compression = _COMPRESSIONS.get(self.compression, f"unknown ({self.compression})")
+        if compression:
             what += f", {compression} compression"
         if self.is_subsampled:
             what += ", YCbCr with fewer colours than pixels"
@@ -150,7 +167,9 @@ class TiffHeader(NamedTuple):
 
 def header_of(image: Image.Image) -> TiffHeader | None:
     """The header of an opened image that was not decoded; None where it is not a TIFF."""
-    return TiffHeader.of(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return TiffHeader.of(image.tag_v2)
+    return None
 
 
 def read_header(file: IO[bytes]) -> TiffHeader | None:
@@ -160,7 +179,9 @@ def read_header(file: IO[bytes]) -> TiffHeader | None:
         if file.read(4) not in _MAGIC:
             return None
         tags = next(_directories(file), None)
-        return TiffHeader.of(tags) if tags is not None and _WIDTH in tags else None
+        if tags is not None and _WIDTH in tags:
+            return TiffHeader.of(tags)
+        return None
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, EOFError, struct.error):
         return None
 
@@ -186,7 +207,9 @@ def pages_of(image: TiffImagePlugin.TiffImageFile) -> int:
     kinds = [_numbers(tags, _SUBFILE, 0)[0] for tags in _directories(file)]
     file.seek(place)
     is_first_whole = not kinds[0] & _NOT_A_PAGE
-    return sum(not kind & _NOT_A_PAGE for kind in kinds) if is_first_whole else len(kinds)
+    if is_first_whole:
+        return sum(not kind & _NOT_A_PAGE for kind in kinds)
+    return len(kinds)
 
 
 def _directories(file: IO[bytes]) -> Iterator[TiffImagePlugin.ImageFileDirectory_v2]:
@@ -226,29 +249,39 @@ def read_planes(image: TiffImagePlugin.TiffImageFile) -> Any:
     """
     import numpy
 
-    tags, file = image.tag_v2, image.fp
+    tags = image.tag_v2
+    file = image.fp
     assert file is not None  # it is open
-    width, height = _numbers(tags, _WIDTH, 0)[0], _numbers(tags, _LENGTH, 0)[0]
+    width = _numbers(tags, _WIDTH, 0)[0]
+    height = _numbers(tags, _LENGTH, 0)[0]
     planes = len(image.getbands())
     if _TILE_OFFSETS in tags:
         offsets = _numbers(tags, _TILE_OFFSETS, 0)
-        part_width, part_height = _numbers(tags, _TILE_WIDTH, 0)[0], _numbers(tags, _TILE_LENGTH, 0)[0]
+        part_width = _numbers(tags, _TILE_WIDTH, 0)[0]
+        part_height = _numbers(tags, _TILE_LENGTH, 0)[0]
     else:
         offsets = _numbers(tags, _STRIP_OFFSETS, 0)
-        part_width, part_height = width, min(_numbers(tags, _ROWS_PER_STRIP, height)[0], height)
+        part_width = width
+        part_height = min(_numbers(tags, _ROWS_PER_STRIP, height)[0], height)
     if part_width < 1 or part_height < 1 or part_width * part_height > 4 * max(width * height, 1 << 20):
         raise OSError("its strips have no size")
-    across, down = ceil(width / part_width), ceil(height / part_height)
+    across = ceil(width / part_width)
+    down = ceil(height / part_height)
     if len(offsets) < across * down * planes:
         raise OSError("some of its strips are missing")
-    order, size = "<" if tags.prefix == b"II" else ">", TiffHeader.of(tags).bits[0] // 8
+    order = "<" if tags.prefix == b"II" else ">"
+    size = TiffHeader.of(tags).bits[0] // 8
     kind = numpy.dtype(f"{order}u{size}")
     values_PHW = numpy.zeros((planes, height, width), kind.newbyteorder("="))
     places = [(p, y, x) for p in range(planes) for y in range(down) for x in range(across)]
     for (plane, y, x), offset in zip(places, offsets, strict=False):
-        top, left = y * part_height, x * part_width
+        top = y * part_height
+        left = x * part_width
         # Tiles are stored whole, the last strip is as high as it needs to be.
-        rows = part_height if _TILE_OFFSETS in tags else min(part_height, height - top)
+        if _TILE_OFFSETS in tags:
+            rows = part_height
+        else:
+            rows = min(part_height, height - top)
         file.seek(offset)
         data = file.read(rows * part_width * size)
         if len(data) < rows * part_width * size:
@@ -272,7 +305,10 @@ def orientation_of(image: TiffImagePlugin.TiffImageFile) -> int:
 
 def _numbers(tags: Mapping[int, Any], tag: int, default: int) -> tuple[int, ...]:
     found = tags.get(tag, default)
-    values = tuple(found) if isinstance(found, Sequence) and not isinstance(found, str | bytes) else (found,)
+    if isinstance(found, Sequence) and not isinstance(found, str | bytes):
+        values = tuple(found)
+    else:
+        values = (found,)
     return tuple(int(value) for value in values) or (default,)
 
 

@@ -47,8 +47,14 @@ class StreamPlan:
 
     def lines(self) -> str:
         places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
-        count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
-        caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
+        if self.samples:
+            count = f"{self.samples:,} samples as given"
+        else:
+            count = "number of samples not known"
+        if self.first_caption:
+            caption = f"caption {shorten(self.first_caption, 60)!r}"
+        else:
+            caption = "no caption"
         lines = [
             f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
             f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",

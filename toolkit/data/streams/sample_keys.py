@@ -33,7 +33,8 @@ class SampleKeys:
 
     def image_of(self, fields: dict[str, bytes]) -> bytes:
         """Raises LookupError with the keys that are missing."""
-        if not (found := [fields[key] for key in self.image if key in fields]):
+        found = [fields[key] for key in self.image if key in fields]
+        if not found:
             raise LookupError(" or ".join(self.image))
         return found[0]
 
@@ -76,10 +77,16 @@ class SampleKeys:
             return f"set caption_key: {key}" if key else ""
         first = min(found)
         if "." not in first or has_image:  # whose name ends where that of the sample does
-            others = f" (or {', '.join(sorted(found)[1:])})" if found[1:] else ""
+            if found[1:]:
+                others = f" (or {', '.join(sorted(found)[1:])})"
+            else:
+                others = ""
             return f"set {kind}: {first}{others}"
         names = f"a name ends at its first dot, and {first} stands behind that of {key.rpartition('/')[2]!r}"
-        ways = f"Set {kind}: {first}, or take" if len(found) == 1 else "Take"
+        if len(found) == 1:
+            ways = f"Set {kind}: {first}, or take"
+        else:
+            ways = "Take"
         return f"{names}. {ways} the dots out of the names"
 
     def _caption_key(self, fields: Mapping[str, bytes]) -> str:
@@ -88,7 +95,10 @@ class SampleKeys:
             label = json.loads(fields.get(self.label, b""))
         except (ValueError, RecursionError):
             return ""
-        texts = [key for key, value in label.items() if isinstance(value, str)] if isinstance(label, dict) else []
+        if isinstance(label, dict):
+            texts = [key for key, value in label.items() if isinstance(value, str)]
+        else:
+            texts = []
         return next((key for key in CAPTIONS if key in texts), texts[0] if len(texts) == 1 else "")
 
 

@@ -131,8 +131,10 @@ def _whose_token(patterns: Sequence[str], token: str | None) -> tuple[str, str |
     hub = urlsplit(constants.ENDPOINT).netloc
     if not on_hub and hub not in hosts:
         return hosts[0], token
-    if not token and (token := get_token()):
-        register_secret([token])
+    if not token:
+        token = get_token()
+        if token:
+            register_secret([token])
     return hub, token
 
 
@@ -155,15 +157,19 @@ def _is_safe(address: str) -> bool:
 
 def _without_braces(pattern: str) -> list[str]:
     """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every pair."""
-    done, waiting = [], [pattern]
+    done = []
+    waiting = [pattern]
     while waiting:
         pattern = waiting.pop(0)
-        if not (match := _BRACES.search(pattern)):
+        match = _BRACES.search(pattern)
+        if not match:
             done.append(pattern)
             continue
         words = match[1].split(",")
-        if numbers := _NUMBERS.fullmatch(match[1]):
-            first, last = int(numbers[1]), int(numbers[2])
+        numbers = _NUMBERS.fullmatch(match[1])
+        if numbers:
+            first = int(numbers[1])
+            last = int(numbers[2])
             if not 0 <= last - first < MAX_SHARDS:
                 what = f"{{{match[1]}}} counts from {first} to {last}. Write the smaller number first."
                 raise UserError(f"{pattern}: {what}")
@@ -189,9 +195,12 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
     )
     from huggingface_hub.errors import HTTPError as HubError
 
-    if not (match := _HUB_PATTERN.fullmatch(pattern)):
+    match = _HUB_PATTERN.fullmatch(pattern)
+    if not match:
         raise UserError(f"{pattern}: write hf://datasets/owner/name/*.tar, with @revision behind the name if wanted.")
-    repo, revision, wanted = match["repo"], match["revision"], match["file"]
+    repo = match["repo"]
+    revision = match["revision"]
+    wanted = match["file"]
     try:
         info = HfApi(token=token).dataset_info(repo, revision=revision)
     except GatedRepoError as error:
@@ -218,7 +227,10 @@ def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
         kinds = [
             f"{len(own)} {kind} files, such as {own[0]}" for kind, own in (("tar", tars), ("Parquet", rows)) if own
         ]
-        there = f"It has {' and '.join(kinds)}." if kinds else "It has no tar files."
+        if kinds:
+            there = f"It has {' and '.join(kinds)}."
+        else:
+            there = "It has no tar files."
         raise UserError(f"{pattern}: matches no file of {repo}. {there}")
     prefix = pattern[: match.start("file")]
     return [(prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)) for file in found]
@@ -228,7 +240,9 @@ class SeekableShard(io.RawIOBase):
     """A shard of which any part is read, as Parquet needs it: behind a jump it is opened again at its byte."""
 
     def __init__(self, shard: Shard, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> None:
-        self._shard, self._pauses, self._stop = shard, pauses, stop
+        self._shard = shard
+        self._pauses = pauses
+        self._stop = stop
         self._file = shard.open(0, pauses, stop)
         self._at = self._opened_at = 0
         self._size = _size_of(self._file)
@@ -294,7 +308,10 @@ class _WebFile(io.RawIOBase):
     """A file on a web server, read from `offset` on; connections that break are opened again where they broke."""
 
     def __init__(self, shard: Shard, offset: int, pauses: Sequence[float], stop: Event) -> None:
-        self._shard, self._at, self._pauses, self._stop = shard, offset, pauses, stop
+        self._shard = shard
+        self._at = offset
+        self._pauses = pauses
+        self._stop = stop
         self._response: http.client.HTTPResponse | None = None
         self._length: int | None = None
         """Bytes of the whole file, where the server says so."""
@@ -339,7 +356,8 @@ class _WebFile(io.RawIOBase):
         raise AssertionError("the last attempt raises")
 
     def _connect(self) -> http.client.HTTPResponse:
-        name, at = self._shard.name, self._at
+        name = self._shard.name
+        at = self._at
         request = Request(self._shard.address)
         if at:
             request.add_header("Range", f"bytes={at}-")
@@ -350,7 +368,10 @@ class _WebFile(io.RawIOBase):
         partial = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if response.status == 206 and not (partial and int(partial[1]) == at):
             raise RunError(f"{name}: the server sends other bytes than those from {at:,} on.")
-        length = partial[2] if partial else response.headers.get("Content-Length", "")
+        if partial:
+            length = partial[2]
+        else:
+            length = response.headers.get("Content-Length", "")
         known = int(length) if length.isdecimal() else None
         if self._length is not None and known not in (None, self._length):
             raise RunError(f"{name}: was {self._length:,} bytes long and is {length} now. Start again.")
@@ -363,7 +384,10 @@ class _WebFile(io.RawIOBase):
         return response
 
     def _refusal(self, error: HTTPError) -> RunError:
-        token = "The token that was sent may not read it." if self._shard.token else "No token was sent: give one."
+        if self._shard.token:
+            token = "The token that was sent may not read it."
+        else:
+            token = "No token was sent: give one."
         remedies = {401: token, 403: token, 416: f"It is shorter than {self._at:,} bytes: it has changed."}
         remedy = remedies.get(error.code, "Look at the pattern.")
         return RunError(f"{self._shard.name}: the server answers {error.code} {error.reason}. {remedy}")
@@ -386,7 +410,9 @@ class _WebFile(io.RawIOBase):
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if str(error).strip():
+        return str(error).strip().splitlines()[0]
+    return type(error).__name__
 
 
 def read_ahead(
@@ -398,14 +424,17 @@ def read_ahead(
     """
     from concurrent.futures import ThreadPoolExecutor, wait
 
-    pool, abandoned = ThreadPoolExecutor(1, thread_name_prefix="shards"), False
+    pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+    abandoned = False
     try:
         waiting = pool.submit(next, items, None)
         while True:
             while not wait([waiting], LOOK_EVERY_S).done:
-                if abandoned := stopping():
+                abandoned = stopping()
+                if abandoned:
                     raise RunError("a stop was requested while the run waited for its shards.")
-            if (item := waiting.result()) is None:
+            item = waiting.result()
+            if item is None:
                 return
             waiting = pool.submit(next, items, None)
             yield item

@@ -68,11 +68,15 @@ class StreamDataset:
         multiple: sides of a bucket are multiples of this many pixels. Raises UserError for shards that are not there or
         may not be read, and where the first samples cannot be used.
         """
-        if (settings := section.streamed) is None:
+        settings = section.streamed
+        if settings is None:
             return None
         try:
             shards = expand_shards(settings.url, settings.webdataset.token)
-            epochs = section.train.epochs if section.unknown_steps() else None
+            if section.unknown_steps():
+                epochs = section.train.epochs
+            else:
+                epochs = None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             rules = caption_rules(settings, section.trigger_word)
             found = cls(settings, shards, rules, multiple, unreadable, epochs)

@@ -124,16 +124,23 @@ class Unreadable:
     def add_sample(self, name: str, reason: str) -> None:
         """Counts an unreadable sample. Raises RunError when there are too many."""
         name, reason = (text.replace("\n", "\\n") for text in (name, reason))
-        reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+        if len(reason) <= _LONGEST:
+            reason = reason
+        else:
+            reason = f"{reason[:_LONGEST]}..."
         with self._lock:
             self.samples += 1
             self.last = f"{name}: {reason}"
-            count, read = self.samples, self.read
+            count = self.samples
+            read = self.read
             names = not (self._quiet or name in self._named or len(self._named) == _NAMED)
             if names:
                 self._named.add(name)
         if names:
-            more = " Further ones are only counted." if len(self._named) == _NAMED else ""
+            if len(self._named) == _NAMED:
+                more = " Further ones are only counted."
+            else:
+                more = ""
             logger.warning(f"{name}: left out: {reason}.{more}")
         if count > self.max_share * max(read, _FEW):
             allowed = f"at most {self.max_share:.0%} are allowed"
@@ -154,7 +161,10 @@ class Unreadable:
         """A line for the user; empty where all could be read."""
         if not (self.samples or self.shards):
             return ""
-        shards = f" and the rest of {len(self.shards)} shard{'s' * (len(self.shards) > 1)}" if self.shards else ""
+        if self.shards:
+            shards = f" and the rest of {len(self.shards)} shard{'s' * (len(self.shards) > 1)}"
+        else:
+            shards = ""
         return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last}"
 
 
@@ -218,7 +228,9 @@ class ShardStream:
 
         Raises RunError when a shard cannot be reached, too much is unreadable, or the first samples lack a key.
         """
-        epoch, index, shards = 0, 0, self._digest()
+        epoch = 0
+        index = 0
+        shards = self._digest()
         places: _Places = ()
         abreast = 1 if self.window == 1 else self.open_shards
         if cursor and cursor["list"] != shards:
@@ -226,18 +238,24 @@ class ShardStream:
             what = "the shards of the stream, its window or the batch size have changed since the checkpoint"
             logger.warning(f"{what}: it goes on with epoch {epoch + 1}")
         elif cursor:
-            epoch, index = cursor["epoch"], cursor["index"]
+            epoch = cursor["epoch"]
+            index = cursor["index"]
             if "places" in cursor:
                 places = tuple(_Place(*place) for place in cursor["places"])
             else:
-                abreast, places = 1, (_Place(cursor["shard"], cursor["sample"], cursor["byte"]),)
-        stop, is_old = Event(), bool(cursor) and cursor["list"] == shards and "places" not in cursor
+                abreast = 1
+                places = (_Place(cursor["shard"], cursor["sample"], cursor["byte"]),)
+        stop = Event()
+        is_old = bool(cursor) and cursor["list"] == shards and "places" not in cursor
         with closing(read_ahead(self._windows(epoch, places, abreast, stop), stop.set, self.stopping)) as windows:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
                     epoch, places = (window.epoch, window.start) if done < count else (window.next_epoch, window.next)
-                    at = (places or (_Place(),))[0]._asdict() if is_old else {"places": [list(each) for each in places]}
+                    if is_old:
+                        at = (places or (_Place(),))[0]._asdict()
+                    else:
+                        at = {"places": [list(each) for each in places]}
                     yield window.samples[done - 1], {"epoch": epoch, **at, "index": done % count, "list": shards}
                 index = 0
 
@@ -282,7 +300,8 @@ class ShardStream:
                 yield _Window(epoch, begins, self._shuffled(epoch, window), epoch + 1, ())
             elif start in ((), (_Place(),)):
                 raise RunError(self._without_samples(self.unreadable))
-            epoch, start = epoch + 1, ()
+            epoch = epoch + 1
+            start = ()
 
     def _side_by_side(
         self, order: Sequence[Shard], start: _Places, abreast: int, stop: Event
@@ -339,7 +358,8 @@ class ShardStream:
                 for number, found in enumerate(found_samples, start=first.sample):
                     if stop.is_set():
                         return
-                    if sample := self._usable(shard, found):
+                    sample = self._usable(shard, found)
+                    if sample:
                         yield _Place(at, number, found.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
@@ -348,7 +368,10 @@ class ShardStream:
                     raise RunError(f"{shard.name}: {error}.") from error
                 reason = str(error)
             except OSError as error:
-                cause = None if shard.is_remote else cause_of(Path(shard.address), error)
+                if shard.is_remote:
+                    cause = None
+                else:
+                    cause = cause_of(Path(shard.address), error)
                 why = f"{cause.what}. {cause.remedy}" if cause else error.strerror or error
                 raise RunError(f"{shard.name}: cannot be read: {why}.") from error
             if not stop.is_set() and (reason or number < 0):
@@ -361,7 +384,8 @@ class ShardStream:
             with closing(shard.open(0, self.pauses, stop)) as file:
                 cause = stand_in(file.read(LONGEST + 1))
             if cause:
-                reason, remedy = cause.what.removeprefix("it "), cause.remedy
+                reason = cause.what.removeprefix("it ")
+                remedy = cause.remedy
         self.unreadable.add_shard(shard.name, reason, len(self.shards), remedy)
 
     def _usable(self, shard: Shard, found: ShardSample) -> StreamSample | None:
@@ -371,7 +395,8 @@ class ShardStream:
         unreadable.read += 1
         remedy = ""
         try:
-            image, caption = self.keys.image_of(found.fields), self.keys.caption_of(found.fields)
+            image = self.keys.image_of(found.fields)
+            caption = self.keys.caption_of(found.fields)
             return StreamSample(name, image, caption, image_size(name, image))
         except LookupError as error:
             reason = f"it has no {error.args[0]}, only {_listed(found.fields)}"
@@ -449,7 +474,9 @@ def read_tar(
     a file that cannot be read, and RunError for a server that cannot be.
     """
     packed = shard.name.endswith((".tar.gz", ".tgz"))
-    key, fields, start = "", dict[str, bytes](), byte
+    key = ""
+    fields = dict[str, bytes]()
+    start = byte
     with shard.open(0 if packed else byte, pauses, stop) as file:
         source: Any = gzip.GzipFile(fileobj=file) if packed else file
         if packed:
@@ -470,8 +497,12 @@ def read_tar(
                     yield ShardSample(key, fields, start)
                     fields = {}
                 if not fields:
-                    key, start = member_key, byte + member.offset
-                content = tar.extractfile(member) if plain and (wanted is None or extension in wanted) else None
+                    key = member_key
+                    start = byte + member.offset
+                if plain and (wanted is None or extension in wanted):
+                    content = tar.extractfile(member)
+                else:
+                    content = None
                 fields[extension] = content.read() if content else b""
             if fields:
                 yield ShardSample(key, fields, start)

@@ -108,7 +108,9 @@ class QwenImageFamily(FolderFamily):
     text_tokens_per_reference = EDIT_PLUS.condition_area // 28**2 + 18
 
     def of_folder(self, folder: Path) -> QwenImageFamily:
-        return EDIT_2511 if part_config(folder / "transformer").get("zero_cond_t") is True else self
+        if part_config(folder / "transformer").get("zero_cond_t") is True:
+            return EDIT_2511
+        return self
 
     def of_title(self, title: str) -> QwenImageFamily:
         return EDIT_2511 if title == EDIT_2511.title else self
@@ -120,7 +122,9 @@ class QwenImageFamily(FolderFamily):
 
     def prompt_note(self, model: ModelSection, prompt: str) -> str | None:
         index = local_index(model.name_or_path, model.revision)
-        return sizes.prompt_cut(index.parent, prompt, self.template) if index else None
+        if index:
+            return sizes.prompt_cut(index.parent, prompt, self.template)
+        return None
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:
         """Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock."""
@@ -204,4 +208,6 @@ class Edit2511Family(QwenImageFamily):
 
 
 EDIT_2511 = Edit2511Family()
-FAMILY, TEXT_TO_IMAGE_FAMILY, EDIT_FAMILY = QwenImageFamily(), TextToImageFamily(), EditFamily()
+FAMILY = QwenImageFamily()
+TEXT_TO_IMAGE_FAMILY = TextToImageFamily()
+EDIT_FAMILY = EditFamily()

@@ -112,11 +112,13 @@ def forward(
     """
     image_BSD = model.img_in(tokens_BSP)
     text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
-    count, device = len(levels), image_BSD.device
+    count = len(levels)
+    device = image_BSD.device
     rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_BLD.shape[1], device=device)
     # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
     t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
-    temb_BD, which_BS = timestep_embedding(model, to_device(t, device), image_BSD), None
+    temb_BD = timestep_embedding(model, to_device(t, device), image_BSD)
+    which_BS = None
     if model.zero_cond_t:
         which_S = (torch.arange(image_BSD.shape[1], device=device) >= prod(shapes[0])).int()
         which_BS = which_S.expand(count, -1)
@@ -227,7 +229,8 @@ class _Projected:
     """An attention whose projections of this call are there, each until it is called."""
 
     def __init__(self, attn: nn.Module, outputs: dict[str, Tensor]) -> None:
-        self._attn, self._outputs = attn, outputs
+        self._attn = attn
+        self._outputs = outputs
 
     def __getattr__(self, name: str) -> Any:
         return (lambda x: self._outputs.pop(name)) if name in self._outputs else getattr(self._attn, name)

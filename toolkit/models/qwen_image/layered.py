@@ -73,7 +73,8 @@ class LayeredFamily(TextToImageFamily):
             config = part_config(folder / part)
             for key in keys if config else ():
                 if key not in config:
-                    path, title = folder / part / "config.json", self.title
+                    path = folder / part / "config.json"
+                    title = self.title
                     return f"{path}: has no {key}, so is of another model; a {title} has it. Copy the model again."
         return super().config_error(folder)
 

@@ -53,21 +53,28 @@ class QwenImageModel(QwenModel):
     # ------------------------------------------------------------ parts
 
     def load_part(self, name: str) -> object:
-        o, part = self.options, self.options.folder / name
+        o = self.options
+        part = self.options.folder / name
         if name == "transformer":
             return loading.load_transformer(o)
         if name == "vae":
             return loading.load_vae(part, o.dtype, o.files.get(name), o.decoder)
         if name == "text_encoder":
-            kind, file = loading.TEXT_ENCODER, o.files.get(name)
+            kind = loading.TEXT_ENCODER
+            file = o.files.get(name)
             return vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
-        return vl_prompts.load_tokenizer(part) if name == "tokenizer" else vl_prompts.load_image_processor(part)
+        if name == "tokenizer":
+            return vl_prompts.load_tokenizer(part)
+        return vl_prompts.load_image_processor(part)
 
     def layerwise_encoder(self) -> LayerwiseEncoder | None:
         return LayerwiseEncoder(self.options, loading.TEXT_ENCODER)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
-        references = references if self.family.text_sees_references else ()
+        if self.family.text_sees_references:
+            references = references
+        else:
+            references = ()
         processor = self.part("processor") if references else None
         template = self.family.template
         inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor, template)
@@ -121,7 +128,8 @@ class QwenImageModel(QwenModel):
         if not self.family.keeps_length:
             return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
         height, width = cond_BCHW.shape[-2:]
-        cond_BSP, uncond_BSP = pack(cond_BCHW), pack(uncond_BCHW)
+        cond_BSP = pack(cond_BCHW)
+        uncond_BSP = pack(uncond_BCHW)
         guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)
         shortest = torch.finfo(guided_BSP.dtype).tiny
         length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True).clamp(min=shortest)

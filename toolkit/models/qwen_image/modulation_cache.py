@@ -73,7 +73,8 @@ class ModulationCache:
         """
         check_modulation_frozen(model)
         self._model = model
-        self._device, self._dtype = device, dtype
+        self._device = device
+        self._dtype = dtype
         self._layers = [[self._take(block, stream) for stream in range(2)] for block in model.transformer_blocks]
         self._run: BlockForward = lambda layer, *inputs: (layer(*inputs),)
         if self.is_elsewhere():

@@ -34,7 +34,8 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTran
     """
     vae = read_model_json(folder / "vae" / "config.json")
     text = read_model_json(folder / "text_encoder" / "config.json")
-    channels, levels = vae.get("z_dim", LATENT_CHANNELS), vae.get("dim_mult", [1, 2, 4, 4])
+    channels = vae.get("z_dim", LATENT_CHANNELS)
+    levels = vae.get("dim_mult", [1, 2, 4, 4])
     if channels != LATENT_CHANNELS or 2 ** (len(levels) - 1) != LATENT_SCALE:
         raise UserError(
             f"vae: its latents have {channels} channels and {2 ** (len(levels) - 1)} pixels along a side; this family "

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-PREFIX, DROP_TOKENS = EDIT_PLUS.prefix, EDIT_PLUS.dropped_tokens
+PREFIX = EDIT_PLUS.prefix
+DROP_TOKENS = EDIT_PLUS.dropped_tokens
 
 
 def prompt_text(prompt: str, references: int, template: Template = EDIT_PLUS) -> str:
@@ -46,7 +47,10 @@ def encoder_inputs(
 ) -> dict[str, Tensor]:
     """See `vl_prompts.encoder_inputs`."""
     images = [resize_condition_image(image, template.condition_area) for image in references]
-    vision = vl_prompts.vision_inputs(images, image_processor) if image_processor else {}
+    if image_processor:
+        vision = vl_prompts.vision_inputs(images, image_processor)
+    else:
+        vision = {}
     ids = token_ids(prompt, vl_prompts.image_tokens(vision, image_processor), tokenizer, template)
     return vl_prompts.encoder_inputs(ids, vision, tokenizer)
 

@@ -71,7 +71,10 @@ def prompt_fault(
     count = len(token_ids(prompt, images, known_tokenizer(folder / "tokenizer"), template)) - template.dropped_tokens
     if min(count, template.most_tokens or count) <= most:
         return None
-    beside = f" beside {len(references)} control image{'s' * (len(references) > 1)}" if references else ""
+    if references:
+        beside = f" beside {len(references)} control image{'s' * (len(references) > 1)}"
+    else:
+        beside = ""
     return f"{count:,} text tokens; a target of {target}{beside} leaves room for {most:,}. Shorten the text."
 
 

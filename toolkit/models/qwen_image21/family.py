@@ -199,13 +199,16 @@ class QwenImage21Family(FolderFamily):
         self.latent_channels = latent_channels
         self.sample_sigmas = tuple(map(float, sample_sigmas))
         if sample_sigmas:
-            self.title, self.sample_steps = TURBO, len(sample_sigmas)
+            self.title = TURBO
+            self.sample_steps = len(sample_sigmas)
 
     def of_folder(self, folder: Path) -> QwenImage21Family:
         return QwenImage21Family(self.transformer_config(folder)["in_channels"], sample_sigmas(folder / INDEX))
 
     def of_title(self, title: str) -> QwenImage21Family:
-        return QwenImage21Family(sample_sigmas=TURBO_SIGMAS) if title == TURBO else self
+        if title == TURBO:
+            return QwenImage21Family(sample_sigmas=TURBO_SIGMAS)
+        return self
 
     def drawable(self, pixels: Size) -> Size:
         """The pipeline rounds to 32, though a token has 16 pixels a side."""
@@ -223,9 +226,13 @@ class QwenImage21Family(FolderFamily):
             return None
         from toolkit.models.qwen_image21.prompts import count_text_tokens
 
-        if (count := count_text_tokens(prompt, len(seen), folder / "processor")) <= most:
+        count = count_text_tokens(prompt, len(seen), folder / "processor")
+        if count <= most:
             return None
-        beside = f" beside {len(seen)} control image{'s' * (len(seen) > 1)}" if seen else ""
+        if seen:
+            beside = f" beside {len(seen)} control image{'s' * (len(seen) > 1)}"
+        else:
+            beside = ""
         return f"{count:,} text tokens; the model has room for {most:,}{beside}. Shorten the text."
 
     def block_linears(self, width: int, config: Mapping[str, int]) -> Shapes:

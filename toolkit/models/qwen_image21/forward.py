@@ -73,7 +73,8 @@ def run_block(
     zero_1M: modulations at t = 0, for the prefix; levels_RM: of each target's noise level. prefix: keys and values that
     were kept; the sequence is then of targets alone.
     """
-    zeros, levels = zero_1M.chunk(4, -1), levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
+    zeros = zero_1M.chunk(4, -1)
+    levels = levels_RM.unflatten(0, (-1, layout.targets)).chunk(4, -1)
     scale1, gate1, scale2, gate2 = (partial(_times, *pair, layout) for pair in zip(zeros, levels, strict=True))
     y_BSD, *kept = attend(block.attn, scale1(block.img_norm1(x_BSD), _one_plus), rotary_SE, layout, prefix)
     x_BSD = x_BSD + gate1(y_BSD, torch.tanh)
@@ -114,7 +115,8 @@ def attend(
     segment, so that there is no mask of the whole sequence. Other inputs and outputs as of `run_block`."""
     heads = (-1, attn.inner_dim // attn.heads)
     q, k, v = (x.unflatten(-1, heads) for x in project([attn.to_q, attn.to_k, attn.to_v], y_BSD))
-    q, k = attn.norm_q(q).to(v.dtype), attn.norm_k(k).to(v.dtype)
+    q = attn.norm_q(q).to(v.dtype)
+    k = attn.norm_k(k).to(v.dtype)
     q, k = (rotate(x, rotary_SE, use_real=False).transpose(1, 2) for x in (q, k))
     v = v.transpose(1, 2)
     # Split, not sliced: the gradient of each slice would be as large as the whole.
@@ -133,7 +135,9 @@ def attend(
         parts.append(scaled_dot_product_attention(queries, keys, values))
     out_BSD = attn.to_out[1](attn.to_out[0](torch.cat(parts, 2).transpose(1, 2).flatten(2, 3)))
     # Copies: a part would hold the whole.
-    return (out_BSD, *(kv.clone() for kv in before)) if layout.keeps else (out_BSD,)
+    if layout.keeps:
+        return (out_BSD, *(kv.clone() for kv in before))
+    return (out_BSD,)
 
 
 def forward(
@@ -159,7 +163,8 @@ def forward(
     ends = list(accumulate(length for length, _ in parts))
     segments = tuple((end - length, end, is_text) for end, (length, is_text) in zip(ends, parts, strict=True))
     rotary_SE = _rotary(model, parts, shapes, targets, x_BKNC.device)
-    x_BSD, known = model.img_in(x_BKNC).flatten(1, 2), list(kept or ())
+    x_BSD = model.img_in(x_BKNC).flatten(1, 2)
+    known = list(kept or ())
     if known:
         layout = Layout((), 0, targets, tokens)
         rotary_SE = rotary_SE[prefix:]
@@ -171,7 +176,8 @@ def forward(
     t = torch.cat([levels_BK.flatten().to(x_BSD.dtype), levels_BK.new_zeros(1, dtype=x_BSD.dtype)]).to(x_BSD.device)
     temb = model.time_text_embed(t, x_BSD)
     modulation = model.modulation(temb)
-    zero_1M, levels_RM = modulation[-1:], modulation[:-1]
+    zero_1M = modulation[-1:]
+    levels_RM = modulation[:-1]
     for index, block in enumerate(model.transformer_blocks):
         if "forward" not in vars(block):
             block.forward = MethodType(run_block, block)  # a sharded block is called as a module
@@ -202,7 +208,9 @@ def _rotary(
 ) -> Tensor:
     """Rotations [S, E / 2], complex. Those of diffusers' QwenImage21Rope, which makes lists of the positions of all
     tokens, at each call; here the target's are repeated for each of its copies."""
-    position, grids, columns = 0, iter(shapes), []
+    position = 0
+    grids = iter(shapes)
+    columns = []
     for length, is_text in [*parts, (0, False)]:
         if is_text:
             columns.append(torch.arange(position, position + length).expand(3, -1))

@@ -39,15 +39,19 @@ class QwenImage21Model(QwenModel):
     """What the sampling run that is predicting keeps, by the layout of a group."""
 
     def load_part(self, name: str) -> object:
-        o, part = self.options, self.options.folder / name
+        o = self.options
+        part = self.options.folder / name
         if name == "transformer":
             return with_fused_norms(load_blockwise(o, QwenImage21Transformer2DModel))
         if name == "vae":
             vae = load_frozen(part, AutoencoderKLQwenImage21, o.dtype, o.files.get(name))
-            return with_decoder(vae, o.decoder, o.dtype) if o.decoder else vae
+            if o.decoder:
+                return with_decoder(vae, o.decoder, o.dtype)
+            return vae
         if name == "processor":
             return vl_prompts.load_tokenizer(part), vl_prompts.load_image_processor(part)
-        kind, file = "Qwen3VLForConditionalGeneration", o.files.get(name)
+        kind = "Qwen3VLForConditionalGeneration"
+        file = o.files.get(name)
         encoder = vl_prompts.load_text_model(part, kind, o.dtype, o.transform_text_block, file, o.keeps_text_codes)
         # The transformer was trained on the features in front of the final norm.
         encoder.language_model.norm = torch.nn.Identity()
@@ -59,7 +63,8 @@ class QwenImage21Model(QwenModel):
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
         tokenizer, image_processor = self.part("processor")
-        encoder, most = self.on_device("text_encoder"), self.family.max_references
+        encoder = self.on_device("text_encoder")
+        most = self.family.max_references
         return text.encode(prompt, references, most, tokenizer, image_processor, encoder)
 
     compose = staticmethod(compose_wrappers)

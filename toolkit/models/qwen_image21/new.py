@@ -27,7 +27,8 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImage21Tr
     not those of the class, and for an autoencoder of another class.
     """
     vae = read_model_json(folder / "vae" / "config.json")
-    if (found := vae.get("_class_name")) != FAMILY.classes["vae"]:
+    found = vae.get("_class_name")
+    if found != FAMILY.classes["vae"]:
         raise UserError(f"vae: {found!r} is not of this family. Give an {FAMILY.classes['vae']}.")
     text = read_model_json(folder / "text_encoder" / "config.json")
     fitting = {

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
-USER, SUFFIX = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+USER = "<|im_start|>user\n"
+SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 REFERENCE = "<image{}><|vision_start|>{}<|vision_end|>"
 
 SLOTS = "slots"

@@ -78,7 +78,8 @@ def _vae() -> AutoencoderKLQwenImage21:
 
 
 def _text_encoder(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
-    vocab, width = tokenizer.get_vocab(), TEXT_WIDTH
+    vocab = tokenizer.get_vocab()
+    width = TEXT_WIDTH
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": len(vocab),

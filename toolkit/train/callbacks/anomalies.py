@@ -80,12 +80,17 @@ class AnomalyCallback(Callback):
         self._predicted: RisingTexture | None = None
         self._results: list[StepResult] = []
         self._looked_at = 0
-        self._reading, self._read_at = Reading(), float("-inf")
-        self._folder, self._begun = folder, False
-        self._step, self._device = 0, torch.device("cpu")
+        self._reading = Reading()
+        self._read_at = float("-inf")
+        self._folder = folder
+        self._begun = False
+        self._step = 0
+        self._device = torch.device("cpu")
 
     def on_start(self, run: Run) -> None:
-        self._folder, self._begun, self._step = run.folder, True, run.state.step
+        self._folder = run.folder
+        self._begun = True
+        self._step = run.state.step
         self._looked_at = self._step
         self._device = next((p.device for role in run.roles.values() for p in role.parameters.values()), self._device)
         for name, role in run.roles.items():
@@ -100,7 +105,8 @@ class AnomalyCallback(Callback):
     def after_step(self, run: Run) -> None:
         """Looks at the steps whose metrics have come since the last call: those of one flush, as `step_s` is their mean
         and the device has nothing to do just then."""
-        results, self._results = self._results, []
+        results = self._results
+        self._results = []
         self._step = run.state.step
         if not results:
             return
@@ -112,7 +118,8 @@ class AnomalyCallback(Callback):
             return
         self._looked_at = self._step
         for name, layers in self._layers.items():
-            if zero := run.roles[name].zero_gradients:
+            zero = run.roles[name].zero_gradients
+            if zero:
                 steps = zero.steps()
                 self._say(layers.add(steps, filter(zero.is_absent, steps)))
 
@@ -156,21 +163,27 @@ class AnomalyCallback(Callback):
             return
         for source, loss, t in zip(result.sources, losses, levels, strict=True):
             parts = {}
-            if size := _SIZE.search(source.batch):
+            size = _SIZE.search(source.batch)
+            if size:
                 parts["bucket"] = f"{size[2]}x{size[1]} ({source.batch.partition(' ')[0]})"
-            if dataset := self.dataset_of(source.name):
+            dataset = self.dataset_of(source.name)
+            if dataset:
                 parts["dataset"] = dataset
             yield SampleLoss(parts, loss, t)
 
     def _look_at(self, folder: Path, files: Sequence[str], texts: Sequence[str]) -> Iterable[Diagnostic]:
         if self._sets is None:
-            self._sets = self._earlier_sets(folder, set(files)) if self._step else SampleSets()
+            if self._step:
+                self._sets = self._earlier_sets(folder, set(files))
+            else:
+                self._sets = SampleSets()
         features = self._features([folder / SAMPLES / file for file in files], texts)
         return self._sets.add(features, self._losses.rises())
 
     def _earlier_sets(self, folder: Path, but: set[str]) -> SampleSets:
         """The sets that the run has already, the first and the last; they are not reported."""
-        sets, by_step = SampleSets(), dict[int, list[tuple[Path, str]]]()
+        sets = SampleSets()
+        by_step = dict[int, list[tuple[Path, str]]]()
         for sample in list_samples(folder):
             if sample.path.name not in but and sample.step < self._step:
                 by_step.setdefault(sample.step, []).append((sample.path, sample.prompt or ""))

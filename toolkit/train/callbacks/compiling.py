@@ -27,8 +27,10 @@ class CompilingCallback(Callback):
         self._since = run.state.step
 
     def after_step(self, run: Run) -> None:
-        if (seconds := run.programs.took.seconds) != self._seconds:
-            self._seconds, self._since = seconds, run.state.step
+        seconds = run.programs.took.seconds
+        if seconds != self._seconds:
+            self._seconds = seconds
+            self._since = run.state.step
         if run.state.step - self._since >= SETTLED_STEPS:
             self._say(run)
 

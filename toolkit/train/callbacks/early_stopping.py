@@ -51,7 +51,8 @@ class EarlyStopping(Callback):
         """Takes metrics by their logged name, of a step or of a validation."""
         if self.settings.below is None:
             return
-        value, saved = values.get(self.settings.metric, math.nan), self._saved(run)
+        value = values.get(self.settings.metric, math.nan)
+        saved = self._saved(run)
         if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
             saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
@@ -94,7 +95,8 @@ class PlateauCallback(Callback):
             if schedule.metric == "loss" and due(run.state.step, schedule.every):
                 run.flush_metrics()
                 losses = run.state.extra.get(_PLATEAU_KEY, {}).pop(name, [])
-                if finite := [loss for loss in losses if math.isfinite(loss)]:
+                finite = [loss for loss in losses if math.isfinite(loss)]
+                if finite:
                     schedule.observe(fmean(finite))
 
     def on_validation(self, run: Run, losses: dict[str, float]) -> None:

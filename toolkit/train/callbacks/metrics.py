@@ -35,7 +35,8 @@ class RunningLoss:
         done = None
         if epoch != self._epoch:
             done = self.of_epoch()
-            self._epoch, self._of_epoch = epoch, []
+            self._epoch = epoch
+            self._of_epoch = []
         if loss is not None and math.isfinite(loss):
             self._recent.append(loss)
             self._of_epoch.append(loss)

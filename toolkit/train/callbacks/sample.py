@@ -120,7 +120,8 @@ class SampleCallback(Callback):
     def sample_now(self, run: Run, images: SampleSet | None = None) -> None:
         """Generates one set at the current step: the one of the interval by default. One that a stop interrupts leaves
         no image."""
-        images, step = images or self.images, run.state.step
+        images = images or self.images
+        step = run.state.step
         if not images.prompts:
             return
         self._remove(run, step)
@@ -142,7 +143,8 @@ class SampleCallback(Callback):
         run.event("sample", step=step, epoch=run.state.epochs_done, files=files, **details)
         count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
         logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
-        if metrics := drift_metrics(drifts):
+        metrics = drift_metrics(drifts)
+        if metrics:
             append_row(run.folder / DRIFT, {"step": step, **metrics})
             run.log(step, metrics)
 
@@ -150,20 +152,27 @@ class SampleCallback(Callback):
         self, run: Run, step: int, images: SampleSet
     ) -> tuple[list[str], dict[int, Drift], dict[str, float]]:
         """The names of the images, their drift by index, and their survival scores. Raises SamplingInterrupted."""
-        samples, files, drifts, drawn = self.samples, list[str](), dict[int, Drift](), dict[int, Image.Image]()
+        samples = self.samples
+        files = list[str]()
+        drifts = dict[int, Drift]()
+        drawn = dict[int, Image.Image]()
         for index, prompt in enumerate(images.prompts):
             now.tell("sampling", index + 1, len(images.prompts))
             image = samples.draw(prompt)
             if samples.survival:
                 drawn[prompt] = image
-            way = f"_{samples.deployments[prompt]}" if prompt in samples.deployments else ""
+            if prompt in samples.deployments:
+                way = f"_{samples.deployments[prompt]}"
+            else:
+                way = ""
             path = run.folder / SAMPLES / f"{step:09d}_{index}{way}.{images.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 (over_white(image) if images.format == "jpg" else image).save(temporary, **SAVE_OPTIONS[images.format])
             files.append(path.name)
             write_layers(path.parent / LAYERS, path.stem, image, samples.layers.get(prompt, 0))
             try:
-                if (drift := samples.drift(prompt, image)) is not None:
+                drift = samples.drift(prompt, image)
+                if drift is not None:
                     drifts[index] = drift
             except ImageError as error:  # the reference is gone meanwhile
                 logger.warning(f"the drift of {path.name} is not measured: {error}")
@@ -191,7 +200,8 @@ class OverviewCallback(Callback):
     def __init__(self, folder: Path, training: Iterable[Path], references: Iterable[Sequence[Path]] = ()) -> None:
         """folder: of the run's files. training: folders of images for the first row. references: the reference
         images of each sample, in order."""
-        self._folder, self._folders = folder, tuple(training)
+        self._folder = folder
+        self._folders = tuple(training)
         self._references = tuple(references)
         self._images: Sequence[Path] | None = None
 

@@ -92,7 +92,8 @@ class SaveCallback(Callback):
     def _collect(self, wait: bool) -> None:
         """Logs the line of a finished save, and raises what it raised. wait: for the save in progress."""
         if self._writing and (wait or self._writing.done()):
-            writing, self._writing = self._writing, None
+            writing = self._writing
+            self._writing = None
             with nullcontext() if writing.done() else now.during("saving"):
                 told = writing.result()
             logger.info(told)
@@ -106,20 +107,35 @@ class SaveCallback(Callback):
             return self._start_writing(run, step, checkpoint_only)
 
     def _start_writing(self, run: Run, step: int | None, checkpoint_only: bool) -> bool:
-        folder, name, done, epoch = run.folder, run.name, run.state.step, run.state.epochs_done
+        folder = run.folder
+        name = run.name
+        done = run.state.step
+        epoch = run.state.epochs_done
         wanted = checkpoint_only or self.states == "always" or (self.states == "at_end" and step is None)
         # The checkpoint of this step may be on disk already: the end of a run often follows a save.
-        snapshot = snapshot_state(run) if wanted and self._checkpoint_step != done else None
+        if wanted and self._checkpoint_step != done:
+            snapshot = snapshot_state(run)
+        else:
+            snapshot = None
         # The trained parameters are an upper bound of a network file's size.
-        size = 0 if checkpoint_only else sum(role.size for role in run.roles.values())
+        if checkpoint_only:
+            size = 0
+        else:
+            size = sum(role.size for role in run.roles.values())
         with os_error_as_run_error(checkpoint_dir(folder)):
             has_room = free_disk_space(checkpoint_dir(folder), size + (snapshot.size if snapshot else 0))
         if not has_room:
             return False
-        write_network = None if checkpoint_only else self.prepare_network(run, step)
+        if checkpoint_only:
+            write_network = None
+        else:
+            write_network = self.prepare_network(run, step)
         self._collect(wait=True)
         with os_error_as_run_error(checkpoint_dir(folder)):
-            part = begin_checkpoint(checkpoint_dir(folder), snapshot) if snapshot and snapshot.rows_size else None
+            if snapshot and snapshot.rows_size:
+                part = begin_checkpoint(checkpoint_dir(folder), snapshot)
+            else:
+                part = None
 
         def work() -> str:
             files = write_network() if write_network else []

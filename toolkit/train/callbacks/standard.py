@@ -43,8 +43,11 @@ def standard_callbacks(
 ) -> list[Callback]:
     """The callbacks of a section. folder: of the run's files. prepare_weights: as of `SaveCallback`. compiled: whether
     blocks are. now: as of `StatusCallback`."""
-    save, train, settings = section.save, section.train, section.sample or SampleIntervalConfig()
-    interval, keep = Interval(*save.interval()), save.files_to_keep()
+    save = section.save
+    train = section.train
+    settings = section.sample or SampleIntervalConfig()
+    interval = Interval(*save.interval())
+    keep = save.files_to_keep()
     saving = SaveCallback(prepare_weights, interval, keep, save.max_states_to_keep, save.states)
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     callbacks: list[Callback] = []
@@ -67,7 +70,10 @@ def standard_callbacks(
     if isinstance(save, SaveConfig) and save.push_to_hub:
         callbacks.append(publish_at_end(folder, save.hf_repo_id, save.hf_private))
     network = getattr(section, "network", None)
-    wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear) if network else SILENT_STEPS
+    if network:
+        wait = steps_to_wait(network.module_dropout, network.rank_dropout, network.linear)
+    else:
+        wait = SILENT_STEPS
     anomalies = AnomalyCallback(EventLog(folder / EVENTS).add, dataset_of(section), wait, folder=folder)
 
     def keep_compile_time(seconds: float) -> None:
@@ -99,7 +105,8 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
 
 def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     """The trackers and diagrams of `logging`."""
-    logging, place = section.logging, section.save.fluxflow_files
+    logging = section.logging
+    place = section.save.fluxflow_files
     if logging.trackers():
         # `<job>/<process>`, or the job's
         yield TrackerCallback(logging, f"{folder.parent.name}/{folder.name}" if section.name else folder.name, folder)
@@ -127,7 +134,10 @@ def dataset_of(section: TrainerConfig) -> Callable[[str], str]:
 
     @cache
     def find(image: str) -> str:
-        path = os.path.abspath(os.path.expanduser(image)) if image else ""
+        if image:
+            path = os.path.abspath(os.path.expanduser(image))
+        else:
+            path = ""
         while path not in folders and path != os.path.dirname(path):
             path = os.path.dirname(path)
         return folders.get(path, "")

@@ -57,7 +57,8 @@ class ControlFilesCallback(Callback):
         except OSError as error:
             return self._warn_once(f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait.")
         for name, action in self.actions.items():
-            if request := found.pop(name, None):
+            request = found.pop(name, None)
+            if request:
                 try:
                     remove(Path(request.path))  # a folder of that name asks for the same
                 except OSError as error:  # done all the same, it would be done at each step
@@ -103,7 +104,8 @@ class StatusCallback(Callback):
         self._begun = time.monotonic()
 
     def on_start(self, run: Run) -> None:
-        self._started, self._begun = run_files.utc_now(), time.monotonic()
+        self._started = run_files.utc_now()
+        self._begun = time.monotonic()
         self.now.follow(run)
         self.now.step(run, None)
         run.programs.on_stop.append(self._recent_s.clear)  # uncompiled blocks take longer
@@ -146,7 +148,10 @@ class StatusCallback(Callback):
         # Most important first, the loss within 40 columns, the pace within 80: a narrow terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
         now = replace(self.now.step(run, seconds), done=result.step)
-        left = "" if ended or not now.left() else f", {now.left()}"
+        if ended or not now.left():
+            left = ""
+        else:
+            left = f", {now.left()}"
         parts = [
             now.text(),
             f"loss {result.loss:.4f}",

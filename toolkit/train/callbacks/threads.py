@@ -24,7 +24,9 @@ class ThreadsCallback(Callback):
         report: Callable[[int], None] = lambda threads: None,
     ) -> None:
         """report: called once, with the number that was chosen first."""
-        self.choice, self._set_threads, self._report = choice, set_threads, report
+        self.choice = choice
+        self._set_threads = set_threads
+        self._report = report
         self._is_reported = False
 
     def on_start(self, run: Run) -> None:
@@ -40,7 +42,8 @@ class ThreadsCallback(Callback):
         if result.compiled or run.programs.used:  # a program is compiled for a number of threads
             return
         before = self.choice.threads
-        if line := self.choice.observe(result.step_s):
+        line = self.choice.observe(result.step_s)
+        if line:
             logger.info(line)
         if self.choice.threads != before:
             self._set_threads(self.choice.threads)

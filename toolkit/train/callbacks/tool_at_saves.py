@@ -31,8 +31,13 @@ class ToolCallback(Callback):
     def __init__(self, product: str, arguments: Sequence[str], lack: str = "", only_finished: bool = False) -> None:
         """product: what the tool makes, for messages. arguments: its name and flags. lack: why it cannot run.
         only_finished: it is started once, when the run is finished, and uploads something."""
-        self._product, self._lack, self._only_finished = product, lack, only_finished
-        self._wait_s = WAIT_FOR_UPLOAD_S if only_finished else WAIT_AT_END_S
+        self._product = product
+        self._lack = lack
+        self._only_finished = only_finished
+        if only_finished:
+            self._wait_s = WAIT_FOR_UPLOAD_S
+        else:
+            self._wait_s = WAIT_AT_END_S
         self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
         self._child: subprocess.Popen[str] | None = None
         self._warned = False

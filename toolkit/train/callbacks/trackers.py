@@ -51,7 +51,10 @@ class TrackerCallback(Callback):
         with rows_by_step(self.folder / METRICS) as rows:
             for row in rows:  # restores the averages
                 self._averages.add(row.get("epoch", 0), row.get("loss"))
-        settings = run.checkpoint_metadata.get("settings", {}) if self.options.log_config else {}
+        if self.options.log_config:
+            settings = run.checkpoint_metadata.get("settings", {})
+        else:
+            settings = {}
         shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
         for worker in self._workers:
             worker.start(partial(open_tracker, worker.name, shown))
@@ -92,7 +95,8 @@ class TrackerCallback(Callback):
         self._in_order(step, partial(self._scalars, step, values))
 
     def event(self, event: str, **details: object) -> None:
-        step, files = details["step"], details["files"]
+        step = details["step"]
+        files = details["files"]
         assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` passes them
         for index, file in enumerate(files):
             image = self.folder / "samples" / file

@@ -81,7 +81,8 @@ class ValidationCallback(Callback):
 
     def validate(self, run: Run) -> None:
         """Validates the current step once; a validation that a stop interrupts is repeated after the resume."""
-        known, step = run.state.extra["validation"], run.state.step
+        known = run.state.extra["validation"]
+        step = run.state.step
         if known.get("step") == step:
             return
         try:
@@ -97,7 +98,8 @@ class ValidationCallback(Callback):
         known["step"], best = step, known.get("best")
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
         append_row(run.folder / run_files.VALIDATION, {"step": step, **losses})
-        if by_image := _of_first_images(self.validation.by_image()):
+        by_image = _of_first_images(self.validation.by_image())
+        if by_image:
             append_row(
                 run.folder / run_files.VALIDATION_IMAGES,
                 {"step": step, "of": self.validation.identity, "losses": by_image},
@@ -129,7 +131,8 @@ def _of_first_images(by_image: Mapping[str, Sequence[float]]) -> dict[str, list[
     kept: dict[str, list[float]] = {}
     count = 0
     for image, losses in by_image.items():
-        if (count := count + len(losses)) > MOST_LOSSES:
+        count = count + len(losses)
+        if count > MOST_LOSSES:
             break
         if not all(map(math.isfinite, losses)):
             return {}

@@ -104,7 +104,8 @@ class MemoryEstimateCheck(Callback):
     def after_step(self, run: Run) -> None:
         if self._resumed is None:
             return
-        predicted, measured = self.predict(self._resumed), self.measure()
+        predicted = self.predict(self._resumed)
+        measured = self.measure()
         self._resumed = None
         run.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
         if self.logged:
@@ -129,7 +130,9 @@ def memory_check(predict: Callable[[bool], int], device: torch.device) -> list[M
     if device.type == "cuda":
         reset_peak_memory(device)
         return [MemoryEstimateCheck(predict, lambda: peak_memory(device), True)]
-    return [MemoryEstimateCheck(predict, peak_resident, False)] if STATUS.exists() else []
+    if STATUS.exists():
+        return [MemoryEstimateCheck(predict, peak_resident, False)]
+    return []
 
 
 def peak_resident() -> int:

@@ -137,7 +137,10 @@ class TrackerWorker:
             with suppress(Empty):
                 while True:
                     self._calls.get_nowait()
-            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if str(error):
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                reason = type(error).__name__
             logger.warning(f"{self.name} failed; the run continues without it: {reason}")
             with suppress(Exception):
                 if tracker:

@@ -73,8 +73,12 @@ def _values(ui: Ui, run: RunInfo, given: dict[str, str] | None = None, faults: A
 
 def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
     """The form at first: the file that is recommended, and the prompt and size of the run's first sample."""
-    chosen, first = chosen_file(run.folder), settings.first
-    file = chosen.path.name if chosen and chosen.path.name in settings.files else settings.files[0]
+    chosen = chosen_file(run.folder)
+    first = settings.first
+    if chosen and chosen.path.name in settings.files:
+        file = chosen.path.name
+    else:
+        file = settings.files[0]
     values = {"file": file, "strength": "1", "seed": "42", "count": "1", "prompt": settings.prompt, "control": ""}
     if first is None:
         return values | {"width": "", "height": ""}
@@ -85,7 +89,10 @@ def _form(run: RunInfo, settings: TrySettings) -> dict[str, str]:
 def _sent(run: RunInfo) -> list[str]:
     """Names of the control images that were sent, the latest first."""
     folder = run.folder / TRIED / SENT
-    files = [path for path in folder.glob("*") if path.is_file()] if folder.is_dir() else []
+    if folder.is_dir():
+        files = [path for path in folder.glob("*") if path.is_file()]
+    else:
+        files = []
     return [path.name for path in sorted(files, key=modified_at, reverse=True)]
 
 
@@ -96,7 +103,8 @@ def _tried(ui: Ui, run: RunInfo) -> dict[str, Any]:
 def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
     """The commands of a tool for a folder that wait, run, or have failed since the last one that was done: each with
     its `entry`, and what it waits for (`behind`), or its last words (`told`)."""
-    queue, found = queue_of(ui), list[dict[str, Any]]()
+    queue = queue_of(ui)
+    found = list[dict[str, Any]]()
     entries = queue.entries()
     training = [run.name for run in trains_elsewhere(ui.runs(), entries)]
     behind = [entry.name for entry in entries if entry.state == RUNNING] + training
@@ -105,7 +113,10 @@ def _states(ui: Ui, tool: str, output: str) -> list[dict[str, Any]]:
             continue
         if entry.state in (DONE, STOPPED):
             break
-        told = "" if entry.state in (RUNNING, WAITING) else queue.tail(entry.id, 600).strip().rpartition("\n")[2]
+        if entry.state in (RUNNING, WAITING):
+            told = ""
+        else:
+            told = queue.tail(entry.id, 600).strip().rpartition("\n")[2]
         found.append({"entry": entry, "behind": behind, "told": told or entry.why})
     return found
 
@@ -126,15 +137,20 @@ def _asked_file(request: Request, form: Form) -> tuple[Ui, RunInfo, TrySettings]
 def try_it(request: Request, form: Form) -> Response:
     """Puts an image of the form into the queue, before the runs that wait there."""
     ui, run, settings = _asked_file(request, form)
-    images, seed = whole(form.get("count", ""), 1, MOST_SEEDS) or 1, whole(form.get("seed", ""), 0, 2**62)
-    faults = {} if seed is not None else {"seed": texts()["after"]["seed_wrong"]}
+    images = whole(form.get("count", ""), 1, MOST_SEEDS) or 1
+    seed = whole(form.get("seed", ""), 0, 2**62)
+    if seed is not None:
+        faults = {}
+    else:
+        faults = {"seed": texts()["after"]["seed_wrong"]}
     strength = number(form.get("strength", ""))
     faults |= {} if strength is not None else {"strength": texts()["after"]["strength_wrong"]}
     blocks, wrong_blocks = _blocks(form)
     controls, fault = _controls(ui, run, settings, form)
     faults |= wrong_blocks | ({"control": fault} if fault else {})
     if not faults:
-        file, output = short(run.folder / form["file"]), short(run.folder / TRIED)
+        file = short(run.folder / form["file"])
+        output = short(run.folder / TRIED)
         sides = (form.get("width", "").strip(), form.get("height", "").strip())
         seeds = [(seed or 0) + each for each in range(images)]
         prompt = form.get("prompt", "").strip()
@@ -209,13 +225,15 @@ def _controls(ui: Ui, run: RunInfo, settings: TrySettings, form: Form) -> tuple[
     kind, _, name = form.get("control", "").partition(":")
     if kind == SENT and name in _sent(run):
         return [Path(short(run.folder / TRIED / SENT / name))], ""
-    place, known = whole(kind), run_view.references(ui, run)
+    place = whole(kind)
+    known = run_view.references(ui, run)
     return (known[place] if place is not None and place < len(known) else []), ""
 
 
 def _take(ui: Ui, run: RunInfo, sent: Sequence[UploadFile]) -> tuple[list[Path], str]:
     """Keeps images that were sent; the text is the first refusal."""
-    folder, home = run.folder / TRIED / SENT, ui.own / "uploads"
+    folder = run.folder / TRIED / SENT
+    home = ui.own / "uploads"
     for place in (folder, home):
         place.mkdir(parents=True, exist_ok=True)
     files = []
@@ -257,10 +275,14 @@ def tried_image(request: Request) -> Response:
     """An image of TRIED or COMPARED, or a control image that was sent; always made small, so that it is an image
     whatever the file holds."""
     ui, run = _asked(request)
-    folder, name = run.folder / request.path_params["folder"], request.path_params["name"]
+    folder = run.folder / request.path_params["folder"]
+    name = request.path_params["name"]
     if request.path_params["folder"] not in (TRIED, COMPARED, SENT):
         raise HTTPException(404, "no such image")
-    folder = run.folder / TRIED / SENT if folder.name == SENT else folder
+    if folder.name == SENT:
+        folder = run.folder / TRIED / SENT
+    else:
+        folder = folder
     side = request.query_params.get("side", "")
     return run_view.image(ui, inside(folder, name), 400 if side == "400" else 960)
 
@@ -272,7 +294,8 @@ def tried_image(request: Request) -> Response:
 def compare(request: Request, form: Form) -> Response:
     """Puts a grid of all files and `best` into the queue."""
     ui, run = _asked(request)
-    settings, files = settings_of(run), [file.path for file in compared_files(run.folder)]
+    settings = settings_of(run)
+    files = [file.path for file in compared_files(run.folder)]
     if settings is None or len(files) < 2:
         raise HTTPException(409, texts()["after"]["too_few"])
     with conflicts():
@@ -317,7 +340,10 @@ def _measured(folder: Path) -> dict[str, Any]:
     file, step, loss and drift; empty: nothing."""
     found = read_object(folder / MEASURED)
     files = found.get("files")
-    rows = [row for row in files if isinstance(row, dict)] if isinstance(files, list) else []
+    if isinstance(files, list):
+        rows = [row for row in files if isinstance(row, dict)]
+    else:
+        rows = []
     shown = [{key: row.get(key) for key in ("file", "step", "loss", "drift")} for row in rows]
     shown = [
         row for row in shown if isinstance(row["file"], str) and all(_is_number(row[k]) for k in ("loss", "drift"))

@@ -65,7 +65,8 @@ def _writes(what: str) -> Iterator[None]:
         yield
     except (OSError, RunError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
+        number = getattr(cause, "errno", None)
+        reason = getattr(cause, "strerror", None)
         raise HTTPException(507 if number in _FULL else 403, f"{what}: {redact_text(reason or str(error))}") from error
 
 
@@ -83,7 +84,8 @@ def _opened(request: Request) -> Dataset:
 
 def _named(request: Request) -> Dataset:
     """A dataset of which nothing was read: thousands of files that are sent one by one would each wait for that."""
-    ui, name = ui_of(request), request.path_params["d"]
+    ui = ui_of(request)
+    name = request.path_params["d"]
     if not below(ui.datasets, name).is_dir():
         raise HTTPException(404, f"{name} is not there")
     return Dataset(ui, name)
@@ -100,7 +102,9 @@ def index(
     request: Request, status: int = 200, faults: dict[str, str] | None = None, form: dict[str, str] | None = None
 ) -> Response:
     """All datasets, the form for a new one, and what was deleted. faults: field of the form -> what is wrong."""
-    ui, rows, query = ui_of(request), [], request.query_params
+    ui = ui_of(request)
+    rows = []
+    query = request.query_params
     for name in datasets.names(ui):
         try:
             rows.append(datasets.summary(ui, name))
@@ -120,7 +124,9 @@ def index(
 @posted()
 def create(request: Request, form: Form) -> Response:
     """A new, empty folder; repeats are in its name. One of pairs has a subfolder for each side."""
-    ui, words, name = ui_of(request), texts()["datasets"], form.get("name", "").strip()
+    ui = ui_of(request)
+    words = texts()["datasets"]
+    name = form.get("name", "").strip()
     is_pairs = form.get("kind") == "pairs"
     repeats = 1 if is_pairs else whole(form.get("repeats", "").strip() or "1", 1, uploads.MOST_REPEATS)
     fault = folder_name_error(name) or (words["hidden_name"] if name.startswith(".") else "")
@@ -211,7 +217,8 @@ def _page(
 
 def _filtered(data: Dataset, query: Any) -> list[FoundImage]:
     """The images that `q` and `only` ask for."""
-    wanted, only = query.get("q", "").casefold(), query.get("only", "")
+    wanted = query.get("q", "").casefold()
+    only = query.get("only", "")
     if not (wanted or only):
         return data.images
     keeps: Callable[[FoundImage], bool | str] = {
@@ -233,7 +240,9 @@ def _fault(data: Dataset, image: FoundImage) -> str:
 
 def _card(data: Dataset, image: FoundImage) -> dict[str, Any]:
     """An image as the template shows it. `frame`: left, top, width and height of what is trained, in its pixels."""
-    frame, crop, size = None, None, data.sizes[image.path]
+    frame = None
+    crop = None
+    size = data.sizes[image.path]
     if isinstance(size, Size):
         crop = data.crop(size)
         scale = crop.scaled.width / size.width, crop.scaled.height / size.height
@@ -278,12 +287,16 @@ def _orphan(data: Dataset, path: str) -> dict[str, Any]:
 @posted()
 def set_view(request: Request, form: Form) -> Response:
     """How the dataset is looked at and trained: its references, its masks, its size, the instruction of its pairs."""
-    data, words, faults = _opened(request), texts()["datasets"], dict[str, str]()
+    data = _opened(request)
+    words = texts()["datasets"]
+    faults = dict[str, str]()
     view: dict[str, Any] = {key: form[key].strip() for key in ("references", "masks", "instruction") if key in form}
-    if "resolution" in form and (resolution := whole(form["resolution"], 32, 8192)) is None:
-        faults["resolution"] = words["bad_resolution"]
-    elif "resolution" in form:
-        view["resolution"] = resolution
+    if "resolution" in form:
+        resolution = whole(form["resolution"], 32, 8192)
+        if resolution is None:
+            faults["resolution"] = words["bad_resolution"]
+        else:
+            view["resolution"] = resolution
     for key in ("references", "masks"):
         place, suffix = data.partner(view.get(key, ""))
         named = (stem for listing in data.listings for stem in listing.images)
@@ -327,7 +340,9 @@ def captioning(request: Request, form: Form) -> Response:
         return _page(request, _read(request), error.status_code, faults={"captioning": error.detail})
     with _writes(data.name):  # the job asks for the word that the captions hold
         datasets.keep_view(data, {"trigger": given["trigger-word"]})
-    return JSONResponse({}) if wants_json(request) else RedirectResponse("/queue", 303)
+    if wants_json(request):
+        return JSONResponse({})
+    return RedirectResponse("/queue", 303)
 
 
 # ---------------------------------------------------------------- captions
@@ -338,7 +353,8 @@ def _ticked(data: Dataset, names: Iterable[object], orphans: Iterable[str] = ())
     none of them."""
     wanted = set(names)
     others = (FoundImage(path, 1, "", (), "", (), "", shares_stem=True) for path in orphans)
-    if found := [image for image in chain(data.images, others) if data.id_of(image.path) in wanted]:
+    found = [image for image in chain(data.images, others) if data.id_of(image.path) in wanted]
+    if found:
         return found
     raise HTTPException(404, texts()["datasets"]["none_chosen"])
 
@@ -346,7 +362,9 @@ def _ticked(data: Dataset, names: Iterable[object], orphans: Iterable[str] = ())
 @posted()
 def save_caption(request: Request, form: Form) -> Response:
     """Replaces a caption. `version`: of the file as it was read; or `was`: the text as it was."""
-    data, text, words = _read(request), form.get("caption", "").strip(), texts()["datasets"]
+    data = _read(request)
+    text = form.get("caption", "").strip()
+    words = texts()["datasets"]
     image = _ticked(data, [form.get("name")])[0]
     if "\0" in text or len(text.encode()) > MOST_CAPTION:
         raise HTTPException(400, words["bad_caption"])
@@ -366,7 +384,9 @@ def save_caption(request: Request, form: Form) -> Response:
         if wants_json(request):
             return JSONResponse({"detail": words["conflict"], **both}, 409)
         return render(request, "captions.html.j2", 409, data=data, conflict=both)
-    return JSONResponse({"version": version}) if wants_json(request) else _back(request, data, **_where(form))
+    if wants_json(request):
+        return JSONResponse({"version": version})
+    return _back(request, data, **_where(form))
 
 
 def _where(form: Form) -> dict[str, str]:
@@ -410,7 +430,8 @@ def _difference(before: str, after: str) -> tuple[str, str, str, str]:
 
     start = alike(before, after)
     end = alike(before[start:][::-1], after[start:][::-1])
-    cut, added = len(before) - end, len(after) - end
+    cut = len(before) - end
+    added = len(after) - end
     return before[:start], before[start:cut], after[start:added], before[cut:]
 
 
@@ -433,9 +454,15 @@ def _target(data: Dataset, into: str = "") -> Path:
     """The folder that new files go to: the one that is named ("." is that of the dataset), else where its images are,
     else a subfolder with repeats, else itself."""
     if into:
-        folder = data.folder if into == "." else below(data.folder, into)
+        if into == ".":
+            folder = data.folder
+        else:
+            folder = below(data.folder, into)
     else:
-        data = data if data.listings else open_dataset(data.ui, data.name, names_only=True)
+        if data.listings:
+            data = data
+        else:
+            data = open_dataset(data.ui, data.name, names_only=True)
         listings = data.listings
         if data.sides:
             return data.folder / data.sides[1]
@@ -483,17 +510,26 @@ async def upload(request: Request) -> Response:
 
 
 def _add(request: Request, piece: bytearray) -> Response:
-    data, told = _named(request), dict[str, Any]()
-    part, query = _part(request, data), request.query_params
-    into, key = query.get("into", ""), ("upload", part.path.name)
+    data = _named(request)
+    told = dict[str, Any]()
+    part = _part(request, data)
+    query = request.query_params
+    into = query.get("into", "")
+    key = ("upload", part.path.name)
     offset = whole(query.get("offset", ""), 0, part.size)
     is_last = offset is not None and offset + len(piece) == part.size
-    target = _target(data, into) if into or is_last else data.folder
+    if into or is_last:
+        target = _target(data, into)
+    else:
+        target = data.folder
     try:
         with _writes(part.name), data.ui.locked(), ExitStack() as held:
             # Whoever takes a whole part has its lock meanwhile, which another page of this folder sees.
             is_begun = part.path.exists()
-            is_free = held.enter_context(locked(part.path)) if is_begun else True
+            if is_begun:
+                is_free = held.enter_context(locked(part.path))
+            else:
+                is_free = True
             running = data.ui.memory.get(key, {"state": "", "files": []})
             if running["state"] == "checking" or is_free is False:
                 told = {"state": "checking", "count": len(running["files"])}
@@ -526,10 +562,16 @@ def _add(request: Request, piece: bytearray) -> Response:
 @posted()
 def upload_form(request: Request, form: Form) -> Response:
     """Whole files, without a script."""
-    data, home, files = _named(request), ui_of(request).own / "uploads", []
+    data = _named(request)
+    home = ui_of(request).own / "uploads"
+    files = []
     for sent in form.data.getlist("file"):
-        if isinstance(sent, UploadFile) and (name := sent.filename):
-            files.append(uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file")))
+        if isinstance(sent, UploadFile):
+            name = sent.filename
+            if name:
+                files.append(
+                    uploads.Incoming(name, PurePosixPath(), name, sent.size or 0, partial(getattr, sent, "file"))
+                )
     with _writes(data.name):
         home.mkdir(parents=True, exist_ok=True)
         told = list(uploads.take_all(files, home, _target(data, form.get("into", "")), decoder(data.ui)))
@@ -566,7 +608,9 @@ def image(request: Request) -> Response:
         kind = media_type(path)
     except ImageError as error:
         raise HTTPException(415, error.reason) from error
-    return _copy(request, SIDES[-1]) if kind in NOT_SHOWN else _sent(request, path, tag, kind)
+    if kind in NOT_SHOWN:
+        return _copy(request, SIDES[-1])
+    return _sent(request, path, tag, kind)
 
 
 def thumb(request: Request) -> Response:

@@ -44,8 +44,12 @@ from toolkit.files.writing import CONFIG_SUFFIXES, folder_lock, open_regular, wr
 from toolkit.memory.estimate import GB
 from toolkit.system.nvidia import TO_TRY, least_memory
 
-NAME, FOLDER, TRIGGER, MODEL = "config.name", "datasets[].folder_path", "trigger_word", "model.name_or_path"
-CONTROL, INSTRUCTION = "datasets[].control_path", "datasets[].default_caption"
+NAME = "config.name"
+FOLDER = "datasets[].folder_path"
+TRIGGER = "trigger_word"
+MODEL = "model.name_or_path"
+CONTROL = "datasets[].control_path"
+INSTRUCTION = "datasets[].default_caption"
 RANK = "network.linear"
 NUMBERS = ("train.steps", RANK, "datasets[].resolution", "save.save_every", "sample.sample_every")
 TEXTS = (NAME, FOLDER, TRIGGER, MODEL, CONTROL, INSTRUCTION)
@@ -118,7 +122,9 @@ class Editor:
     @property
     def other_card(self) -> str:
         """GB of the card that times are calculated for; empty: that of this machine."""
-        return self.card if self.card in map(str, CARDS) and self.card != _card_here() else ""
+        if self.card in map(str, CARDS) and self.card != _card_here():
+            return self.card
+        return ""
 
     @property
     def file_name(self) -> str:
@@ -131,7 +137,9 @@ class Editor:
 def _card_here() -> str:
     """GB of the GPU that jobs of this machine are made for; empty: there is none."""
     gpu = round(least_memory() / GB)
-    return str(max((card for card in CARDS if card <= gpu), default=CARDS[0])) if gpu else ""
+    if gpu:
+        return str(max((card for card in CARDS if card <= gpu), default=CARDS[0]))
+    return ""
 
 
 # ---------------------------------------------------------------- what the page begins with
@@ -139,13 +147,17 @@ def _card_here() -> str:
 
 def show(request: Request) -> Response:
     """A new job; `example`, `from` (a run), `job` (a job file): a copy of another, under a name of its own."""
-    ui, asked = ui_of(request), request.query_params
+    ui = ui_of(request)
+    asked = request.query_params
     editor = Editor(JobText(""), tab=secrets.token_urlsafe(8))
     if "from" in asked:
         run = ui.run(asked["from"])
         path = run.config and inside(run.folder, run.config.name)
     elif {"example", "job"} & asked.keys():
-        path = inside(EXAMPLES, asked["example"]) if "example" in asked else inside(ui.jobs, asked["job"])
+        if "example" in asked:
+            path = inside(EXAMPLES, asked["example"])
+        else:
+            path = inside(ui.jobs, asked["job"])
     else:
         dataset = asked.get("dataset", "")
         editor.card = _card_here()
@@ -203,12 +215,15 @@ def _as_typed(value: Any) -> str:
     """A text, a list of one as its text, and all others as YAML."""
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def opened(request: Request) -> Response:
     """A job file of the page's folder."""
-    ui, name = ui_of(request), request.path_params["file"]
+    ui = ui_of(request)
+    name = request.path_params["file"]
     text = read_job(inside(ui.jobs, name))
     editor = Editor(_without_secrets(text), file=name, loaded=name, version=_hash(text), tab=secrets.token_urlsafe(8))
     if editor.job.text != text:
@@ -281,7 +296,8 @@ def act(request: Request, sent: Form) -> Response:
     if action == "rename":  # as a job file of its own
         sent[f"key:{NAME}"] = unused_name(ui, sent.get(f"key:{NAME}", ""))
         action, sent["file"], sent["loaded"], sent["version"] = "check", "", "", ""
-    if replaced := sent.get("version_of_theirs"):  # the file is to be replaced as it was shown
+    replaced = sent.get("version_of_theirs")
+    if replaced:  # the file is to be replaced as it was shown
         action, sent["loaded"], sent["version"] = "save", sent.get("their_file", ""), replaced
     kept: dict[str, Any] = {key: sent.get(key, "").strip() for key in KEPT}
     editor = Editor(JobText(sent.get("yaml", "")), **kept)
@@ -310,7 +326,10 @@ def act(request: Request, sent: Form) -> Response:
             path = save(ui, editor, editor.file_name)
             if action == "save":
                 return RedirectResponse(f"/jobs/{path.name}", 303)
-            name = editor.checked.plan["job"] if editor.checked.plan else path.stem
+            if editor.checked.plan:
+                name = editor.checked.plan["job"]
+            else:
+                name = path.stem
             known = (WAITING, RUNNING) if editor.is_as_saved else (WAITING,)  # the one that runs has read another text
             entry = enqueue(ui, [str(path)], name, unless=known)
             return RedirectResponse(f"/queue/{entry.id}", 303)
@@ -366,7 +385,9 @@ def _take(ui: Ui, editor: Editor, sent: Mapping[str, str]) -> None:
 
 def _set_of(ui: Ui, folder: str) -> str:
     """Name of the dataset of a folder; empty: it is none."""
-    return next((name for name, keys in _sets(ui).items() if keys["folder_path"] == folder), "") if folder else ""
+    if folder:
+        return next((name for name, keys in _sets(ui).items() if keys["folder_path"] == folder), "")
+    return ""
 
 
 def _taken_over(ui: Ui, editor: Editor, name: str, chosen: Mapping[str, str]) -> dict[str, str]:
@@ -374,7 +395,8 @@ def _taken_over(ui: Ui, editor: Editor, name: str, chosen: Mapping[str, str]) ->
     chosen before begins with: nobody has typed there. Raises UserError as `written_job`."""
     before = _set_of(ui, editor.shown.get(FOLDER, ""))
     chosen_before = chosen_for(ui, before) if before else {}
-    model, card = {MODEL: editor.shown.get(MODEL, "")}, editor.shown.get("card", "")
+    model = {MODEL: editor.shown.get(MODEL, "")}
+    card = editor.shown.get("card", "")
     was, new = (
         _begun(_named_after(ui, each) | model, of_page, card)
         for each, of_page in ((before, chosen_before), (name, chosen))
@@ -396,14 +418,22 @@ def _put(job: JobText, key: str, value: str, is_text: bool) -> JobText:
     if key == "prompts":
         return job.set_prompts([" ".join(words) for words in _words(value)])
     is_text = is_text and not (key == CONTROL and value.startswith("["))
-    return job.set(job.path(key), value, is_text) if value.strip() else job.remove(job.path(key))
+    if value.strip():
+        return job.set(job.path(key), value, is_text)
+    return job.remove(job.path(key))
 
 
 def _made(fields: Mapping[str, str], card: str) -> JobText:
     """The job that `run.py new` writes. Raises UserError as `written_job`."""
     name, folder, trigger, model, control, instruction = (fields.get(key, "") for key in TEXTS)
-    suffix = _listed(fields.get("datasets[].control_suffix", "")) if "datasets[].image_suffix" not in fields else []
-    pairs = found_pairs(folder, _listed(control), suffix) if folder else None
+    if "datasets[].image_suffix" not in fields:
+        suffix = _listed(fields.get("datasets[].control_suffix", ""))
+    else:
+        suffix = []
+    if folder:
+        pairs = found_pairs(folder, _listed(control), suffix)
+    else:
+        pairs = None
     gpu = int(card) if card in map(str, CARDS) else WITHOUT_GPU
     trigger = trigger or ("" if pairs else name)
     return JobText(written_job(name, folder, trigger, model, gpu, pairs, instruction))
@@ -411,7 +441,10 @@ def _made(fields: Mapping[str, str], card: str) -> JobText:
 
 def _listed(value: str) -> list[str]:
     """The texts of a field that holds one, or a list of them as YAML."""
-    read = JobText(f"value: {value}").data(("value",)) if value.startswith("[") else value
+    if value.startswith("["):
+        read = JobText(f"value: {value}").data(("value",))
+    else:
+        read = value
     return [str(each) for each in (read if isinstance(read, list) else [read]) if each]
 
 
@@ -436,9 +469,11 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
                 filled = [_put(each, key, was.get(key, ""), False) for each in filled]
             if filled[0].text.split() == job.text.split():
                 return filled[1]
-    befores, after = [dict(_leaves(old.data(()))) for old in olds], dict(_leaves(new.data(())))
+    befores = [dict(_leaves(old.data(()))) for old in olds]
+    after = dict(_leaves(new.data(())))
     for path in dict.fromkeys(path for leaves in (*befores, after) for path in leaves):
-        value, of_job = after.get(path), path
+        value = after.get(path)
+        of_job = path
         if path[:2] == ("config", "process"):  # it may have other processes before the one that trains
             of_job = (*path[:2], job.trainer, *path[3:])
         now = job.data(of_job)
@@ -446,8 +481,14 @@ def _remade(job: JobText, was: Mapping[str, str], changed: Mapping[str, str]) ->
             continue
         with suppress(ValueError):  # in a list that has become another since
             is_text = isinstance(value, str)
-            given = str(value) if is_text else json.dumps(value, ensure_ascii=False)
-            job = job.set(of_job, given, is_text) if path in after else job.remove(of_job)
+            if is_text:
+                given = str(value)
+            else:
+                given = json.dumps(value, ensure_ascii=False)
+            if path in after:
+                job = job.set(of_job, given, is_text)
+            else:
+                job = job.remove(of_job)
     return job
 
 
@@ -465,7 +506,8 @@ def _import(editor: Editor, content: str, file_name: str) -> None:
     """Puts what another program's file is here into the editor."""
     made, told = import_text(content or editor.import_text, file_name)
     if JobText(made).root is not None:
-        editor.job, editor.fields = JobText(made), {}
+        editor.job = JobText(made)
+        editor.fields = {}
         editor.card = editor.file = editor.loaded = editor.version = ""
     else:
         told += made or texts()["new"]["not_imported"]
@@ -481,7 +523,8 @@ def save(ui: Ui, editor: Editor, name: str) -> Path:
             theirs = read_job(path)
             editor.is_as_saved = editor.job.text == theirs
             if not editor.is_as_saved and (name != editor.loaded or _hash(theirs) != editor.version):
-                editor.theirs, editor.their_version = theirs, _hash(theirs)
+                editor.theirs = theirs
+                editor.their_version = _hash(theirs)
                 raise HTTPException(409, texts()["new"]["conflict"].format(file=name))
         write_text(path, editor.job.text)
     return path
@@ -525,7 +568,9 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
         process.update({key: process.get(key) for key in ("start", "time", "no_time", "disk", "model", "memory")})
     places = {dotted(editor.job.path(key)): key for key in [*editor.fields]}
     places |= {dotted(editor.job.path(".".join(path))): "prompts" for path in PROMPTS}
-    faults, errors, before = dict[str, str](), list[tuple[Message, str]](), ""
+    faults = dict[str, str]()
+    errors = list[tuple[Message, str]]()
+    before = ""
     for message in editor.checked.errors if editor.checked else ():
         field_ = next((key for place, key in places.items() if re.match(rf"{re.escape(place)}(\W|$)", message.key)), "")
         if re.search(r"(^|\.)datasets(\[0\])?$", message.key) and not editor.fields.get(FOLDER):
@@ -534,7 +579,10 @@ def _page(request: Request, editor: Editor, status: int = 200) -> Response:
             faults[before] += f"\n{message.text}"
         else:
             before = field_
-            missing = _words_of(field_).get("missing") if field_ and not editor.fields.get(field_, "").strip() else ""
+            if field_ and not editor.fields.get(field_, "").strip():
+                missing = _words_of(field_).get("missing")
+            else:
+                missing = ""
             message = replace(message, text=missing or message.text)
             faults.setdefault(field_, message.text)
         errors.append((message, field_))
@@ -609,7 +657,9 @@ def _models(ui: Ui) -> dict[str, list[tuple[str, str]]]:
 def short(path: Path) -> str:
     """Relative to the working directory where it lies in it."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    if path.is_relative_to(here):
+        return str(path.relative_to(here))
+    return str(path)
 
 
 def _subfolders(folder: Path) -> list[str]:

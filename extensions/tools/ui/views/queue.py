@@ -58,7 +58,8 @@ def enqueue(
 
 def show(request: Request) -> Response:
     """What becomes of an entry: its run as soon as there is one, until then what it waits for, or why there is none."""
-    ui, queue = ui_of(request), queue_of(ui_of(request))
+    ui = ui_of(request)
+    queue = queue_of(ui_of(request))
     try:
         entry = queue.entry(request.path_params["id"])
     except UserError as error:
@@ -67,15 +68,22 @@ def show(request: Request) -> Response:
     if run and entry.state != WAITING and (run.status is RunStatus.RUNNING or entry.state != RUNNING):
         return RedirectResponse(f"/runs/{quote(id_, safe='')}", 303)
     entries = queue.entries()
-    before = [each for each in entries[: entries.index(entry)] if entry.state == WAITING] if entry in entries else []
-    tail = queue.tail(entry.id, SHORT_TAIL) if entry.attempts else ""
+    if entry in entries:
+        before = [each for each in entries[: entries.index(entry)] if entry.state == WAITING]
+    else:
+        before = []
+    if entry.attempts:
+        tail = queue.tail(entry.id, SHORT_TAIL)
+    else:
+        tail = ""
     return render(request, "entry.html.j2", entry=entry, before=before, tail=tail)
 
 
 def index(request: Request) -> Response:
     """Running, waiting and ended entries."""
     ui = ui_of(request)
-    queue, entries = queue_of(ui), queue_of(ui).entries()
+    queue = queue_of(ui)
+    entries = queue_of(ui).entries()
     running = [(entry, *_run_of(ui, entry)) for entry in entries if entry.state == RUNNING]
     waiting = [entry for entry in entries if entry.state == WAITING]
     ended = [entry for entry in entries if entry.state not in (RUNNING, WAITING)]
@@ -133,7 +141,8 @@ def images_folder(ui: Ui, id_: str) -> tuple[Path, str]:
 
 def result(request: Request) -> Response:
     """One of these images; always made small, so that it is an image whatever the file holds."""
-    queue, place = queue_of(ui_of(request)), request.path_params["index"]
+    queue = queue_of(ui_of(request))
+    place = request.path_params["index"]
     try:
         found = _images(queue, queue.entry(request.path_params["id"]))
     except UserError as error:
@@ -146,7 +155,9 @@ def result(request: Request) -> Response:
 
 def act(request: Request) -> Response:
     """Moves, removes, stops or retries an entry."""
-    queue, id_, action = queue_of(ui_of(request)), request.path_params["id"], request.path_params["action"]
+    queue = queue_of(ui_of(request))
+    id_ = request.path_params["id"]
+    action = request.path_params["action"]
     if action in ("up", "down"):
         return _done(request, queue.shift, id_, action == "up")
     if action not in ("remove", "stop", "retry"):
@@ -172,7 +183,9 @@ def _done(request: Request, action: Any, *arguments: object) -> Response:
 
 
 def _answer(request: Request, address: str) -> Response:
-    return JSONResponse({"ok": True}) if wants_json(request) else RedirectResponse(address, 303)
+    if wants_json(request):
+        return JSONResponse({"ok": True})
+    return RedirectResponse(address, 303)
 
 
 def log(request: Request) -> Response:
@@ -188,10 +201,13 @@ def log(request: Request) -> Response:
 def resume(request: Request) -> Response:
     """Puts the saved job of a run into the queue, once its plan has the run's folder."""
     ui = ui_of(request)
-    run, queue, here = ui.run(request.path_params["id"]), queue_of(ui), Path.cwd()
+    run = ui.run(request.path_params["id"])
+    queue = queue_of(ui)
+    here = Path.cwd()
     if run.status is RunStatus.RUNNING or run.config is None:
         raise HTTPException(409, "it runs." if run.config else f"{run.folder} has no saved job.")
-    argv, folder = [str(run.config.absolute())], run.folder.resolve()
+    argv = [str(run.config.absolute())]
+    folder = run.folder.resolve()
     deadline = time.monotonic() + RUNNER_S
     while states := {
         entry.state
@@ -219,7 +235,8 @@ def _resolved(folder: str) -> str:
 @posted()
 def control(request: Request, form: Form) -> Response:
     """Asks a run to stop, save or sample after its next step: form field `request`."""
-    wanted, id_ = form.get("request", ""), request.path_params["id"]
+    wanted = form.get("request", "")
+    id_ = request.path_params["id"]
     if wanted not in REQUESTS:
         raise HTTPException(400, f"request: give one of {', '.join(REQUESTS)}")
     run = ui_of(request).run(id_)

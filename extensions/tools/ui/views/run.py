@@ -54,7 +54,8 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
     samples = sample_table(run.folder)
     step = _whole(request, "step", samples["steps"][-1] if samples["steps"] else 0)
     chosen = chosen_file(run.folder)
-    files, other = list(saved_files(run.folder, hashed=False)), request.query_params.get("diff", "")
+    files = list(saved_files(run.folder, hashed=False))
+    other = request.query_params.get("diff", "")
     words = texts()["run"]["script"]
     return render(
         request,
@@ -113,7 +114,8 @@ def reference(request: Request) -> Response:
     """A reference image of a sample, which the job names; always made small, so that it is an image whatever it was."""
     ui, run = _asked(request)
     paths = references(ui, run)
-    index, slot = request.path_params["index"], request.path_params["slot"]
+    index = request.path_params["index"]
+    slot = request.path_params["slot"]
     if index >= len(paths) or slot >= len(paths[index]):
         raise HTTPException(404, "no such control image")
     return image(ui, paths[index][slot], _whole(request, "side", 400) or 400)
@@ -174,7 +176,9 @@ async def live(request: Request) -> Response:
 
 
 async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
-    key, status, silent = object(), None, 0.0
+    key = object()
+    status = None
+    silent = 0.0
     streams: set[object] = ui.memory["streams"]
     streams.add(key)
     try:
@@ -185,7 +189,9 @@ async def _stream(ui: Ui, folder: Path, cursor: str) -> AsyncIterator[str]:
             except RunError:  # its folder is gone: the page asks again, and is told so
                 return
             if now != cursor or news["status"] != status:
-                cursor, status, silent = now, news["status"], 0.0
+                cursor = now
+                status = news["status"]
+                silent = 0.0
                 yield f"id: {cursor}\ndata: {as_json(news)}\n\n"
             elif silent >= HEARTBEAT_S:
                 silent = 0.0

@@ -27,7 +27,8 @@ _BEFORE = datetime.fromtimestamp(0, UTC)
 def index(request: Request) -> Response:
     """All runs, or those whose name or state holds each word of `q`: a page of them, or all as JSON where that is asked
     for."""
-    ui, wanted = ui_of(request), request.query_params.get("q", "")
+    ui = ui_of(request)
+    wanted = request.query_params.get("q", "")
     words = wanted.lower().split()
     found = [run for run in ui.runs() if all(word in f"{run.name} {run.status.value}".lower() for word in words)]
     found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)

@@ -122,7 +122,8 @@ def _extensions() -> dict[str, list[tuple[str, str]]]:
 @posted()
 def set_price(request: Request, form: Form) -> Response:
     """Keeps the price per hour."""
-    ui, text = ui_of(request), form.get("price", "")
+    ui = ui_of(request)
+    text = form.get("price", "")
     try:
         price = float(text.replace(",", ".") or 0)
     except ValueError:
@@ -157,4 +158,6 @@ def set_theme(request: Request, form: Form) -> Response:
 
 def _local(address: str) -> str:
     """An address of this server, whatever was given."""
-    return "/" + address.lstrip("/\\") if address.isprintable() else "/"
+    if address.isprintable():
+        return "/" + address.lstrip("/\\")
+    return "/"

@@ -34,7 +34,8 @@ def show(request: Request) -> Response:
 @posted(fields=MOST_FIELDS)
 def send(request: Request, form: Form) -> Response:
     """Checks a form and puts its command into the queue; with mistakes it is shown again."""
-    ui, uid = ui_of(request), request.path_params["uid"]
+    ui = ui_of(request)
+    uid = request.path_params["uid"]
     fields = _tool(ui, uid)["fields"]
     given = {field["key"]: _given(field, [str(text) for text in form.data.getlist(field["key"])]) for field in fields}
     missing = texts()["tools"]["required"]
@@ -56,7 +57,9 @@ def send(request: Request, form: Form) -> Response:
 def _given(field: Field, sent: list[str]) -> list[str]:
     """The values of a field, one for each flag."""
     if field["kind"] == "bool":  # the form sends false, and true besides where its box is checked
-        return [str("true" in sent).lower()] if sent else _default(field)
+        if sent:
+            return [str("true" in sent).lower()]
+        return _default(field)
     texts_ = [line for text in sent for line in (text.splitlines() if field["many"] else [text])]
     return [text.strip() for text in texts_ if text.strip()]
 
@@ -67,7 +70,8 @@ def _default(field: Field) -> list[str]:
 
 def _form(request: Request, given: dict[str, list[str]], wrong: Any = (), code: int = 200) -> Response:
     """given: key -> its texts. wrong: (flag or key, message)."""
-    ui, uid = ui_of(request), request.path_params["uid"]
+    ui = ui_of(request)
+    uid = request.path_params["uid"]
     tool = _tool(ui, uid)
     mistakes: dict[str, list[str]] = {}
     for place, message in wrong:

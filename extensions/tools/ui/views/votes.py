@@ -69,7 +69,10 @@ class Place:
         whose images were liked most often."""
         if self.run:
             last = last_saved(self.run.folder)
-            files = [last, *reversed([file.path for file in list_network_files(self.run.folder)])] if last else []
+            if last:
+                files = [last, *reversed([file.path for file in list_network_files(self.run.folder)])]
+            else:
+                files = []
             return list(dict.fromkeys(short(file) for file in files if file.suffix == ".safetensors"))
         of = {file: lora for group in self.groups for file, lora in zip(group.files, group.lora, strict=True)}
         liked = Counter(lora for row in ballot.decided for lora in of.get(row["better"], ()))
@@ -81,7 +84,9 @@ class Place:
 def place_of(request: Request) -> Place:
     """The samples of a run, what was tried with its files, a dataset, or the images that an entry of the queue has
     made. Raises HTTPException 404 where there is none."""
-    ui, kind, id_ = ui_of(request), request.path_params["kind"], request.path_params["id"]
+    ui = ui_of(request)
+    kind = request.path_params["kind"]
+    id_ = request.path_params["id"]
     back = f"/{kind}/{quote(id_, safe='')}"
     address = f"/votes{back}"
     if kind == "runs":
@@ -91,9 +96,12 @@ def place_of(request: Request) -> Place:
         return Place(address, back, run.name, folder, groups, pairs_of(groups), run, short(run.folder))
     tried = ui.run(id_) if kind == TRIED else None
     if tried:
-        folder, title, back = inside(tried.folder, TRIED), tried.name, f"/runs/{quote(id_, safe='')}"
+        folder = inside(tried.folder, TRIED)
+        title = tried.name
+        back = f"/runs/{quote(id_, safe='')}"
     elif kind == "datasets":
-        folder, title = below(ui.datasets, id_), id_
+        folder = below(ui.datasets, id_)
+        title = id_
     elif kind == "queue":
         (folder, title), back = images_folder(ui, id_), "/queue"
     else:
@@ -162,10 +170,15 @@ def _page(request: Request, place: Place, status: int = 200, faults: tuple[str, 
 def _more(ui: Ui, place: Place) -> str:
     """The form of `run.py prefer`, filled in for more images of these prompts; empty where the source is not known."""
     is_there = (place.folder / CANDIDATES).is_file()
-    output = place.folder if is_there else ui.datasets / f"{name_like(place.title, 'votes')}_votes"
+    if is_there:
+        output = place.folder
+    else:
+        output = ui.datasets / f"{name_like(place.title, 'votes')}_votes"
     prompts = dict.fromkeys(group.prompt for group in place.groups[:MOST_PROMPTS])
     fields = {"source": place.source, "output": short(output), "prompt": [*prompts] or [""]}
-    return f"/tools/prefer?{urlencode(fields, doseq=True)}" if place.source else ""
+    if place.source:
+        return f"/tools/prefer?{urlencode(fields, doseq=True)}"
+    return ""
 
 
 def digest(path: str) -> str:
@@ -178,7 +191,8 @@ def vote(request: Request, form: Form) -> Response:
     """Keeps a vote, or takes the last one back, and leads to the next pair. A button that was pressed twice counts
     once; another vote on the same pair is refused."""
     place = place_of(request)
-    ballot, choice = place.ballot, form.get("vote", "")
+    ballot = place.ballot
+    choice = form.get("vote", "")
     with conflicts():
         if choice == "undo":
             ballot.undo(whole(form.get("count", "")) or 0)
@@ -189,7 +203,8 @@ def vote(request: Request, form: Form) -> Response:
 
 def candidate(request: Request) -> Response:
     """One of the images."""
-    place, name = place_of(request), request.path_params["name"]
+    place = place_of(request)
+    name = request.path_params["name"]
     if not any(name in group.files for group in place.groups):
         raise HTTPException(404, "no such image")
     return image(ui_of(request), inside(place.folder, name), 0)
@@ -197,7 +212,8 @@ def candidate(request: Request) -> Response:
 
 def control(request: Request) -> Response:
     """A control image; always made small, so that it is an image whatever the file holds."""
-    place, wanted = place_of(request), request.path_params["digest"]
+    place = place_of(request)
+    wanted = request.path_params["digest"]
     named = (path for group in place.groups for path in group.control if digest(path) == wanted)
     path = next(named, None)
     if path is None:
@@ -209,8 +225,10 @@ def control(request: Request) -> Response:
 def train(request: Request, form: Form) -> Response:
     """Writes the job that learns from the votes, checks it and puts it into the queue; with mistakes it is only
     written."""
-    ui, place = ui_of(request), place_of(request)
-    ballot, lora = place.ballot, form.get("lora", "")
+    ui = ui_of(request)
+    place = place_of(request)
+    ballot = place.ballot
+    lora = form.get("lora", "")
     if lora and lora not in place.loras(ballot):
         raise HTTPException(400, texts()["votes"]["no_lora"])
     if not ballot.decided:
