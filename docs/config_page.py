@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,8 +58,15 @@ def render(models: Models) -> str:
     return "".join(parts)
 
 
+def about(model: type[BaseModel]) -> tuple[str, str]:
+    """What a section is for, in one paragraph, and an example of it in YAML, or ""."""
+    text, _, example = (inspect.getdoc(model) or "").partition("\n\nExample:\n")
+    return " ".join(text.split()), textwrap.dedent(example).strip()
+
+
 def _about(model: type[BaseModel]) -> str:
-    return " ".join((inspect.getdoc(model) or "").split())
+    text, example = about(model)
+    return f"{text}\n\n```yaml\n{example}\n```" if example else text
 
 
 def _section(path: str, model: type[BaseModel]) -> str:

@@ -31,7 +31,12 @@ def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Rectangle(StrictModel):
-    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; they are cropped to it."""
+    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; they are cropped to it.
+
+    Example:
+        resolution:
+          - {width: 832, height: 1216}
+    """
 
     width: int = Field(ge=32)
     """Pixels, rounded down to a multiple of 32."""
@@ -113,7 +118,11 @@ def _secret(value: str) -> str:
 
 class WebDatasetConfig(StrictModel):
     """`datasets[].webdataset`: the contents of the shards of `url`. Files whose names agree up to the first dot form a
-    sample."""
+    sample.
+
+    Example:
+        webdataset: {image_key: [jpg, png], caption_key: txt}
+    """
 
     image_key: Annotated[
         tuple[str, ...],
@@ -160,7 +169,11 @@ FolderStr = Annotated[PathStr, AfterValidator(from_cache)]
 
 class ColumnsConfig(StrictModel):
     """`datasets[].columns`: which column of a table of captions is what. Names that are known without it stand in
-    docs/datasets.md; what is given here goes before those of its role."""
+    docs/datasets.md; what is given here goes before those of its role.
+
+    Example:
+        columns: {image: after, prompt: instruction, control: before}
+    """
 
     image: StrOrList = ()
     """Column with the name of the image that is trained; of a pair of preferences, of the better one."""
@@ -201,7 +214,11 @@ class ColumnsConfig(StrictModel):
 class FromBaseConfig(StrictModel):
     """`datasets[].from_base`: regularisation images that the base model generates before the training, without the
     LoRA. They are kept in the cache of the training folder. `sample.vae_path` decodes those that are made while it is
-    given; images that are there stay."""
+    given; images that are there stay.
+
+    Example:
+        from_base: {prompts: prompts/people.txt, count: 50}
+    """
 
     prompts: PathStr
     """Text file with one prompt per line, each of which is the caption of its image; lines that begin with `#` are left
@@ -239,7 +256,13 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or, with `url`
-    instead of `folder_path`, a stream of shards."""
+    instead of `folder_path`, a stream of shards.
+
+    Example:
+        datasets:
+          - {folder_path: data/40_char, resolution: [512, 1024]}
+          - {folder_path: data/after, control_path: data/before}
+    """
 
     folder_path: FolderStr = ""
     """Folder of the images, relative to the working directory, or a zip file of one: `pairs.zip`, or of a folder in it
@@ -614,6 +637,9 @@ class ValidationConfig(StrictModel):
 
     Noise and noise levels are the same each time, and nothing is dropped or weighted, so that losses are comparable.
     The weights with the lowest loss are kept as `<name>_best.safetensors`.
+
+    Example:
+        validation: {fraction: 0.1, every: 100}
     """
 
     every: int = Field(default=0, ge=0)

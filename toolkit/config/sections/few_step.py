@@ -37,7 +37,11 @@ def _remedy(path: str) -> str:
 
 
 class AssistantConfig(StrictModel):
-    """`train.assistant`: a LoRA file that is added to the frozen model during training only."""
+    """`train.assistant`: a LoRA file that is added to the frozen model during training only.
+
+    Example:
+        assistant: {path: owner/training_adapter/adapter.safetensors, multiplier: 1.0}
+    """
 
     path: PathStr
     """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program. Or one of the hub,
@@ -104,7 +108,12 @@ class FewStepLora(StrictModel):
 
 
 class DeploymentConfig(FewStepLora):
-    """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with these settings too."""
+    """`sample.also[]`: a deployment of the LoRA. Each sample image is generated with these settings too.
+
+    Example:
+        also:
+          - {lora: lightning.safetensors, steps: 8}
+    """
 
     lora: PathStr = ""
     """The few-step LoRA file, such as Qwen-Image-Lightning, of this or another program. Empty: none."""
@@ -168,7 +177,11 @@ def check_labels(also: Iterable[DeploymentConfig]) -> Findings:
 
 class FewStepLossConfig(FewStepLora):
     """`train.few_step_loss`: in the later micro-batches the few-step LoRA is active, and the network is trained to have
-    the effect there that it has without it in more steps, with guidance."""
+    the effect there that it has without it in more steps, with guidance.
+
+    Example:
+        few_step_loss: {lora: lightning.safetensors, steps: 8}
+    """
 
     steps: int = Field(default=4, ge=1, le=1000)
     """Denoising steps."""

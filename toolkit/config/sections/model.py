@@ -116,7 +116,11 @@ def _is_qwen(value: bool) -> bool:
 
 
 class ModelKwargs(StrictModel):
-    """`model.model_kwargs`: settings of the model family."""
+    """`model.model_kwargs`: settings of the model family.
+
+    Example:
+        model_kwargs: {control_resolution: 512}
+    """
 
     match_target_res: bool = False
     """Scale control images to the pixel area of the image they belong to, instead of `control_resolution`."""
@@ -137,7 +141,12 @@ class ModelKwargs(StrictModel):
 
 
 class BaseLora(StrictModel):
-    """`model.base_loras[]`: a LoRA file that is merged into the model before training."""
+    """`model.base_loras[]`: a LoRA file that is merged into the model before training.
+
+    Example:
+        base_loras:
+          - {path: style.safetensors, multiplier: 0.8}
+    """
 
     path: PathStr
     """A LoRA, DoRA, LoHa, LoKr, OFT, BOFT or GLoRA file (.safetensors), of this or another program."""
@@ -189,7 +198,11 @@ VaePath = Annotated[PathStr | None, AfterValidator(lambda path: path and vae_fil
 
 
 class ModelConfig(StrictModel):
-    """`model`: the model that is trained, and how it is kept in memory."""
+    """`model`: the model that is trained, and how it is kept in memory.
+
+    Example:
+        model: {name_or_path: Qwen/Qwen-Image-Edit-2509, quantize: true, qtype: int4}
+    """
 
     name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers format; its `model_index.json` must be that of a Qwen-Image

@@ -97,7 +97,11 @@ else:
 
 
 class NetworkKwargs(StrictModel):
-    """`network.network_kwargs`: which layers are adapted, and arguments of LyCORIS's algorithms."""
+    """`network.network_kwargs`: which layers are adapted, and arguments of LyCORIS's algorithms.
+
+    Example:
+        network_kwargs: {only_if_contains: [attn]}
+    """
 
     algo: Annotated[Algo, OneOf(*ALGORITHMS, spellings={"locon": "lora"}, instead=NOT_TRAINED)] = "lora"
     """With `type: lycoris`, the kind of adapter, by LyCORIS's names; lora, loha and lokr are the program's own, the
@@ -123,7 +127,11 @@ class NetworkKwargs(StrictModel):
 
 
 class NetworkConfig(StrictModel):
-    """`network`: the adapter that is trained and its size."""
+    """`network`: the adapter that is trained and its size.
+
+    Example:
+        network: {type: lora, linear: 32, linear_alpha: 32}
+    """
 
     type: Annotated[Kind, OneOf(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"})] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI, diffusers,

@@ -27,7 +27,11 @@ from toolkit.files.redact import REDACTED, contains_secret
 
 
 class SaveIntervalConfig(StrictModel):
-    """`save`: when weights and states are saved, and how many are kept."""
+    """`save`: when weights and states are saved, and how many are kept.
+
+    Example:
+        save: {save_every: 250, max_states_to_keep: 2}
+    """
 
     dtype: Dtype = "float32"
     """Data type of the saved weights."""
@@ -89,7 +93,11 @@ class SaveIntervalConfig(StrictModel):
 
 
 class SaveConfig(SaveIntervalConfig):
-    """`save`: when the LoRA is written, and how."""
+    """`save`: when the LoRA is written, and how.
+
+    Example:
+        save: {save_every: 250, max_step_saves_to_keep: 4}
+    """
 
     dtype: Dtype = "float16"
     """Data type of the LoRA file, or of the model folder; with network.type full the default is bfloat16."""
@@ -175,7 +183,12 @@ def _unusual(sample: SampleItem | SampleConfig) -> Findings:
 
 
 class SampleItem(StrictModel):
-    """`sample.samples[]`: one image. What it does not give comes from the `sample` section."""
+    """`sample.samples[]`: one image. What it does not give comes from the `sample` section.
+
+    Example:
+        samples:
+          - {prompt: '[trigger] in a park', ctrl_img: before.png, seed: 7}
+    """
 
     prompt: str
     """The prompt; `[trigger]` is replaced, nothing is prepended. It may end in flags separated by spaces: `--w`, `--h`,
@@ -298,7 +311,14 @@ class SampleIntervalConfig(StrictModel):
 
 
 class SampleConfig(SampleIntervalConfig):
-    """`sample`: images generated before, during and after training."""
+    """`sample`: images generated before, during and after training.
+
+    Example:
+        sample:
+          sample_every: 250
+          samples:
+            - prompt: '[trigger] in a park'
+    """
 
     sampler: Annotated[Literal["flowmatch"], OneOf()] = "flowmatch"
     """Sampler; Qwen-Image supports flow matching only."""
@@ -419,7 +439,11 @@ def _none_if_zero(value: Any) -> Any:
 
 
 class LoggingConfig(StrictModel):
-    """`logging`: console output and trackers. `metrics.jsonl` always has every optimizer step."""
+    """`logging`: console output and trackers. `metrics.jsonl` always has every optimizer step.
+
+    Example:
+        logging: {log_every: 50, log_with: tensorboard}
+    """
 
     log_every: int = Field(default=0, ge=0, le=999_999_999)
     """Optimizer steps between two progress lines if the output is not a terminal; 0: a line every 10 s. Also the number

@@ -57,7 +57,12 @@ LORA_B_SUFFIX = " up"
 
 
 class LrGroupConfig(StrictModel):
-    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the first entry that matches it."""
+    """`train.lr_groups`: layers with a different learning rate; a layer belongs to the first entry that matches it.
+
+    Example:
+        lr_groups:
+          - {match: '.*attn.*', lr_scale: 0.5}
+    """
 
     match: Pattern
     """Regular expression that matches full layer names, such as '.*attn.*'. It is an error if it matches none."""
@@ -81,7 +86,11 @@ class LrGroupConfig(StrictModel):
 
 
 class EmaConfig(StrictModel):
-    """`train.ema_config`: exponential moving average (EMA) of the trained weights, updated at each optimizer step."""
+    """`train.ema_config`: exponential moving average (EMA) of the trained weights, updated at each optimizer step.
+
+    Example:
+        ema_config: {use_ema: true, ema_decay: 0.99}
+    """
 
     use_ema: bool = False
     """Keep an EMA of the weights; samples and saved LoRAs use it."""
@@ -123,7 +132,11 @@ BACKENDS = (
 
 
 class CompileConfig(StrictModel):
-    """`train.compile`: torch.compile of the transformer's blocks."""
+    """`train.compile`: torch.compile of the transformer's blocks.
+
+    Example:
+        compile: {enabled: true, backend: inductor}
+    """
 
     enabled: AutoOrBool = "auto"
     """Compile the blocks when they are first used, which takes a minute or more; steps are faster from then on. Results
@@ -185,7 +198,11 @@ FEW_PAIRS = 10
 class PreferenceConfig(StrictModel):
     """`train.preference`: Diffusion-DPO on the pairs of the datasets: images whose table has a column `worse`
     (docs/preferences.md). Images without one are trained as usual. With `validation`, its loss is that of held-out
-    pairs."""
+    pairs.
+
+    Example:
+        preference: {beta: 500}
+    """
 
     beta: float = Field(default=350.0, gt=0, le=1e7)
     """How closely the network stays to the reference: the higher, the less it departs from it. 0 is an error."""
@@ -240,6 +257,9 @@ class StopWhenConfig(StrictModel):
     once the validation loss stops improving (`no_better_within`). Give one of the two.
 
     The final file is saved, and the job continues with its next process.
+
+    Example:
+        stop_when: {no_better_within: 95%}
     """
 
     no_better_within: Confidence | None = None
@@ -546,14 +566,22 @@ class OptimizerConfig(StrictModel):
 
 
 class RoleOptimizerConfig(OptimizerConfig):
-    """One entry of `optimizers`: keys of `train` that differ for this role."""
+    """One entry of `optimizers`: keys of `train` that differ for this role.
+
+    Example:
+        flow: {lr: 1.0e-4, every: 2}
+    """
 
     every: int = Field(default=1, ge=1)
     """Train this role in the first optimizer step and in every `every`-th step after it."""
 
 
 class OptimizationConfig(OptimizerConfig):
-    """`train`: length, optimizer and precision of any training."""
+    """`train`: length, optimizer and precision of any training.
+
+    Example:
+        train: {steps: 2000, lr: 1.0e-4, batch_size: 4}
+    """
 
     batch_size: int = Field(default=1, ge=1, le=100_000)
     """Number of images per micro-batch, all from the same bucket."""
@@ -635,7 +663,11 @@ class OptimizationConfig(OptimizerConfig):
 
 
 class TrainConfig(OptimizationConfig):
-    """`train`: length, optimizer, loss and precision of the training of a diffusion model."""
+    """`train`: length, optimizer, loss and precision of the training of a diffusion model.
+
+    Example:
+        train: {steps: 2000, lr: 1.0e-4, batch_size: 1}
+    """
 
     train_unet: Annotated[bool, AfterValidator(_trained)] = True
     """Train the transformer's adapter; must be true."""

@@ -7,9 +7,10 @@ import re
 from typing import Annotated
 
 import pytest
+import yaml
 from pydantic import TypeAdapter
 
-from docs.config_page import distinct_sections, render
+from docs.config_page import about, distinct_sections, render
 from docs.generate import pages, section_models
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.base import descriptions
@@ -27,6 +28,23 @@ def test_every_field_is_described() -> None:
         for key, definition in schema({name: model})["$defs"].items():
             for field, properties in definition["properties"].items():
                 assert properties.get("description"), f"{key}.{field} has no description"
+
+
+SECTIONS = {
+    path: section
+    for path, section in distinct_sections(section_models())
+    if section.__module__.startswith("toolkit.config.sections.") and path
+}
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_a_section_shows_an_example_that_it_accepts(path: str) -> None:
+    _, example = about(SECTIONS[path])
+    assert example, f"{SECTIONS[path].__name__} has no example in its docstring"
+    ((key, value),) = yaml.safe_load(example).items()
+    assert key == path.rpartition(".")[2].removesuffix("[]")
+    for entry in value if path.endswith("[]") else [value]:
+        SECTIONS[path].model_validate(entry)
 
 
 def test_defaults_are_as_their_fields_would_read_them() -> None:
