@@ -190,8 +190,9 @@ def _of_each_other(
     for name, value in FIXED.get(class_name, {}).items():
         if given.get(name, value) != value:
             yield (name,), f"{given[name]}: only {value} is possible. Leave it out."
-    for name in () if of_file or not is_transformer else sorted(given.keys() & set(FITTED)):
-        yield (name,), "follows from the latents and the text encoder. Leave it out."
+    if is_transformer and not of_file:
+        for name in sorted(given.keys() & set(FITTED)):
+            yield (name,), "follows from the latents and the text encoder. Leave it out."
     values = {name: field.default for name, field in parameters.model_fields.items()} | dict(given)
     for name, (other, more) in AS_MANY.items():
         if name not in values:

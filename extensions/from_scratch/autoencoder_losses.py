@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
 from extensions.from_scratch.losses_config import LossesConfig
+from toolkit.rounding import ceil_divide
 
 BLUR = 4
 """Pixels along one side of the squares whose means are the blurred image."""
@@ -149,5 +150,5 @@ def _std(image_BCHW: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def _spaced(values_BCN: Tensor) -> Tensor:
-    step = -(-values_BCN.shape[2] // MAX_QUANTILES)
+    step = ceil_divide(values_BCN.shape[2], MAX_QUANTILES)
     return values_BCN[:, :, ::step]

@@ -37,6 +37,7 @@ from toolkit.files.tensor_cache import ForgetfulCache
 from toolkit.plan.memory import machine_of
 from toolkit.plan.planning import Planner
 from toolkit.plan.run_plan import RunPlan
+from toolkit.rounding import ceil_divide
 from toolkit.system.device import DTYPES
 from toolkit.system.read_ahead import loaded_ahead
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
@@ -320,7 +321,7 @@ class ImageTrainer(Trainer):
         if data.stream:
             ranks = group.rank, group.world_size
             source = stream_source(data.stream, seed, size, loader.load, workers, run.should_stop, *ranks)
-            return source, partial(cast("StreamLoader[BatchT]", loader).trial, -(-size // splits))
+            return source, partial(cast("StreamLoader[BatchT]", loader).trial, ceil_divide(size, splits))
         of_epoch = partial(epoch_batches, data.items, size, seed, group_by_length=group_by_length)
 
         def largest() -> BatchT:

@@ -31,6 +31,7 @@ from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
 from toolkit.contracts.model import BlockForward
 from toolkit.files.mapped import is_mapped, was_read, will_read
+from toolkit.rounding import round_up
 from toolkit.system.device import is_out_of_memory, pinned
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
@@ -103,10 +104,10 @@ class HostBlock:
             return
         end = 0
         for tensor in waiting:
-            begin = -(-end // ALIGNMENT) * ALIGNMENT
+            begin = round_up(end, ALIGNMENT)
             end = begin + tensor.numel() * tensor.element_size()
             self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
-        make = partial(torch.empty, -(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8)
+        make = partial(torch.empty, round_up(end, ALIGNMENT), dtype=torch.uint8)
         self.memory = pinned(make) if device.type == "cuda" else make()
         for part in self.parts:
             self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
@@ -140,7 +141,7 @@ def _is_one_piece(tensors: Sequence[Tensor]) -> bool:
     if len({tensor.untyped_storage().data_ptr() for tensor in tensors}) > 1:
         return False
     first, last = _span(tensors)
-    return last - first <= MOST_HOLES * sum(-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors)
+    return last - first <= MOST_HOLES * sum(round_up(tensor.nbytes, ALIGNMENT) for tensor in tensors)
 
 
 def _span(tensors: Sequence[Tensor]) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry, collection_paused
+from toolkit.rounding import ceil_divide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -518,7 +519,7 @@ def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) ->
     if moments:
         counts = [prod(shape) for shape in shapes]
         # With the scale of each block; in float32 where the weight is small.
-        return moments * sum(n + FLOAT * -(-n // BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
+        return moments * sum(n + FLOAT * ceil_divide(n, BLOCK) if n >= LEAST_FOR_8_BIT else FLOAT * n for n in counts)
     given = {**DEFAULTS.get(name, {}), **arguments}
     return sum(int(FLOAT * _NUMBERS[kind](shape, given)) for shape in shapes)
 

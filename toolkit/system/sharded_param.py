@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+from toolkit.rounding import ceil_divide
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.distributed.tensor import DTensor
@@ -36,7 +38,7 @@ class RowShard:
 
 def rows_per_rank(rows: int, size: int) -> int:
     """The largest number of rows that one of `size` ranks has."""
-    return -(-rows // size)
+    return ceil_divide(rows, size)
 
 
 def is_sharded(parameter: Tensor) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from toolkit.contracts.data import BatchSpec, Cursor, MicroBatch
+from toolkit.rounding import ceil_divide
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def shard_micro_batches(specs: Sequence[BatchSpec], rank: int, size: int) -> tup
 
 def splits_per_micro_batch(micro_batches: int, processes: int) -> int:
     """Number of pieces that each micro-batch is split into, so that every rank has one."""
-    return -(-processes // micro_batches)
+    return ceil_divide(processes, micro_batches)
 
 
 def split_spec(spec: BatchSpec, count: int) -> list[BatchSpec]:

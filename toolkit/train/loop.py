@@ -276,9 +276,11 @@ class _Passes:
         self._tried = tried
         self._compiled = run.programs.used
         self._programs = run.programs.tried
-        for role in () if trial else [run.roles[name] for name in self.roles]:
-            role.before_step(self.step)
-            role.optimizer_step.begin_accumulation(role)
+        if not trial:
+            for name in self.roles:
+                role = run.roles[name]
+                role.before_step(self.step)
+                role.optimizer_step.begin_accumulation(role)
 
     def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}

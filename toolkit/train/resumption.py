@@ -543,7 +543,7 @@ def _indented(changes: Sequence[ConfigChange]) -> str:
 
 def _lines(changes: Sequence[ConfigChange]) -> str:
     """Each change on its line, the first at the beginning."""
-    return "".join(f"{'  ' * bool(index)}{change}\n" for index, change in enumerate(changes))
+    return "  ".join(f"{change}\n" for change in changes)
 
 
 def _why(changes: Sequence[ConfigChange], state: Path, section: TrainerConfig) -> str:

@@ -51,7 +51,9 @@ class LintProcess(BaseExtensionProcess):
         else:
             for line in render(told):
                 print(line)
-        checked = f"{count_of(images, 'image')} checked" + f", {count_of(ignored, 'finding')} ignored" * bool(ignored)
+        checked = f"{count_of(images, 'image')} checked"
+        if ignored:
+            checked += f", {count_of(ignored, 'finding')} ignored"
         if told:
             raise RunError(f"{count_of(len(told), 'finding')}: {names_of(told)}. {checked}.")
         if not section.as_json:

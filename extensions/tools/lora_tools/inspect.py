@@ -118,12 +118,14 @@ def render(found: Mapping[str, Any]) -> str:
         norm = [f"norm of the change {found['norm']:.4g}; by block:", *blocks]
     else:
         norm = []
+    size = f"layers {found['layers']}, parameters {found['parameters']:,}"
+    if found["biases"]:
+        size += f", biases {found['biases']}"
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
             f"{found['file']}: {found['bytes'] / 1e6:.2f} MB, {kinds}, {found['dtype']}",
-            f"layers {found['layers']}, parameters {found['parameters']:,}"
-            + f", biases {found['biases']}" * bool(found["biases"]),
+            size,
             f"rank {counted(found['ranks']) or 'none'}; alpha {counted(found['alphas']) or 'none'}",
             f"keys such as {found['first_key']}",
             f"can be written for: {', '.join(found['readable_by']) or 'none'} (run.py convert)",

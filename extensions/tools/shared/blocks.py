@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from toolkit.config.reading.process import Diagnostic
 from toolkit.errors import UserError
 from toolkit.networks.targets import block_in
+from toolkit.rounding import ceil_divide
 
 BAKED = re.compile(r".+_blocks_\d+\.safetensors")
 """Names that the page of a run gives to files with strengths per block."""
@@ -66,6 +67,6 @@ def groups_of(names: Iterable[str]) -> list[str]:
     """The blocks of a file's tensors in at most MOST_GROUPS groups of one size: `0-9`, `10-19`."""
     numbers = [number for number in map(block_in, names) if number is not None]
     count = max(numbers, default=-1) + 1
-    size = -(-count // MOST_GROUPS) or 1
+    size = ceil_divide(count, MOST_GROUPS) or 1
     ends = [(first, min(first + size, count) - 1) for first in range(0, count, size)]
     return [f"{first}-{last}" if last > first else str(first) for first, last in ends]

@@ -301,5 +301,6 @@ def _advice() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
-        said = next(iter(str(error).splitlines()), "")
-        raise RunError(f"out of memory{f' ({said})' * bool(said)}. {remedy}") from error
+        reason = next(iter(str(error).splitlines()), "")
+        details = f" ({reason})" if reason else ""
+        raise RunError(f"out of memory{details}. {remedy}") from error

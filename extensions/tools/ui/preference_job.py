@@ -17,6 +17,7 @@ from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.files.writing import read_source
 from toolkit.memory.estimate import GB
 from toolkit.models.adapter_origin import DOWN_ENDS
+from toolkit.rounding import ceil_divide
 from toolkit.system.nvidia import least_memory
 from toolkit.train.run_reader import read_run
 
@@ -69,7 +70,7 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
         process["datasets"] = [{"captions_file": table, "resolution": first.get("resolution", 1024)}]
         before = train.get("preference")
         batch = max(1, int(train.get("batch_size") or 1) // (1 if before else 2))  # a pair is two images
-        steps = max(LEAST_STEPS, -(-pairs * PASSES // batch))
+        steps = max(LEAST_STEPS, ceil_divide(pairs * PASSES, batch))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"the job cannot be used: it has no {error}. Write one by hand: docs/preferences.md") from None
     data["config"] |= {"name": name, "process": [process]}
@@ -83,7 +84,7 @@ def preference_job(job: JobText, name: str, table: str, lora: str, pairs: int) -
     network.pop("pretrained_lora_path", None)
     if lora:
         network["pretrained_lora_path"] = lora
-    every = -(-steps // SAVES)
+    every = ceil_divide(steps, SAVES)
     process["save"] = (process.get("save") or {}) | {"save_every": every}
     sample = process.get("sample")
     if isinstance(sample, dict):

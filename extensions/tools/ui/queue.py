@@ -120,6 +120,14 @@ class Entry(BaseModel):
     """Why it is not done, in one line."""
 
 
+def _has_job(folder: str, name: str) -> bool:
+    """Whether a folder has the job file that a word of a command names."""
+    with suppress(UserError, OSError):
+        file = find_config(os.path.join(folder, os.path.expanduser(name)))
+        return file.is_file() and file.suffix.lower() in (*CONFIG_SUFFIXES, ".toml")
+    return False
+
+
 def why_not_queued(argv: Sequence[str], cwd: str) -> str:
     """Why a command is none for the queue; empty: it is a job file, or a tool, with flags."""
     if not argv or not all(map(_is_text, argv)):
@@ -131,11 +139,9 @@ def why_not_queued(argv: Sequence[str], cwd: str) -> str:
         return f"the working directory {cwd!r} is gone."
     if argv[0] in queued_tools():
         return ""
-    for place in () if argv[0] in NOT_QUEUED or argv[0].startswith("-") else (cwd, os.path.join(cwd, "config")):
-        with suppress(UserError, OSError):
-            found = find_config(os.path.join(place, os.path.expanduser(argv[0])))
-            if found.is_file() and found.suffix.lower() in (*CONFIG_SUFFIXES, ".toml"):
-                return ""
+    may_be_a_file = argv[0] not in NOT_QUEUED and not argv[0].startswith("-")
+    if may_be_a_file and any(_has_job(place, argv[0]) for place in (cwd, os.path.join(cwd, "config"))):
+        return ""
     return f"{argv[0]!r} is neither a job file in {cwd} nor one of the tools {', '.join(sorted(queued_tools()))}."
 
 

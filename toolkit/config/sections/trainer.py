@@ -32,6 +32,7 @@ from toolkit.config.sections.output import (
 from toolkit.config.sections.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
 from toolkit.files.writing import file_in_the_way, sha256_of
+from toolkit.rounding import round_up
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -339,7 +340,7 @@ class ImageTrainingSection(DatasetsSection, TrainingSection):
         else:
             readers = 1
         wanted = self.train.gradient_accumulation
-        return readers * -(-wanted // readers)
+        return round_up(wanted, readers)
 
     def unknown_steps(self) -> bool:
         """Whether a stream of unknown length decides how many optimizer steps the run has."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.contracts.data import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
+from toolkit.rounding import ceil_divide
 from toolkit.system import seeding
 
 CHUNK = 50
@@ -89,7 +90,7 @@ def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
     uses: Counter[tuple[Size, int]] = Counter()
     for item in items:
         uses[shape_of(item)] += item.sample.repeats
-    return sum(-(-count // batch_size) for count in uses.values())
+    return sum(ceil_divide(count, batch_size) for count in uses.values())
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.data.streams.shards import Shard, expand_shards
 from toolkit.data.streams.webdataset import ShardStream, StreamSample, Unreadable
 from toolkit.errors import RunError, UserError
+from toolkit.rounding import ceil_divide, round_up
 
 LOOKED_AT = 8
 """Samples that every start reads."""
@@ -113,7 +114,7 @@ class StreamDataset:
 
     def micro_batches(self, batch_size: int) -> int:
         """Micro-batches of an epoch; 0: not known."""
-        return -(-self.samples // batch_size)
+        return ceil_divide(self.samples, batch_size)
 
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
@@ -170,7 +171,7 @@ class StreamDataset:
         """The samples of a micro-batch at the size that most of them have by `bucket_for`; what the others have too
         much is cut off."""
         buckets = Counter(bucket_for(sample.size, self.resolution, self.multiple).bucket for sample in samples)
-        least = -(-self.least_side // self.multiple) * self.multiple
+        least = round_up(self.least_side, self.multiple)
         bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
         return tuple(StreamItem(sample, cover(sample.size, bucket)) for sample in samples)
 

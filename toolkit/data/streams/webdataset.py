@@ -35,6 +35,7 @@ from toolkit.data.streams.shards import PAUSES_S, Shard, read_ahead
 from toolkit.errors import RunError, UserError
 from toolkit.files.parquet import ParquetError, is_missing
 from toolkit.files.unreadable import LONGEST, cause_of, stand_in
+from toolkit.rounding import round_up
 from toolkit.system import seeding
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ class ShardStream:
     @property
     def _window(self) -> int:
         """A multiple of the batch size, so that groups and batches begin together."""
-        return -(-self.window // self.batch_size) * self.batch_size
+        return round_up(self.window, self.batch_size)
 
     def _windows(self, epoch: int, start: _Places, abreast: int, stop: Event) -> Iterator[_Window]:
         while self.epochs is None or epoch < self.epochs:

@@ -41,6 +41,7 @@ from toolkit.errors import RunError
 from toolkit.files.archives import SUFFIX
 from toolkit.files.redact import redact_text
 from toolkit.files.writing import fsync, locked
+from toolkit.rounding import ceil_divide
 
 PER_PAGE = 60
 THUMB_SIDE = 400
@@ -179,7 +180,7 @@ def _page(
     query = {key: request.query_params.get(key, "") for key in _QUERY}
     found = data.findings
     chosen = _filtered(data, query)
-    pages = max(1, -(-len(chosen) // PER_PAGE))
+    pages = max(1, ceil_divide(len(chosen), PER_PAGE))
     page = whole(query["page"], 1, pages) or (1 if not query["page"] else pages)
     shown = chosen[(page - 1) * PER_PAGE : page * PER_PAGE]
     return render(

@@ -73,7 +73,7 @@ def page(request: Request, code: int = 200, **after: Any) -> Response:
         samples=samples,
         workflows=[path.name for path in run_files.workflow_files(run.folder, run.name)],
         shown=min(samples["steps"], key=lambda each: abs(each - step), default=0),
-        picture=lambda file, side: f"{here}/samples/{file}" + f"?side={side}" * bool(side),
+        picture=lambda file, side: f"{here}/samples/{file}" + (f"?side={side}" if side else ""),
         references=[
             [[f"{here}/references/{index}/{slot}?side={side}" for side in (960, 400)] for slot in range(len(paths))]
             for index, paths in enumerate(references(ui, run))
