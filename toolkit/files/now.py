@@ -74,7 +74,9 @@ class Now:
         of_all = span(self.left_s)
         if of_phase:
             return f"{of_phase}; {of_all} for everything"
-        return f"{of_all} left" + " for everything" * (self.phase != STEP)
+        if self.phase == STEP:
+            return f"{of_all} left"
+        return f"{of_all} left for everything"
 
     def line(self) -> str:
         """The line, wherever it stands: `encoding 12 of 29 images, 40 s left; 35 min for everything`."""

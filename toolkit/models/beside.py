@@ -265,10 +265,13 @@ def _parts(path: Path, found: Candidate, given: Mapping[str, str]) -> Iterator[t
             else:
                 unfit = ""
             is_hub = found.id in found.family.published
-            places = (
-                f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {'the hub cache of ' * is_hub}{found.id}"
-            )
-            instead = f", or name_or_path: {found.id} and this file as transformer_path, to download it" * is_hub
+            if is_hub:
+                home = f"the hub cache of {found.id}"
+                instead = f", or name_or_path: {found.id} and this file as transformer_path, to download it"
+            else:
+                home = found.id
+                instead = ""
+            places = f"in {' or '.join(PART_FOLDERS[part])} of its ComfyUI, or in {home}"
             faults.append(f"no file of {words} is beside it, {places}{unfit}. Give {key}{instead}.")
     if faults:
         raise UserError(f"it is {found.title}, and {' And '.join(faults)}")

@@ -441,7 +441,9 @@ def lora_words(path: Path) -> str:
         is_lora = bool(files) and any("lora" in name for name in tensor_sizes(files[0]))
     except UserError:
         return ""
-    return "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path. " * is_lora
+    if is_lora:
+        return "It is a LoRA: give the model, and the file as model.base_loras or network.pretrained_lora_path. "
+    return ""
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

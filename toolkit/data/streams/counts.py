@@ -55,8 +55,9 @@ class StreamPlan:
             caption = f"caption {shorten(self.first_caption, 60)!r}"
         else:
             caption = "no caption"
+        shards = f"{self.shards:,} shards" if self.shards > 1 else "1 shard"
         lines = [
-            f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
+            f"  stream of {shards}: {places}; {count}",
             f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
             f"    batches of up to {self.largest} pixels",
         ]

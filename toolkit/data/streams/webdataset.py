@@ -163,7 +163,7 @@ class Unreadable:
         if not (self.samples or self.shards):
             return ""
         if self.shards:
-            shards = f" and the rest of {len(self.shards)} shard{'s' * (len(self.shards) > 1)}"
+            shards = f" and the rest of {len(self.shards)} {'shards' if len(self.shards) > 1 else 'shard'}"
         else:
             shards = ""
         return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last}"
