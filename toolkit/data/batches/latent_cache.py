@@ -3,13 +3,15 @@ runs, shared by jobs, or in memory.
 
 Each image is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. Texts are encoded
 together, layer by layer, and stored at the end. When nothing is missing no encoder is called, and so none is loaded.
+Trainers and tools call `encode_items`, which makes an `ItemEntries` of each item, then fills the caches; batches read
+the entries. Samplers make single entries by `ItemEncoder`.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, P pixel channels, L text tokens, D width."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from hashlib import sha256
@@ -139,7 +141,7 @@ class ItemEncoder:
     def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
         """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
         sample = item.sample
-        source = sample_digest(sample, image_digest) if data is None else _digest_of(sample.image, data)
+        source = _source_of(sample, data)
         key = self._key("vae", "latents", sample, source, stores.latents, crop=item.crop)
         what = f"latents of {sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
@@ -152,8 +154,11 @@ class ItemEncoder:
     def layers(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
         """Latents [C, H, W] of each image that the target of an image with layers consists of."""
         sample, crop = item
-        whole = [sample.image] if self._model.predicts_composite else []
-        images = [*whole, *sample.layers] if sample.layers else []
+        if not sample.layers:
+            return ()
+        images = sample.layers
+        if self._model.predicts_composite:
+            images = (sample.image, *images)
         return tuple(self.latents(BucketedSample(sample._replace(image=path), crop), stores) for path in images)
 
     def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
@@ -164,12 +169,17 @@ class ItemEncoder:
 
     def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
         """Loss weights [1, H, W] of an image that has a mask."""
-        mask, crop, flip = item.sample.mask, item.crop, item.sample.flip
+        mask = item.sample.mask
         if mask is None:
             return None
+        crop = item.crop
+        flip = item.sample.flip
+        scale = self._model.family.latent_scale
         settings = (mask.alpha, mask.min_value, mask.inverted)
-        source, scale = image_digest(mask.file), self._model.family.latent_scale
-        parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
+        parts = {}
+        if scale != FIRST_LATENT_SCALE:
+            parts["latent_scale"] = scale
+        source = image_digest(mask.file)
         key = key_of(kind="mask", source=source, settings=settings, crop=crop, flip=flip, format=FORMAT, **parts)
         what = f"mask of {item.sample.image}"
         return CacheEntry(what, stores.latents, key, lambda: mask_weights(mask, crop, flip, scale), weighs=True)
@@ -179,34 +189,40 @@ class ItemEncoder:
         own."""
         if item.sample.layers and not item.sample.control_images:
             return (self.latents(item, stores),)
+        return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
 
-        def entry(path: str) -> CacheEntry:
-            size = self._reference_size(path, item)
-            key = self._key("vae", "reference", item.sample, image_digest(path), stores.latents, size=size)
-            what = f"latents of control image {path}"
-            return CacheEntry(
-                what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
-            )
-
-        return tuple(map(entry, item.sample.control_images))
+    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
+        size = self._reference_size(path, item)
+        key = self._key("vae", "reference", item.sample, image_digest(path), stores.latents, size=size)
+        what = f"latents of control image {path}"
+        return CacheEntry(
+            what, stores.latents, key, lambda: self.encode_image(self._reference_pixels(path, item, size))
+        )
 
     def text(self, item: BucketedSample, prompt: str, stores: CachePair) -> CacheEntry:
         """Embeddings [L, D] of the prompt with those of the item's control images that the text encoder sees."""
         sample = item.sample
-        seen = sample.control_images if self._sees_references else ()
+        seen = self._images_in_prompt(sample)
         digests = [image_digest(path) for path in seen]
-        changed = bool(digests) or "<|" in prompt
-        made: dict[str, Any] = {"format": PROMPT_FORMAT} if changed else {}
+        parts: dict[str, Any] = {}
+        if digests or "<|" in prompt:
+            parts["format"] = PROMPT_FORMAT
         if digests and self._model.family.text_at_reference_size:
-            made["sizes"] = [self._reference_size(path, item) for path in seen]
-        key = self._key("text_encoder", "text", sample, digests, stores.text, prompt=prompt, **made)
+            parts["sizes"] = [self._reference_size(path, item) for path in seen]
+        key = self._key("text_encoder", "text", sample, digests, stores.text, prompt=prompt, **parts)
         what = f"text of {sample.image}"
         return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, item))
+
+    def _images_in_prompt(self, sample: Sample) -> tuple[str, ...]:
+        """The control images that the text encoder sees with a prompt."""
+        if self._sees_references:
+            return sample.control_images
+        return ()
 
     def encode_prompt(self, prompt: str, item: BucketedSample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
         sample = item.sample
-        seen = sample.control_images if self._sees_references else ()
+        seen = self._images_in_prompt(sample)
         images = [open_image(path, sample.background, channels=self._channels) for path in seen]
         if images and self._model.family.text_at_reference_size:
             sizes = [self._reference_size(path, item) for path in seen]
@@ -214,8 +230,13 @@ class ItemEncoder:
         images = [over_white(flip_image(image, sample.flip)) for image in images]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, images))
-        dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
-        return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
+        return {name: self._on_cpu(tensor) for name, tensor in encoded.items()}
+
+    def _on_cpu(self, tensor: Tensor) -> Tensor:
+        """The tensor as it is cached: numbers at the dtype of the cache, ids and masks as they are."""
+        if tensor.is_floating_point():
+            return tensor.to("cpu", self.dtype)
+        return tensor.to("cpu")
 
     def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
         """Each control image [P, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
@@ -245,14 +266,16 @@ class ItemEncoder:
     ) -> str:
         """The key of an entry; the one that an earlier version of the program gave it, where the store has only that.
         What is in memory alone keeps the earliest one, by which the validation of a run knows its images."""
-        # text without images depends neither on the background nor on the flip
-        if source and any(sample.flip):
-            parts["flip"] = sample.flip
+        background = ""
+        if source:  # text without images depends neither on the background nor on the flip
+            background = sample.background or ("white" if self._channels == 3 else "kept")
+            if any(sample.flip):
+                parts["flip"] = sample.flip
         keys = [
             key_of(
                 kind=kind,
                 source=source,
-                background=(sample.background or ("white" if self._channels == 3 else "kept")) if source else "",
+                background=background,
                 encoder=identity,
                 dtype=str(self.dtype),
                 **{"format": FORMAT, **parts},
@@ -264,9 +287,11 @@ class ItemEncoder:
         return next((key for key in keys if store.has(key)), keys[0])
 
 
-def _digest_of(name: str, data: bytes) -> str:
-    """As `fingerprint.image_digest`, of an image that is not on disk."""
-    return digest_as_read(sha256(data).hexdigest(), image_reading(name, data))
+def _source_of(sample: Sample, data: bytes | None) -> str:
+    """The identity of a sample's image. data: of one that is not on disk."""
+    if data is None:
+        return sample_digest(sample, image_digest)
+    return digest_as_read(sha256(data).hexdigest(), image_reading(sample.image, data))
 
 
 @dataclass(frozen=True)
@@ -342,48 +367,68 @@ def encode_items(
     now.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
-    extra = [{text: extra_prompts(item.sample._replace(caption=text)) for text in item.sample.texts} for item in items]
-    longer = [
-        item._replace(sample=item.sample._replace(caption=text, captions=()))
-        for item, prompts in zip(items, extra, strict=True)
-        for caption, texts in prompts.items()
-        for text in texts.values()
-        if len(text) > len(caption)
-    ]
+    further = [_further_prompts(item.sample, extra_prompts) for item in items]
+    longer = [_with_text(item, text) for item, prompts in zip(items, further, strict=True) for text in _longer(prompts)]
     refuse_long_captions([*items, *longer], model.prompt_error, model.family.sure_prompt)
     encoder = ItemEncoder(model, dtype)
-    entries = tuple(
-        _entries(item, encoder, stores_for(item.sample), texts) for item, texts in zip(items, extra, strict=True)
-    )
-    of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
-    _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
-    texts = [texts for entry in entries if (texts := entry.texts())]
+    entries = [
+        _entries(item, encoder, stores_for(item.sample), prompts) for item, prompts in zip(items, further, strict=True)
+    ]
+    if latents:
+        _fill_cache("latents", [entry.images() for entry in entries], progress, workers, verify)
+    else:
+        _fill_cache("masks", [entry.masks() for entry in entries if entry.mask], progress, workers, verify)
+    texts = [entry.texts() for entry in entries if entry.texts()]
     if later is None:
         fill_texts(texts, model, progress, workers, verify)
     else:
         later += texts
-    return EncodedDataset(tuple(items), entries, encoder)
+    return EncodedDataset(tuple(items), tuple(entries), encoder)
+
+
+FurtherPrompts = Mapping[str, Mapping[str, str]]
+"""Each caption of a sample -> its further prompts by name."""
+
+
+def _further_prompts(sample: Sample, extra_prompts: Callable[[Sample], Mapping[str, str]]) -> FurtherPrompts:
+    return {caption: extra_prompts(sample._replace(caption=caption)) for caption in sample.texts}
+
+
+def _longer(prompts: FurtherPrompts) -> list[str]:
+    """The further prompts that are longer than the caption they are of: the model may have no room for them."""
+    return [text for caption, texts in prompts.items() for text in texts.values() if len(text) > len(caption)]
+
+
+def _with_text(item: BucketedSample, text: str) -> BucketedSample:
+    """The item with this text alone as its caption."""
+    return item._replace(sample=item.sample._replace(caption=text, captions=()))
 
 
 def _entries(
-    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, extra_prompts: Mapping[str, Mapping[str, str]]
+    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, further_prompts: FurtherPrompts
 ) -> ItemEntries:
-    sample = item.sample
-    captions = () if sample.rules.shuffle_tokens else sample.texts
-    if captions and sample.rules.dropout_rate > 0:
-        captions += ("",)
+    """The entries of an item, of which none is computed yet."""
     return ItemEntries(
-        encoder.latents(item, stores),
-        encoder.references(item, stores),
-        encoder.mask(item, stores),
-        {text: encoder.text(item, text, stores) for text in captions},
-        {
+        latents=encoder.latents(item, stores),
+        references=encoder.references(item, stores),
+        mask=encoder.mask(item, stores),
+        captions={text: encoder.text(item, text, stores) for text in _cached_captions(item.sample)},
+        extra={
             caption: {name: encoder.text(item, prompt, stores) for name, prompt in prompts.items()}
-            for caption, prompts in extra_prompts.items()
+            for caption, prompts in further_prompts.items()
         },
-        encoder.worse(item, stores),
-        encoder.layers(item, stores),
+        worse=encoder.worse(item, stores),
+        layers=encoder.layers(item, stores),
     )
+
+
+def _cached_captions(sample: Sample) -> tuple[str, ...]:
+    """Every caption that a use may have; none where its tags are shuffled, as there are too many orders."""
+    if sample.rules.shuffle_tokens:
+        return ()
+    if sample.rules.dropout_rate > 0:
+        return (*sample.texts, "")
+    return sample.texts
 
 
 def fill_texts(
@@ -400,25 +445,19 @@ def fill_texts(
     `progress` also hears how far the text encoder is with them, as ("text encoder layers", done, total). Prompts whose
     images cannot be read are skipped until all others are done; then one RunError names them all.
     """
-    what, done = "text embeddings", 0
-
-    def lacks(entry: CacheEntry) -> bool:
-        return not entry.store.has(entry.key) if not verify else entry.store.get(entry.key) is None
 
     def lacking(group: Sequence[CacheEntry]) -> list[CacheEntry]:
-        return [entry for entry in group if lacks(entry)]
+        return [entry for entry in group if not _is_cached(entry, verify)]
 
     missing: list[list[CacheEntry]] = []
-    for entries in loaded_ahead(lacking, _each_once(groups), 0 if workers == 1 else workers):
+    done = 0
+    for entries in loaded_ahead(lacking, _each_once(groups), _threads(workers)):
         if entries:
             missing.append(entries)
             continue
         done += 1
-        progress(f"{what} in the cache", done, len(groups))
-    makes = [entry.make for entries in missing for entry in entries]
-    folder = next((entry.store.folder for entries in missing for entry in entries if entry.store.folder), None)
-    told = partial(progress, "text encoder layers")
-    together = iter(makes) if stays else model.encode_together(makes, told, folder)
+        progress("text embeddings in the cache", done, len(groups))
+    together = _encoded_together([entry for entries in missing for entry in entries], model, progress, stays)
     unreadable: dict[str, None] = {}
     for entries in missing:
         for entry in entries:
@@ -428,19 +467,75 @@ def fill_texts(
             except (ImageError, OSError) as error:
                 unreadable[f"{entry.what}: {error}"] = None
         done += 1
-        progress(what, done, len(groups))
+        progress("text embeddings", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
 
 
+def _is_cached(entry: CacheEntry, verify: bool) -> bool:
+    """Whether the cache has an entry; with `verify`, and can read it."""
+    if verify:
+        return entry.store.get(entry.key) is not None
+    return entry.store.has(entry.key)
+
+
+def _threads(workers: int) -> int:
+    """The threads beside the one that encodes: none for one worker."""
+    return 0 if workers == 1 else workers
+
+
+def _encoded_together(
+    entries: Sequence[CacheEntry], model: DiffusionModel, progress: Progress, stays: bool
+) -> Iterator[Callable[[], EncodedPrompt]]:
+    """For each text what gives its embeddings: layer by layer for all of them, or, where the encoder stays, one by
+    one."""
+    makes = [entry.make for entry in entries]
+    if stays:
+        return iter(makes)
+    folder = next((entry.store.folder for entry in entries if entry.store.folder), None)
+    return model.encode_together(makes, partial(progress, "text encoder layers"), folder)
+
+
 def _each_once(groups: Sequence[Sequence[CacheEntry]]) -> list[list[CacheEntry]]:
     """The entries of each group that no group before it has."""
-    own, seen = list[list[CacheEntry]](), set[tuple[int, str]]()
+    first_uses = list[list[CacheEntry]]()
+    seen = set[tuple[int, str]]()
     for group in groups:
         entries = {(id(entry.store), entry.key): entry for entry in group}
-        own.append([entry for place, entry in entries.items() if place not in seen])
+        first_uses.append([entry for place, entry in entries.items() if place not in seen])
         seen.update(entries)
-    return own
+    return first_uses
+
+
+class _Filled(NamedTuple):
+    """What filling the cache with the images of one item gave."""
+
+    encoded: bool
+    """Whether any was encoded; otherwise all were in the cache."""
+
+    errors: list[str]
+    black: list[str]
+    """Keys of masks that are 0 everywhere."""
+
+
+def _filled(group: Sequence[CacheEntry], verify: bool) -> _Filled:
+    """Encodes what the cache lacks of a group."""
+    encoded = False
+    errors = list[str]()
+    black = list[str]()
+    for entry in group:
+        if not verify and entry.store.has(entry.key):
+            continue
+        try:
+            tensors = entry.store.get(entry.key)
+            if tensors is None:
+                tensors = entry.encode()
+                encoded = True
+            if entry.weighs and not tensors[EMBEDS].any():
+                black.append(entry.key)
+        except (ImageError, OSError) as error:
+            errors.append(f"{entry.what}: {error}")
+    return _Filled(encoded, errors, black)
 
 
 def _fill_cache(
@@ -451,33 +546,18 @@ def _fill_cache(
     Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
     the masks that leave nothing of their images.
     """
-
-    def fill(group: Sequence[CacheEntry]) -> tuple[bool, list[str], list[str]]:
-        """Whether anything was encoded, the errors, and the keys of masks that are 0 everywhere."""
-        encoded, errors, black = False, list[str](), list[str]()
-        for entry in group:
-            if not verify and entry.store.has(entry.key):
-                continue
-            try:
-                if (tensors := entry.store.get(entry.key)) is None:
-                    tensors, encoded = entry.encode(), True
-                if entry.weighs and not tensors[EMBEDS].any():
-                    black.append(entry.key)
-            except (ImageError, OSError) as error:
-                errors.append(f"{entry.what}: {error}")
-        return encoded, errors, black
-
     unreadable: dict[str, None] = {}
-    weightless = set[str]()
-    filled = loaded_ahead(fill, _each_once(groups), 0 if workers == 1 else workers)
-    for done, (encoded, errors, black) in enumerate(filled, start=1):
-        unreadable |= dict.fromkeys(errors)
-        weightless.update(black)
-        progress(what if encoded else f"{what} in the cache", done, len(groups))
+    black = set[str]()
+    filled = loaded_ahead(partial(_filled, verify=verify), _each_once(groups), _threads(workers))
+    for done, outcome in enumerate(filled, start=1):
+        unreadable.update(dict.fromkeys(outcome.errors))
+        black.update(outcome.black)
+        progress(what if outcome.encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    if nothing := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in weightless):
-        logger.warning(f"these masks are black everywhere, so nothing is learned from their images: {shorten(nothing)}")
+    masks = dict.fromkeys(entry.what for group in groups for entry in group if entry.key in black)
+    if masks:
+        logger.warning(f"these masks are black everywhere, so nothing is learned from their images: {shorten(masks)}")
 
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
@@ -497,9 +577,12 @@ class CacheStores:
         """The caches of each sample of `section.datasets`, by the flags of its dataset."""
         by_dataset = []
         for dataset in section.datasets:
-            latents = self._disk if dataset.cache_latents and dataset.cache_latents_to_disk else self._memory
-            text = self._disk if section.requested_text_cache(dataset) is not False else self._memory
-            by_dataset.append(CachePair(latents.latents, text.text))
+            latents, text = self._disk
+            if not (dataset.cache_latents and dataset.cache_latents_to_disk):
+                latents = self._memory.latents
+            if section.requested_text_cache(dataset) is False:
+                text = self._memory.text
+            by_dataset.append(CachePair(latents, text))
         return lambda sample: by_dataset[sample.dataset]
 
     @property

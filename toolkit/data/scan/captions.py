@@ -40,13 +40,16 @@ LIST = "\0"
 
 def captions_of(text: str) -> list[str]:
     """The captions of a text, with `captions: lines`: its lines that are not empty, and the entries of a list."""
-    return [line for part in re.split(f"[{LIST}\n]", text) if (line := part.strip())]
+    lines = (line.strip() for line in re.split(f"[{LIST}\n]", text))
+    return [line for line in lines if line]
 
 
 def listed(value: Any) -> Any:
     """A list of texts as one text with LIST, without empty ones; any other value as it is."""
-    is_texts = isinstance(value, list) and value and all(isinstance(each, str) for each in value)
-    return LIST.join(filter(None, map(str.strip, value))) if is_texts else value
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        texts = (text.strip() for text in value)
+        return LIST.join(text for text in texts if text)
+    return value
 
 
 def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
@@ -69,10 +72,11 @@ def find_captions(listing: DirectoryListing, files: Sequence[Sequence[str]], mis
 
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
     """
-    texts, no_files = listing.texts, listing.no_files
-    found = [""] * len(listing.images)
+    texts = listing.texts
+    no_files = listing.no_files
+    captions = [""] * len(listing.images)
     for names in files:
-        wanted = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
+        wanted = [name for name, text in zip(names, captions, strict=True) if name and not text and name not in texts]
         mistakes += [Diagnostic((listing.path(name),), no_files[name]) for name in wanted if name in no_files]
         unread = [name for name in wanted if name not in no_files]
         paths = [listing.path(name) for name in unread]
@@ -81,8 +85,8 @@ def find_captions(listing: DirectoryListing, files: Sequence[Sequence[str]], mis
                 mistakes.append(Diagnostic((str(text.path),), text.reason))
             else:
                 texts[name] = text
-        found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
-    return found
+        captions = [text or texts.get(name, "") for name, text in zip(names, captions, strict=True)]
+    return captions
 
 
 def _caption_or_error(path: str) -> str | CaptionError:
@@ -117,9 +121,8 @@ def _caption_in(path: Path | str) -> str:
         return text.strip()
     try:
         row = json.loads(text)
-        caption = row[_key_in(row)] if isinstance(row, dict) else row
-        found: str = listed(caption)
-        return found.strip()
+        caption: str = listed(row[_key_in(row)] if isinstance(row, dict) else row)
+        return caption.strip()
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         reason = "holds no 'caption' of text. Write one, or take .json out of caption_ext"
         raise CaptionError(path, reason) from error
@@ -157,8 +160,9 @@ def read_text(path: Path | str, utf16: bool = False) -> str:
         raise CaptionError(path, f"cannot be read: {cause.what}. {cause.remedy}") from error
     except OSError as error:
         raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
-    if (found := pointer(raw)) is not None:
-        raise CaptionError(path, f"is {GIT_LFS}. {found.remedy}")
+    elsewhere = pointer(raw)
+    if elsewhere is not None:
+        raise CaptionError(path, f"is {GIT_LFS}. {elsewhere.remedy}")
     if utf16 and raw.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):  # "Unicode text" of a spreadsheet
         return _utf16(path, raw)
     text_bytes = raw.removeprefix(BOM_UTF8)
@@ -196,7 +200,9 @@ def _other_kind(raw: bytes) -> str:
 
 def add_prefix(caption: str, prefix: str) -> str:
     """`<prefix>. <caption>`; one of them alone where the other is empty."""
-    return f"{prefix}. {caption}" if prefix and caption else prefix or caption
+    if prefix and caption:
+        return f"{prefix}. {caption}"
+    return prefix or caption
 
 
 def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
@@ -230,23 +236,28 @@ _NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\
 
 def nearly_placeholders(text: str) -> list[str]:
     """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
-    has_any = any(opening in text for opening in "[{<(")  # of 100,000 captions much faster than the pattern
-    found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text) if has_any else ())
-    return [each for each in found if each not in PLACEHOLDERS]
+    if not any(opening in text for opening in "[{<("):  # of 100,000 captions much faster than the pattern
+        return []
+    near = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
+    return [placeholder for placeholder in near if placeholder not in PLACEHOLDERS]
 
 
 def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
     """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
     together = "\n".join(prompts)
-    literal = [each for each in PLACEHOLDERS if each in together and not triggers]
+    literal = [placeholder for placeholder in PLACEHOLDERS if placeholder in together and not triggers]
     for placeholder in (*literal, *nearly_placeholders(together)):
-        remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
+        remedy = f"Write '{PLACEHOLDERS[0]}'"
+        if placeholder in PLACEHOLDERS:
+            remedy = "Give the job a 'trigger_word'"
         count = sum(placeholder in prompt for prompt in prompts)
         what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
         yield f"warning: sample: {what}. {remedy}"
-    if found := marks_in(prompts):
-        yield f"warning: sample: prompts with {in_words(found)}"
-    without = [prompt for prompt in prompts if not any(each in prompt for each in (*triggers, *PLACEHOLDERS))]
+    marks = marks_in(prompts)
+    if marks:
+        yield f"warning: sample: prompts with {in_words(marks)}"
+    words = (*triggers, *PLACEHOLDERS)
+    without = [prompt for prompt in prompts if not any(word in prompt for word in words)]
     if triggers and without:
         shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
         what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
@@ -270,8 +281,9 @@ def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000])
     word = begins.most_common(1)[0][0]
     count = sum(text.startswith(word) for text in captions)
-    is_one = count >= 0.8 * len(captions) and word and word.lower() not in _COMMON_WORDS.split()
-    return (word, count) if is_one else ("", 0)
+    if word and count >= 0.8 * len(captions) and word.lower() not in _COMMON_WORDS.split():
+        return word, count
+    return "", 0
 
 
 def drawn_caption(sample: Sample, seed: int, epoch: int, position: int) -> str:
@@ -297,7 +309,8 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
     begin = next((text for text in begins if caption.startswith(text)), "")
     if rules.prefix and caption.startswith(begin + ". "):
         begin += ". "
-    parts = [part for part in map(str.strip, caption.removeprefix(begin).split(",")) if part]
+    tags = (tag.strip() for tag in caption.removeprefix(begin).split(","))
+    parts = [tag for tag in tags if tag]
     free = [
         index
         for index, part in enumerate(parts)

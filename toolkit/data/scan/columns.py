@@ -171,8 +171,8 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
     for role in ("image", "prompt", "tags", "control", "worse"):
         if of_role.get(role):
             continue
-        own = [key for key in written if key not in taken]
-        of_role[role] = _numbered(own, rows) if role == "control" else _known(role, own, rows)
+        free = [key for key in written if key not in taken]
+        of_role[role] = _numbered(free, rows) if role == "control" else _known(role, free, rows)
     early = {known.name for known in KNOWN if known.role == "control" and not known.paths_only}
     controls = {re.sub(r"_[0-9]+$", "", key.strip().lower()) for key in of_role["control"]}
     is_of_pairs = bool(of_role["mask"] or given.control or controls - early)
@@ -180,7 +180,8 @@ def columns_of(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Colum
 
 
 def _given(names: Iterable[str], by_name: Mapping[str, str], role: str) -> tuple[str, ...]:
-    if missing := [name for name in names if name.strip().lower() not in by_name]:
+    missing = [name for name in names if name.strip().lower() not in by_name]
+    if missing:
         what = f"has no column {missing[0]!r}, which 'columns' gives as {role!r}"
         raise Unfit(f"{what}. Its columns are {', '.join(by_name.values())}")
     return tuple(by_name[name.strip().lower()] for name in names)
@@ -190,21 +191,29 @@ def _known(role: str, written: Iterable[str], rows: Sequence[Mapping[Any, Any]])
     named: dict[str, list[str]] = {}
     for key in written:
         named.setdefault(_base(key), []).append(key)
-    found = [(known, key) for known in KNOWN if known.role == role for key in reversed(named.get(known.name, []))]
-    return tuple(key for known, key in found if not known.paths_only or are_images(key, rows))
+    keys = []
+    for known in KNOWN:
+        if known.role == role:
+            for key in reversed(named.get(known.name, [])):
+                if not known.paths_only or are_images(key, rows):
+                    keys.append(key)
+    return tuple(keys)
 
 
 def _numbered(written: Iterable[str], rows: Sequence[Mapping[Any, Any]]) -> tuple[str, ...]:
     """The columns of control images, in the order of the numbers behind their names."""
-    known = {each.name: each for each in KNOWN if each.role == "control"}
-    found = []
+    controls = {known.name: known for known in KNOWN if known.role == "control"}
+    numbered = []
     for key in written:
-        name, number = _base(key), -1
-        if name not in known and (match := re.fullmatch(r"(.+)_([0-9]+)", name)):
-            name, number = match[1], int(match[2])
-        if name in known and (not known[name].paths_only or are_images(key, rows)):
-            found.append((number, key))
-    return tuple(key for _, key in sorted(found))
+        name = _base(key)
+        number = -1
+        match = re.fullmatch(r"(.+)_([0-9]+)", name)
+        if match and name not in controls:
+            name = match[1]
+            number = int(match[2])
+        if name in controls and (not controls[name].paths_only or are_images(key, rows)):
+            numbered.append((number, key))
+    return tuple(key for _, key in sorted(numbered))
 
 
 def _base(column: str) -> str:
@@ -221,11 +230,12 @@ def are_images(column: str, rows: Sequence[Mapping[Any, Any]]) -> bool:
 
 def texts_in(value: Any) -> Iterator[str]:
     """The texts of a value, one or a list, without empty ones. Anything else in it is the empty suffix's: no file."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, str):
-            if each.strip():
-                yield each.strip()
-        elif each is not None:
+    values = value if isinstance(value, list) else [value]
+    for text in values:
+        if isinstance(text, str):
+            if text.strip():
+                yield text.strip()
+        elif text is not None:
             yield "."
 
 

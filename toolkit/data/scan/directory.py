@@ -79,19 +79,19 @@ class DirectoryListing:
     @cached_property
     def numbered(self) -> dict[str, list[str]]:
         """Stem -> the stems `<stem>_0`, `<stem>_1` and so on of image files, in the order of their numbers."""
-        found: dict[str, list[tuple[int, str]]] = {}
-        for stem in self.images:
-            if match := NUMBERED.fullmatch(stem):
-                found.setdefault(match[1], []).append((int(match[2]), stem))
-        return {stem: [each for _, each in sorted(stems)] for stem, stems in found.items()}
+        by_root: dict[str, list[tuple[int, str]]] = {}
+        for match in filter(None, map(NUMBERED.fullmatch, self.images)):
+            by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
+        return {root: [stem for _, stem in sorted(stems)] for root, stems in by_root.items()}
 
     def numbered_behind(self, affix: str) -> dict[str, list[tuple[int, str]]]:
         """What stands before `<affix><number>` in the stems of image files -> the numbers, in order, with the stems."""
         if affix not in self._behind:
-            pattern, found = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})"), dict[str, list[tuple[int, str]]]()
+            pattern = re.compile(rf"(.+){re.escape(affix)}([0-9]{{1,4}})")
+            by_root: dict[str, list[tuple[int, str]]] = {}
             for match in filter(None, map(pattern.fullmatch, self.images)):
-                found.setdefault(match[1], []).append((int(match[2]), match[0]))
-            self._behind[affix] = {root: sorted(stems) for root, stems in found.items()}
+                by_root.setdefault(match[1], []).append((int(match[2]), match[0]))
+            self._behind[affix] = {root: sorted(stems) for root, stems in by_root.items()}
         return self._behind[affix]
 
     def path(self, name: str) -> str:
@@ -138,8 +138,8 @@ def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> Di
     """
     place = os.path.expanduser(files_in or folder)
     listing = DirectoryListing(folder, str(Path(place) / "x")[:-1], time.time_ns())
-    with os.scandir(place) as found:
-        entries = [entry for entry in found if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS]
+    with os.scandir(place) as scanned:
+        entries = [entry for entry in scanned if not entry.name.startswith(".") and entry.name not in _OF_SYSTEMS]
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
         entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
@@ -212,9 +212,11 @@ class ScanCache:
         """The folder with cached facts of images that did not change. Raises OSError when it cannot be read."""
         if folder not in self._named:
             files_in = folder
-            if found := archive_in(folder):  # a zip file or a folder in one: beside the cache files
+            in_archive = archive_in(folder)
+            if in_archive:  # a zip file or a folder in one: beside the cache files
+                archive, inside = in_archive
                 home = self._folder.parent / "zips" if self._folder else Path(self._unpacked.name)
-                files_in = os.path.join(unpacked(found[0], home), found[1])
+                files_in = os.path.join(unpacked(archive, home), inside)
             self.take(list_folder(folder, files_in))
         return self._named[folder]
 

@@ -110,13 +110,14 @@ def marks_in(texts: Sequence[str]) -> list[Marks]:
     """
     if not _ANY.search("\n".join(texts)):  # one search of 100,000 captions instead of one for each kind
         return []
-    found = []
+    kinds = []
     for syntax in SYNTAX:
-        matches = {place: match for place, text in enumerate(texts) if (match := syntax.pattern.search(text))}
-        if matches:
-            first = next(iter(matches.values()))
-            found.append(Marks(syntax, first[0], tuple(matches)))
-    return found
+        matches = [syntax.pattern.search(text) for text in texts]
+        places = tuple(place for place, match in enumerate(matches) if match)
+        first = next(filter(None, matches), None)
+        if first:
+            kinds.append(Marks(syntax, first[0], places))
+    return kinds
 
 
 def in_words(found: Sequence[Marks], counted: bool = False) -> str:

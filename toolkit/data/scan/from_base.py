@@ -50,7 +50,8 @@ def made_folders(
     folders, faults, mistakes = list[FolderInfo](), list[tuple[str, str]](), list[Diagnostic]()
     base = _base_hash(section, family) if any(dataset.from_base for dataset in section.datasets) else ""
     for index, dataset in enumerate(section.datasets):
-        if not (made := dataset.from_base):
+        made = dataset.from_base
+        if not made:
             continue
         try:
             prompts = read_prompts(made.prompts)
@@ -149,14 +150,18 @@ def _faults(prompts: Sequence[str], triggers: Sequence[str]) -> Iterator[str]:
     """What is rarely meant in prompts for the base model, for the plan and `lint`."""
     for word in (*triggers, *PLACEHOLDERS):
         whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
-        if held := [prompt for prompt in prompts if whole.search(prompt)]:
-            what = f"{count_of(len(held), 'prompt')} with {word!r}, whose meaning the base model does not know"
-            yield f"{what}: {_quoted(held)}. Write what it is an example of instead"
-    if held := [prompt for prompt in prompts if _FLAG.search(prompt)]:
-        what = f"{count_of(len(held), 'prompt')} with flags, which are part of the text here: {_quoted(held)}"
+        with_word = [prompt for prompt in prompts if whole.search(prompt)]
+        if with_word:
+            what = f"{count_of(len(with_word), 'prompt')} with {word!r}, whose meaning the base model does not know"
+            yield f"{what}: {_quoted(with_word)}. Write what it is an example of instead"
+    with_flags = [prompt for prompt in prompts if _FLAG.search(prompt)]
+    if with_flags:
+        counted = count_of(len(with_flags), "prompt")
+        what = f"{counted} with flags, which are part of the text here: {_quoted(with_flags)}"
         yield f"{what}. Give 'neg', 'sample_steps' and 'guidance_scale' of 'from_base', and 'resolution'"
-    if found := marks_in(prompts):
-        yield f"{count_of(len(prompts), 'prompt')} with {in_words(found)}"
+    marks = marks_in(prompts)
+    if marks:
+        yield f"{count_of(len(prompts), 'prompt')} with {in_words(marks)}"
 
 
 def _quoted(prompts: Sequence[str]) -> str:

@@ -55,7 +55,8 @@ def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, squar
     for length in (size.width * scale, size.height * scale):
         below, above = int(length // divisibility), ceil(length / divisibility)
         sides.append([max(1, steps) * divisibility for steps in (below, above)])
-    if fitting := [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]:
+    fitting = [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]
+    if fitting:
         return cover(size, min(fitting, key=lambda pair: abs(prod(pair) - area)))
     # So long and thin that its short side needs enlarging: as long as the area allows.
     long_side = limit // divisibility // divisibility * divisibility
@@ -115,9 +116,17 @@ def scan_items(
     folders = [] if section.streamed else section.datasets
     settings = section.validation
     also = [settings.dataset(folders)] if folders and settings and settings.folder_path else []
-    reads, weight = section.reads_captions, section.train.reg_weight
-    made, faults = made_folders(section, family, forgiven) if family else ([], ())
-    scan = scan_datasets(folders, section.trigger_word, weight, scan_cache, forgiven, reads, also, made)
+    generated, faults = made_folders(section, family, forgiven) if family else ([], ())
+    scan = scan_datasets(
+        folders,
+        section.trigger_word,
+        section.train.reg_weight,
+        scan_cache,
+        forgiven,
+        section.reads_captions,
+        also,
+        generated,
+    )
     notes = (*scan.notes, *(f"warning: {place}: {fault}" for place, fault in faults))
     scan = replace(scan, notes=notes, prompt_faults=faults)
     resolutions = [dataset.resolution for dataset in section.datasets]
@@ -158,7 +167,8 @@ def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size
             for path in paths:
                 file = Path(path).expanduser()
                 sizes.append(inspect_image(file).size if file.exists() else Size(1, 1))
-                if reason := reference_error(sizes[-1]):
+                reason = reference_error(sizes[-1])
+                if reason:
                     raise ImageError(path, reason)
         except (ImageError, UserError) as error:
             raise DataErrors([Diagnostic((f"{place}.{key}",), str(error))]) from error
@@ -168,9 +178,13 @@ def sample_inputs(place: str, item: SampleItem, family: ModelFacts) -> list[Size
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
     """Raises DataErrors naming every image that is trained at a larger size than the family has positions for."""
     if family.longest_side is not None:
-        found = {sample.image: reason for sample, crop in items if (reason := too_large(crop.bucket, family))}
-        if found:
-            raise DataErrors([Diagnostic((image,), reason) for image, reason in found.items()])
+        reasons = {}
+        for sample, crop in items:
+            reason = too_large(crop.bucket, family)
+            if reason:
+                reasons[sample.image] = reason
+        if reasons:
+            raise DataErrors([Diagnostic((image,), reason) for image, reason in reasons.items()])
 
 
 def too_large(size: Size, family: ModelFacts) -> str:

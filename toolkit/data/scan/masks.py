@@ -96,7 +96,7 @@ def look_at_masks(masks: Sequence[Mask]) -> list[tuple[Mask, MaskLook]]:
             return None
 
     looks = thread_map(look, chosen, at_once=4)
-    return [(mask, found) for mask, found in zip(chosen, looks, strict=True) if found is not None]
+    return [(mask, look) for mask, look in zip(chosen, looks, strict=True) if look is not None]
 
 
 def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
@@ -162,5 +162,6 @@ def _exchange(mask: Mask) -> str:
 def faults_of(looks: Sequence[tuple[Mask, MaskLook]]) -> Iterator[tuple[Mask, MaskFault]]:
     """The masks with a fault, each with it."""
     for mask, look in looks:
-        if fault := mask_fault(mask, look):
+        fault = mask_fault(mask, look)
+        if fault:
             yield mask, fault

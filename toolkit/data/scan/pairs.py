@@ -38,7 +38,8 @@ def pair_mistakes(pairs: Sequence[Pair]) -> Iterator[Diagnostic]:
 def contradictions(pairs: Sequence[Pair]) -> Iterator[str]:
     """A note of pairs that are there in both orders."""
     orders = {(better.path, worse.path) for better, worse, _ in pairs}
-    if both := sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1]):
+    both = sorted(pair for pair in orders if pair[::-1] in orders and pair[0] < pair[1])
+    if both:
         shown = " and ".join(both[0])
         what = f"{len(both)} of {len(orders) - len(both)} pairs are preferred both ways, such as {shown}"
         yield f"warning: {what}. They cancel each other: remove one line of each"

@@ -101,11 +101,11 @@ def pair_names(stems: Collection[str]) -> PairNames | None:
     for words in PAIRS:
         if words.image not in text or words.control not in text:
             continue
-        found = _named_pairs(stems, words, _BEHIND, _BEHIND_NUMBERED)
-        if found is None and not words.is_letter:
-            found = _named_pairs(stems, words, _BEFORE, _BEFORE_NUMBERED)
-        if found is not None:
-            return found
+        pairs = _named_pairs(stems, words, _BEHIND, _BEHIND_NUMBERED)
+        if pairs is None and not words.is_letter:
+            pairs = _named_pairs(stems, words, _BEFORE, _BEFORE_NUMBERED)
+        if pairs is not None:
+            return pairs
     return None
 
 
@@ -204,12 +204,12 @@ LookedFor = Mapping[str, Collection[str]]
 
 def looked_for(slots: Iterable[tuple[Slot, Iterable[str]]]) -> LookedFor:
     """What is looked for where. slots: each with the stems of its images."""
-    found: dict[str, set[str]] = {}
+    wanted: dict[str, set[str]] = {}
     for slot, stems in slots:
         names = set(map(slot.wanted, stems))
         for listing in slot.listings:
-            found.setdefault(listing.prefix, set()).update(names)
-    return found
+            wanted.setdefault(listing.prefix, set()).update(names)
+    return wanted
 
 
 def partners_of(
@@ -223,14 +223,15 @@ def partners_of(
     for listing in slot.listings:
         numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
         stems = [stem] if stem in listing.images else []
-        stems += [each for each in numbered if each not in wanted[listing.prefix]]
-        for each in stems:
-            if len(names := listing.images[each]) > 1:
-                reason = f"{slot.what}s share the stem {each!r}: {', '.join(names)}. Rename one"
+        stems += [candidate for candidate in numbered if candidate not in wanted[listing.prefix]]
+        for candidate in stems:
+            names = listing.images[candidate]
+            if len(names) > 1:
+                reason = f"{slot.what}s share the stem {candidate!r}: {', '.join(names)}. Rename one"
                 mistakes.append(Diagnostic((listing.path(names[0]),), reason))
                 return []
         if stems:
-            return [ImageFile(listing, listing.images[each][0]) for each in stems]
+            return [ImageFile(listing, listing.images[candidate][0]) for candidate in stems]
     if slot.listings and not slot.optional:
         searched = " or ".join(repr(listing.folder) for listing in slot.listings)
         reason = f"has no {slot.what} {stem!r} in {searched}. Add it, or set {slot.key}_optional"
@@ -247,8 +248,10 @@ LAYER_SUFFIXES = (LAYER, "_")
 
 def layers_beside(listing: DirectoryListing, suffix: str) -> dict[str, list[str]]:
     """Stem of an image -> the stems of its layers in the same folder, in order."""
-    found = listing.numbered_behind(suffix) if suffix else {}
-    return {stem: [each for _, each in numbered] for stem, numbered in found.items() if stem in listing.images}
+    if not suffix:
+        return {}
+    by_root = listing.numbered_behind(suffix)
+    return {root: [stem for _, stem in stems] for root, stems in by_root.items() if root in listing.images}
 
 
 def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic]) -> list[ImageFile]:
@@ -262,23 +265,27 @@ def _layers(stem: str, image: ImageFile, slot: Slot, mistakes: list[Diagnostic])
                 continue
             numbers = [number for number, _ in numbered]
             first = min(numbers[0], 1)
-            names = [name for _, each in numbered for name in listing.images[each]]
+            names = [name for _, layer in numbered for name in listing.images[layer]]
             if numbers != [*range(first, first + len(numbers))] or len(names) > len(numbers):
                 reason = f"its layers are not numbered one after the other: {', '.join(names)}. Rename them"
                 mistakes.append(Diagnostic((image.path,), reason))
                 return []
             return [ImageFile(listing, name) for name in names]
     if slot.listings:
-        reason = (
-            f"has no layer {stem + suffixes[0] + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
-        )
-        if match := re.fullmatch(rf"(.+){re.escape(suffixes[0])}[0-9]+", stem):
-            reason = f"is a layer, and there is no image {match[1]!r}. Add that image, or remove the layer"
-            if any(match[1] in listing.images for listing in (image.listing, *slot.listings)):
-                remedy = f"Give 'layers_suffix: {suffixes[0]}' in place of 'layers_path'"
-                reason = f"is a layer beside its image {match[1]!r}, and would be trained as an image. {remedy}"
-        mistakes.append(Diagnostic((image.path,), reason))
+        mistakes.append(Diagnostic((image.path,), _why_no_layers(stem, image, slot, suffixes[0])))
     return []
+
+
+def _why_no_layers(stem: str, image: ImageFile, slot: Slot, suffix: str) -> str:
+    """The mistake of an image without layers, which may be a layer itself."""
+    match = re.fullmatch(rf"(.+){re.escape(suffix)}[0-9]+", stem)
+    if not match:
+        return f"has no layer {stem + suffix + '0'!r} in {slot.listings[0].folder!r}. Add its layers, or remove it"
+    root = match[1]
+    if any(root in listing.images for listing in (image.listing, *slot.listings)):
+        remedy = f"Give 'layers_suffix: {suffix}' in place of 'layers_path'"
+        return f"is a layer beside its image {root!r}, and would be trained as an image. {remedy}"
+    return f"is a layer, and there is no image {root!r}. Add that image, or remove the layer"
 
 
 def unpaired(listing: DirectoryListing, used: Collection[str]) -> list[str]:
@@ -295,7 +302,7 @@ def captions_beside(listing: DirectoryListing) -> list[str]:
 
 def shared(uses: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Control image or mask -> its images, of those that have several. uses: pairs of an image and such a file."""
-    found: dict[str, dict[str, None]] = {}
+    images_of: dict[str, dict[str, None]] = {}
     for image, partner in uses:
-        found.setdefault(partner, {})[image] = None
-    return {partner: [*images] for partner, images in found.items() if len(images) > 1}
+        images_of.setdefault(partner, {})[image] = None
+    return {partner: [*images] for partner, images in images_of.items() if len(images) > 1}

@@ -33,7 +33,8 @@ def probably_no_repeats(names: Collection[str]) -> str:
     >>> probably_no_repeats(["01_anna", "02_bob", "03_carl"])
     'count up'
     """
-    numbers = [match[1] for name in names if (match := REPEATS.match(name))]
+    matches = map(REPEATS.match, names)
+    numbers = [match[1] for match in matches if match]
     values = sorted({int(number) for number in numbers})
     if any(_DATE.fullmatch(number) for number in numbers):
         return "look like dates"

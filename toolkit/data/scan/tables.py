@@ -1,7 +1,8 @@
 """Tables of captions: the rows of a file that names many images, with what it says of each.
 
-Whether a table is given or found beside the images, `read_table` reads it: the file's form becomes rows of named
-values, `columns` says what they are, and what cannot be used is a mistake with its line.
+Whether a table is given or lies beside the images, `read_table` reads it: the file's form becomes rows of named
+values, `columns` says what they are, and what cannot be used is a mistake with its line. `ScanFindings.table` calls it
+once for each file; `folder_tables` brings the rows to the images by `placed`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from posixpath import normpath
@@ -77,41 +78,49 @@ class TableRow(NamedTuple):
     """Factor on its loss."""
 
 
-@dataclass
+class TableLine(NamedTuple):
+    """A line of a table that can be used."""
+
+    number: int
+    name: str
+    """The name of its image as it is written."""
+
+    row: TableRow
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of captions that was read."""
 
     path: str
-    called: str = ""
+    called: str
     """As messages name it."""
 
-    rows: dict[str, TableRow] = field(default_factory=dict)
+    rows: dict[str, TableRow]
     """By `image_name`."""
 
-    lines: list[tuple[int, str, TableRow]] = field(default_factory=list)
-    """The number of each line, the name of its image as it is written, and what is said of it."""
-
-    mistakes: list[Diagnostic] = field(default_factory=list)
+    lines: list[TableLine]
+    mistakes: list[Diagnostic]
     """A file that cannot be used, and lines that cannot."""
 
-    is_of_pairs: bool = False
+    is_of_pairs: bool
     """As `Columns.is_of_pairs`."""
 
-    undecided: int = 0
+    undecided: int
     """Lines that are skipped, because neither of two images is better."""
 
-    unused: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    unused: Mapping[str, list[tuple[str, str]]]
     """Columns that are not used -> their values: each the name of the image as it is written, and a text."""
 
     def unused_files(self, is_file: Callable[[str], bool]) -> list[str]:
         """The columns that are not used and whose values are all files that are there. One that repeats the name of the
         image does not count."""
-        found = []
+        columns = []
         for column, values in self.unused.items():
             others = [value for name, value in values if image_name(value) != image_name(name)]
             if others and all(map(is_file, others)):
-                found.append(column)
-        return found
+                columns.append(column)
+        return columns
 
 
 class _Line(NamedTuple):
@@ -141,78 +150,145 @@ def read_table(
     caption, or a header with tabs. Names are paths from the folder of the images, as of `image_name`. Blank lines are
     skipped. Mistakes are named as file:line, of `.json` as file:entry.
     """
-    table = Table(path, called or path)
+    called = called or path
+    read = _read(path, moved, given)
+    rows, repeated = _by_image(read.lines, path, several)
+    faults = sorted([*read.faults, *repeated], key=lambda fault: fault.number)
+    return Table(
+        path,
+        called,
+        rows,
+        read.lines,
+        mistakes=[_mistake(called, fault) for fault in faults],
+        is_of_pairs=read.is_of_pairs,
+        undecided=read.undecided,
+        unused=read.unused,
+    )
+
+
+class _Fault(NamedTuple):
+    """A line that cannot be used."""
+
+    number: int
+    """0: the whole file."""
+
+    reason: str
+
+
+def _mistake(called: str, fault: _Fault) -> Diagnostic:
+    place = f"{called}:{fault.number}" if fault.number else called
+    return Diagnostic((place,), fault.reason)
+
+
+def _by_image(lines: Iterable[TableLine], path: str, several: bool) -> tuple[dict[str, TableRow], list[_Fault]]:
+    """The rows by `image_name`, those of one image joined where that can be; and the lines where it cannot. Arguments
+    as of `read_table`."""
     rows: dict[str, TableRow] = {}
     first: dict[str, int] = {}
+    faults = []
     is_there = lru_cache(os.path.isdir)  # one folder has many images
-    for number, written, row in _rows(path, moved, given, table):
-        table.lines.append((number, written, row))
+    for number, written, row in lines:
         if os.path.isabs(written) and is_there(os.path.dirname(written)):
             written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
         name = image_name(written)
         if name not in first:
-            first[name], rows[name] = number, row
+            first[name] = number
+            rows[name] = row
             continue
-        known = rows[name]
-        is_other_caption = row._replace(caption=known.caption) == known and row.caption != known.caption
-        if known.worse and row.worse and known[:2] == row[:2]:
-            rows[name] = known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
-        elif is_other_caption and several:
-            rows[name] = known._replace(caption=LIST.join(filter(None, (known.caption, row.caption))))
-        else:
-            or_draw = ", or give 'captions: lines', which draws one at each use" if is_other_caption else ""
-            reason = f"{name!r} has a caption in line {first[name]}. Remove one of them{or_draw}"
-            table.mistakes.append(Diagnostic((f"{table.called}:{number}",), reason))
-    table.rows = rows
-    return table
+        joined = _joined(rows[name], row, several)
+        if joined is not None:
+            rows[name] = joined
+            continue
+        remedy = "Remove one of them"
+        if _differ_in_caption_alone(rows[name], row):
+            remedy = f"{remedy}, or give 'captions: lines', which draws one at each use"
+        faults.append(_Fault(number, f"{name!r} has a caption in line {first[name]}. {remedy}"))
+    return rows, faults
 
 
-def _rows(
-    path: str, moved: Mapping[str, str], given: ColumnsConfig, table: Table
-) -> Iterator[tuple[int, str, TableRow]]:
-    """Line, name of the image as it is written, and what is said of it. What cannot be used goes to the table's
-    mistakes."""
+def _joined(known: TableRow, row: TableRow, several: bool) -> TableRow | None:
+    """Two rows of one image as one: of pairs all worse images, with `several` both captions; None: neither fits."""
+    if known.worse and row.worse and known[:2] == row[:2]:
+        return known._replace(worse=tuple(dict.fromkeys(known.worse + row.worse)))
+    if several and _differ_in_caption_alone(known, row):
+        captions = [caption for caption in (known.caption, row.caption) if caption]
+        return known._replace(caption=LIST.join(captions))
+    return None
 
-    def mistake(reason: str, number: int = 0) -> None:
-        table.mistakes.append(Diagnostic((f"{table.called}:{number}" if number else table.called,), reason))
 
+def _differ_in_caption_alone(known: TableRow, row: TableRow) -> bool:
+    return row.caption != known.caption and row._replace(caption=known.caption) == known
+
+
+class _Read(NamedTuple):
+    """What a file says, line by line."""
+
+    lines: list[TableLine]
+    faults: list[_Fault]
+    is_of_pairs: bool = False
+    undecided: int = 0
+    unused: Mapping[str, list[tuple[str, str]]] = MappingProxyType({})
+
+
+def _read(path: str, moved: Mapping[str, str], given: ColumnsConfig) -> _Read:
+    """The lines of a file that can be used, and those that cannot. Arguments as of `read_table`."""
     try:
         lines = [*_lines(path, given)]
         usable = [line.row for line in lines if not line.fault]
-        columns = columns_of(usable, given)
-        if usable and not (columns.image or columns.labelled) and not all(map(_is_undecided, usable)):
-            raise Unfit(unknown(usable))
+        columns = _columns(usable, given)
     except CaptionError as error:
-        mistake(error.reason)
-        return
+        return _Read([], [_Fault(0, error.reason)])
     except Unfit as error:
-        mistake(str(error))
-        return
-    table.is_of_pairs = columns.is_of_pairs
-    first = (columns.image, columns.prompt, columns.worse)
-    several = [keys for keys in first if len(keys) > 1]  # of which a row uses one
-    used, found = _used(columns), set[str | None]()
+        return _Read([], [_Fault(0, str(error))])
+    used = _used(columns)
     others = [key for key in dict.fromkeys(chain.from_iterable(usable)) if isinstance(key, str) and key not in used]
-    table.unused = {key: [] for key in others}
+    unused: dict[str, list[tuple[str, str]]] = {key: [] for key in others}
+    read = []
+    faults = []
+    undecided = 0
+    chosen = set[str | None]()
     for number, row, fault in lines:
         if fault:
-            mistake(fault, number)
+            faults.append(_Fault(number, fault))
             continue
         try:
-            if (name := _name(row, columns)) is None:
-                table.undecided += 1
+            name = _name(row, columns)
+            if name is None:
+                undecided += 1
                 continue
-            said = _said(row, columns)
+            of_image = _row_of(row, columns)
         except Unfit as error:
-            mistake(str(error), number)
+            faults.append(_Fault(number, str(error)))
             continue
-        found.update(first_of(row, keys) for keys in several)
+        chosen.update(first_of(row, keys) for keys in _alternatives(columns))
         for key in others:
-            table.unused[key] += [(name, moved_path(value, moved)) for value in texts_in(row.get(key))]
-        references, worse = (tuple(moved_path(each, moved) for each in paths) for paths in said[1:3])
-        mask = moved_path(said.mask, moved) if said.mask else ""
-        yield number, moved_path(name, moved), said._replace(references=references, worse=worse, mask=mask)
-    table.unused = {key: values for key, values in table.unused.items() if key not in found}
+            unused[key] += [(name, moved_path(value, moved)) for value in texts_in(row.get(key))]
+        read.append(TableLine(number, moved_path(name, moved), _moved_row(of_image, moved)))
+    unused = {key: values for key, values in unused.items() if key not in chosen}
+    return _Read(read, faults, columns.is_of_pairs, undecided, unused)
+
+
+def _columns(rows: Sequence[Mapping[Any, Any]], given: ColumnsConfig) -> Columns:
+    """The columns of a table that names images. Raises Unfit where none does."""
+    columns = columns_of(rows, given)
+    names_images = columns.image or columns.labelled
+    if rows and not names_images and not all(UNDECIDED in row for row in rows):
+        raise Unfit(unknown(rows))
+    return columns
+
+
+def _alternatives(columns: Columns) -> list[tuple[str, ...]]:
+    """Several columns of one role, of which a row uses the first that it has."""
+    return [keys for keys in (columns.image, columns.prompt, columns.worse) if len(keys) > 1]
+
+
+def _moved_row(row: TableRow, moved: Mapping[str, str]) -> TableRow:
+    """The row with the paths of files where they lie now. moved: `DatasetConfig.path_map`."""
+    return row._replace(
+        references=tuple(moved_path(path, moved) for path in row.references),
+        worse=tuple(moved_path(path, moved) for path in row.worse),
+        mask=moved_path(row.mask, moved) if row.mask else "",
+    )
 
 
 def _used(columns: Columns) -> set[str]:
@@ -244,34 +320,45 @@ NO_JSON = "is not valid JSON"
 _NO_NAME = "has no 'file_name' and 'caption' of text. Give both, or remove the line"
 
 
-def _is_undecided(row: Mapping[Any, Any]) -> bool:
-    return UNDECIDED in row
-
-
-def _said(row: Mapping[Any, Any], columns: Columns) -> TableRow:
+def _row_of(row: Mapping[Any, Any], columns: Columns) -> TableRow:
     """What a row says of its image. Raises Unfit where it is not text."""
-    pair = labelled(row, columns) if columns.labelled else None
-    worse_key = first_of(row, columns.worse)
-    worse = (pair[1].strip(),) if pair else _paths((worse_key,) if worse_key else (), row)
+    weight = 1.0
+    worse = _worse(row, columns)
     mask = next(iter(_paths(columns.mask, row)), "")
-    weight = _weight(row.get(columns.weight[0])) if columns.weight else 1.0
+    if columns.weight:
+        weight = _weight(row.get(columns.weight[0]))
     return TableRow(_caption(row, columns), _paths(columns.control, row), worse, mask, weight)
+
+
+def _worse(row: Mapping[Any, Any], columns: Columns) -> tuple[str, ...]:
+    """The images of a row that are liked less: by its label, or by its column."""
+    pair = labelled(row, columns) if columns.labelled else None
+    if pair:
+        return (pair[1].strip(),)
+    key = first_of(row, columns.worse)
+    return _paths((key,), row) if key else ()
 
 
 def _caption(row: Mapping[Any, Any], columns: Columns) -> str:
     """The caption of a row; kohya's tags follow another caption after a comma."""
-    key, tags_key = first_of(row, columns.prompt), first_of(row, columns.tags)
-    caption, tags = row.get(key), row.get(tags_key)
+    key = first_of(row, columns.prompt)
+    tags_key = first_of(row, columns.tags)
+    tags = row.get(tags_key)
     if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
         tags = ", ".join(tags)
+    caption = listed(row.get(key))
     if key is not None and key == tags_key:
         caption = tags
-    elif isinstance(caption := listed(caption), str | None) and key and isinstance(tags, str):
-        each_of = (caption or "").split(LIST)
-        caption = LIST.join(", ".join(filter(None, (each.strip(), tags.strip()))) for each in each_of)
     if not isinstance(caption, str | None):
         raise Unfit(_NO_NAME)
+    if key and key != tags_key and isinstance(tags, str):
+        caption = LIST.join(_with_tags(text, tags) for text in (caption or "").split(LIST))
     return (caption or "").strip()
+
+
+def _with_tags(caption: str, tags: str) -> str:
+    parts = (caption.strip(), tags.strip())
+    return ", ".join(part for part in parts if part)
 
 
 def _weight(value: Any) -> float:
@@ -291,7 +378,10 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
     """The paths in these columns of a row, each with one or a list."""
     if not keys:
         return ()
-    values = chain.from_iterable(value if isinstance(value := row.get(key), list) else [value] for key in keys)
+    values = list[Any]()
+    for key in keys:
+        value = row.get(key)
+        values += value if isinstance(value, list) else [value]
     return tuple(value.strip() for value in values if isinstance(value, str) and value.strip())
 
 
@@ -301,7 +391,8 @@ def _paths(keys: Sequence[Any], row: Mapping[Any, Any]) -> tuple[str, ...]:
 def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
     """The rows of a file, by its ending. Raises CaptionError for one that cannot be read, Unfit for one whose form or
     header is not known."""
-    file, suffix = os.path.expanduser(path), split_suffix(path)[1]
+    file = os.path.expanduser(path)
+    suffix = split_suffix(path)[1]
     if suffix == SUFFIX or is_parquet(file):
         return _parquet_lines(file)
     text = read_text(file, utf16=True)
@@ -317,9 +408,9 @@ def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
 def _tab_lines(text: str) -> Iterator[_Line]:
     name, caption = names_of("image")[0], names_of("prompt")[0]
     for number, line in enumerate(text.split("\n"), 1):
-        written, tab, said = line.partition("\t")
+        written, tab, text_of = line.partition("\t")
         if tab and written.strip():
-            yield _Line(number, {name: written.strip(), caption: said.strip()})
+            yield _Line(number, {name: written.strip(), caption: text_of.strip()})
         elif line.strip():
             what = "no name before the tab" if tab else "no tab"
             reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
@@ -329,25 +420,28 @@ def _tab_lines(text: str) -> Iterator[_Line]:
 def _with_header(text: str, delimiters: str, given: ColumnsConfig) -> Iterator[_Line]:
     """The rows of a file with a header. Spreadsheets may write a first line `sep=;`."""
     before, _, rest = text.partition("\n")
-    is_said = before.strip().lower().startswith("sep=") and len(before.strip()) == 5
-    if is_said:
-        text, delimiters = rest, before.strip()[4]
+    skipped = 0
+    if before.strip().lower().startswith("sep=") and len(before.strip()) == 5:
+        skipped = 1
+        text = rest
+        delimiters = before.strip()[4]
     delimiter = _delimiter(text, delimiters, given)
     if not delimiter:
         if text.strip():
-            yield _Line(1 + is_said, {}, _no_header(text, delimiters, given))
+            yield _Line(1 + skipped, {}, _no_header(text, delimiters, given))
         return
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     try:
         for row in reader:
-            number, more = reader.line_num + is_said, [each for each in row.pop(None, ()) if each.strip()]
+            number = reader.line_num + skipped
+            more = [value for value in row.pop(None, ()) if value.strip()]
             if more:
                 what = f"has more values than the header: {delimiter.join(more)[:_SHOWN]!r}"
                 yield _Line(number, {}, f"{what}. Put a caption that has {delimiter!r} in it into quotation marks")
             elif any(isinstance(value, str) and value.strip() for value in row.values()):
                 yield _Line(number, row)
     except csv.Error as error:
-        yield _Line(reader.line_num + is_said, {}, f"cannot be read as CSV: {error}. Fix the line")
+        yield _Line(reader.line_num + skipped, {}, f"cannot be read as CSV: {error}. Fix the line")
 
 
 def _header(text: str, delimiter: str) -> list[str]:
@@ -384,7 +478,7 @@ def _some_rows(text: str, delimiter: str) -> list[list[str]]:
 def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """Why the first line is not a header, and what to do."""
     name, caption = names_of("image")[0], names_of("prompt")[0]
-    delimiter = max(delimiters, key=lambda each: len(_header(text, each)))
+    delimiter = max(delimiters, key=lambda delimiter: len(_header(text, delimiter)))
     header = _header(text, delimiter)
     shown = repr(delimiter.join(header)[:_SHOWN])
     is_image = [split_suffix(value)[1] in IMAGE_SUFFIXES for value in header]
@@ -421,7 +515,7 @@ def _json_lines(text: str) -> Iterator[_Line]:
             except (ValueError, RecursionError) as error:
                 yield _Line(number, {}, f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix the line")
                 continue
-            yield _Line(number, row) if isinstance(row, dict) else _Line(number, {}, _NO_NAME)
+            yield _json_line(number, row)
 
 
 def _json_entries(text: str) -> Iterator[_Line]:
@@ -432,12 +526,22 @@ def _json_entries(text: str) -> Iterator[_Line]:
         reason = f"{NO_JSON}: {getattr(error, 'msg', error)}. Fix it, or write a line for each image"
         yield _Line(getattr(error, "lineno", 1), {}, reason)
         return
-    rows = whole if isinstance(whole, list) else [whole]
-    if isinstance(whole, dict):
-        said = ((key, row if isinstance(row, dict) else {caption: row}) for key, row in whole.items())
-        rows = [{name: key, **row} for key, row in said]
+    rows = [whole]
+    if isinstance(whole, list):
+        rows = whole
+    elif isinstance(whole, dict):
+        rows = []
+        for key, row in whole.items():
+            values = row if isinstance(row, dict) else {caption: row}
+            rows.append({name: key, **values})
     for number, row in enumerate(rows, 1):
-        yield _Line(number, row) if isinstance(row, dict) else _Line(number, {}, _NO_NAME)
+        yield _json_line(number, row)
+
+
+def _json_line(number: int, row: Any) -> _Line:
+    if isinstance(row, dict):
+        return _Line(number, row)
+    return _Line(number, {}, _NO_NAME)
 
 
 # ---------------------------------------------------------------- which images are meant
@@ -453,34 +557,45 @@ def placed(
     all begin with one folder that is not there. path: of the table. folder: of the images. names: what they are called.
     """
     known = {*names, *(split_suffix(name)[0] for name in names)}
-    rows = {name: row for name, row in table.items() if name in known}
-    found: dict[str, list[str]] = {}
-    begins: dict[str, list[tuple[str, str]]] = {}
+    sure = {split_suffix(name)[0] for name in table if name in known}
+    by_place: dict[str, list[str]] = {}
+    by_begin: dict[str, list[tuple[str, str]]] = {}
     whereabouts = _Whereabouts(folder, (os.path.dirname(path) or ".", "."))
-    for name in (name for name in table if name not in rows):
+    for name in table:
+        if name in known:
+            continue
         slashes = image_name(name.replace("\\", "/"))
-        places = {each for each in (slashes, *whereabouts.inside(slashes)) if each in known}
+        places = {place for place in (slashes, *whereabouts.inside(slashes)) if place in known}
         for place in places:
-            found.setdefault(place, []).append(name)
+            by_place.setdefault(place, []).append(name)
         if not places and not whereabouts.is_file(slashes):
-            parts = slashes.split("/")
-            ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
-            if end := next((each for each in ends if each in known), ""):
-                begins.setdefault(slashes.removesuffix(end), []).append((end, name))
-    begin, guessed = next(iter(begins.items())) if len(begins) == 1 else ("", [])
-    for end, name in guessed:
-        found.setdefault(end, []).append(name)
-    taken = {split_suffix(name)[0] for name in rows}
-    sure = {place: written for place, written in found.items() if split_suffix(place)[0] not in taken}
-    of_name = {written[0]: place for place, written in sure.items() if len(written) == 1}
+            end = _known_end(slashes, known)
+            if end:
+                by_begin.setdefault(slashes.removesuffix(end), []).append((end, name))
+    begin = ""
+    if len(by_begin) == 1:
+        ((begin, guessed),) = by_begin.items()
+        for end, name in guessed:
+            by_place.setdefault(end, []).append(name)
+    of_name = {}
+    for place, written in by_place.items():
+        if len(written) == 1 and split_suffix(place)[0] not in sure:
+            of_name[written[0]] = place
     return {of_name.get(name, name): row for name, row in table.items()}, begin
+
+
+def _known_end(path: str, known: Collection[str]) -> str:
+    """The longest end of a path that is a known name; empty for none."""
+    parts = path.split("/")
+    ends = ("/".join(parts[at:]) for at in range(1, len(parts)))
+    return next((end for end in ends if end in known), "")
 
 
 def with_slashes(name: str, folder: str) -> str:
     """The path of an image from a folder; one that is written as on Windows, and leads nowhere, with `/`."""
-    return (
-        name if "\\" not in name or os.path.lexists(os.path.join(folder, name)) else image_name(name.replace("\\", "/"))
-    )
+    if "\\" not in name or os.path.lexists(os.path.join(folder, name)):
+        return name
+    return image_name(name.replace("\\", "/"))
 
 
 class _Whereabouts:
@@ -515,8 +630,11 @@ def image_name(path: str) -> str:
 def lost_folders(table: Table, images: bool = True) -> list[str]:
     """Folders that a table names by absolute paths and that are not on this machine; none of one that cannot be
     read. images: those of the images too, not of what belongs to them alone."""
-    lines = table.lines
-    named = chain.from_iterable(((images and name) or "", *row.references, *row.worse) for _, name, row in lines)
+    named = []
+    for line in table.lines:
+        if images:
+            named.append(line.name)
+        named += [*line.row.references, *line.row.worse]
     folders = dict.fromkeys(name.replace("\\", "/").rpartition("/")[0] for name in named if is_absolute(name))
     return [folder for folder in folders if not os.path.isdir(os.path.expanduser(folder))]
 

@@ -110,7 +110,8 @@ def split_validation(
     split = ValidationSplit(measured, True, (f"{note}; {cost(_images(measured, pairs), settings)} each time",))
     left = []  # of the folders; one that is held out whole is left out with its images
     for folder in scan.folders:
-        if samples := tuple(sample for sample in folder.samples if _place(sample) not in chosen):
+        samples = tuple(sample for sample in folder.samples if _place(sample) not in chosen)
+        if samples:
             # Which images had no caption file is not known any more; there are not more of them than images.
             missing = min(folder.missing_captions, len(samples))
             left.append(replace(folder, samples=samples, missing_captions=missing))
@@ -124,7 +125,9 @@ def _measured(samples: Sequence[Sample], pairs: bool) -> Sequence[Sample]:
 
 def _images(items: Sequence[BucketedSample], pairs: bool) -> int:
     """How many are measured; of pairs both."""
-    return sum(1 + len(item.sample.worse) * pairs for item in items)
+    if pairs:
+        return sum(1 + len(item.sample.worse) for item in items)
+    return len(items)
 
 
 def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool) -> set[str]:
@@ -150,7 +153,8 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
     chosen = set[str]()
     for place in sorted(places, key=key):
         if count > 0 and place not in chosen:
-            chosen |= (group := together.get(place, {place}))
+            group = together.get(place, {place})
+            chosen |= group
             count -= len(group & places)
     if places <= chosen:
         why = " (pairs that have an image in common are held out together)" if together else ""
