@@ -33,20 +33,33 @@ def missing_parts(error: BaseException) -> str:
     lines: list[str] = []
     for node in ast.walk(ast.parse(Path(files[-1]).read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            module, names = node.module, [alias.name for alias in node.names]
-            if module.partition(".")[0] in ("toolkit", "jobs") and (lost := _lost(module, names)):
-                known = next((text for start, text in INSTEAD.items() if f"{module}.".startswith(f"{start}.")), "")
-                lines.append(f"  {module} ({', '.join(lost)})" + f": here {known}" * bool(known))
-    return "\n".join(["ai-toolkit's own code, which this program is not and has not:", *lines]) if lines else ""
+            lines += _line(node.module, [alias.name for alias in node.names])
+    if not lines:
+        return ""
+    return "\n".join(["ai-toolkit's own code, which this program is not and has not:", *lines])
+
+
+def _line(module: str, names: list[str]) -> list[str]:
+    """The line of a module that lacks some of the names; none where it has them all, or is another package."""
+    if module.partition(".")[0] not in ("toolkit", "jobs"):
+        return []
+    lost = _lost(module, names)
+    if not lost:
+        return []
+    line = f"  {module} ({', '.join(lost)})"
+    for start, instead in INSTEAD.items():
+        if f"{module}.".startswith(f"{start}."):
+            return [f"{line}: here {instead}"]
+    return [line]
 
 
 def _lost(module: str, names: list[str]) -> list[str]:
     """Those of the names that the module does not have; all of a module that is not there."""
     try:
-        found = import_module(module)
+        imported = import_module(module)
     except ImportError:
         return names
-    return [name for name in names if not hasattr(found, name) and not _is_module(f"{module}.{name}")]
+    return [name for name in names if not hasattr(imported, name) and not _is_module(f"{module}.{name}")]
 
 
 def _is_module(name: str) -> bool:

@@ -89,19 +89,23 @@ def read_command(text: str, diagnostics: Diagnostics) -> ConfigNode:
                 if word.is_open:
                     diagnostics.error_at(word.at, (), "a quote that opens here is not closed on its line.")
             training.append((script, [*before, *flags]))
-        elif reason := NOT_NEEDED.get(script.text):
-            diagnostics.warn(_node(script.text, script), f"is left out: {reason}.")
+        elif script.text in NOT_NEEDED:
+            diagnostics.warn(_node(script.text, script), f"is left out: {NOT_NEEDED[script.text]}.")
         else:
             strange.append(script)
-    for script in strange if training else ():
-        diagnostics.warn(_node(script.text, script), "is left out: a file is one job, and this trains none.")
-    roots = [_root(*each, diagnostics) for each in training]
+    if training:
+        for script in strange:
+            diagnostics.warn(_node(script.text, script), "is left out: a file is one job, and this trains none.")
+    roots = [_root(script, words, diagnostics) for script, words in training]
+    are_read = f"Commands of {FULL} and {LORA} are read."
     if not training and not strange:
         diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
-    if len(roots) != 1:
-        found = training[1][0] if training else strange[0]
-        told = "is a second training: give one command" if training else f"{found.text!r} trains no Qwen-Image model"
-        diagnostics.fatal(found.at, (), f"{told}. Commands of {FULL} and {LORA} are read.")
+    if not training:
+        script = strange[0]
+        diagnostics.fatal(script.at, (), f"{script.text!r} trains no Qwen-Image model. {are_read}")
+    if len(training) > 1:
+        second, _ = training[1]
+        diagnostics.fatal(second.at, (), f"is a second training: give one command. {are_read}")
     return roots[0]
 
 
@@ -113,29 +117,33 @@ def _root(script: _Word, words: Sequence[_Word], diagnostics: Diagnostics) -> Co
 def commands(text: str) -> Iterator[list[_Word]]:
     """The words of each command; a continued line keeps its places. Variables that are assigned above have their
     values, unless what runs decides them."""
-    flat_text = _GOES_ON.sub(lambda found: " " * len(found.group()), _without_comments(text))
+    flat_text = _GOES_ON.sub(lambda match: " " * len(match.group()), _without_comments(text))
     known = _Variables()
     starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]  # of the lines, continued or not
     start = 0
     for line in flat_text.splitlines(keepends=True):
         words: list[_Word] = []
         waits = False  # for the file that output goes to
-        for found in _WORD.finditer(line):
-            raw, index = found.group(), start + found.start()
+        for match in _WORD.finditer(line):
+            raw = match.group()
+            index = start + match.start()
             number = bisect(starts, index)
             place = SourceLocation(number, index - starts[number - 1] + 1)
             if raw[0] == "#":
                 break
             is_last = len(raw) > 1 and raw[-1] == ";" and raw[-2] != "\\"
-            raw = raw.removesuffix(";") if is_last else raw
-            is_open = bool(re.search("[\"']", _QUOTED.sub("", raw)) and not _WINDOWS.match(raw))
-            to_file, names_file = bool(_TO_FILE.fullmatch(raw)), raw[-1] in "<>"
+            if is_last:
+                raw = raw.removesuffix(";")
+            has_open_quote = re.search("[\"']", _QUOTED.sub("", raw)) is not None
+            is_open = has_open_quote and not _WINDOWS.match(raw)
+            to_file = _TO_FILE.fullmatch(raw) is not None
+            is_name_missing = raw[-1] in "<>"
             if raw in ("&&", ";", "|", "||", "&"):
                 yield known.after_assignments(words)
                 words = []
             elif not (to_file or waits):
                 words += [word._replace(is_open=is_open) for word in known.words(raw, place)]
-            waits = to_file and names_file
+            waits = to_file and is_name_missing
             if is_last:
                 yield known.after_assignments(words)
                 words = []
@@ -148,19 +156,25 @@ def _without_comments(text: str) -> str:
     comment behind the mark that continues a line is let be, as guides have it."""
     lines = []
     for line in text.splitlines(keepends=True):
-        begin = next((found.start() for found in _WORD.finditer(line) if found.group()[0] == "#"), len(line))
-        end = line[len(line.rstrip("\r\n")) :] if begin < len(line) else ""
-        lines.append(line[:begin] + " " * (len(line) - begin - len(end)) + end)
+        begin = next((word.start() for word in _WORD.finditer(line) if word.group()[0] == "#"), None)
+        if begin is None:
+            lines.append(line)
+            continue
+        text_end = len(line.rstrip("\r\n"))
+        lines.append(line[:begin] + " " * (text_end - begin) + line[text_end:])
     return "".join(lines)
 
 
 def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
     """Places where a command begins with a flag, or has flags and no script below one that has one, and why: it is the
     end of the command above, which does not go on."""
-    lines, is_above = text.splitlines(), False
-    mark = found.group().strip() if (found := _GOES_ON.search(text)) else "\\"
+    lines = text.splitlines()
+    continuation = _GOES_ON.search(text)
+    mark = continuation.group().strip() if continuation else "\\"
+    is_above = False
     for words in commands(text):
-        first, was_above = words[0] if words else None, is_above
+        first = words[0] if words else None
+        was_above = is_above
         is_above = first is not None and parted(words)[0] is not None
         flags = {word.text[2:].partition("=")[0] for word in words if word.text.startswith("--")}
         is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
@@ -188,25 +202,31 @@ class _Variables:
 
     def words(self, raw: str, place: SourceLocation) -> list[_Word]:
         """A word as the program gets it: none of what is empty, several of a variable that holds several."""
-        if begins := None if self.filling else _ARRAY.fullmatch(raw):
-            self.filling, raw = begins[1], begins[2]
+        array_begins = _ARRAY.fullmatch(raw)
+        if array_begins and not self.filling:
+            self.filling = array_begins[1]
             self.arrays[self.filling] = []
+            raw = array_begins[2]
         if self.filling:
             inside = raw.removesuffix(")")
             words = [_Word(_unquoted(inside, self.values), place)] if inside else []
             self.arrays[self.filling] += words
-            self.filling = "" if raw.endswith(")") else self.filling
+            if raw.endswith(")"):
+                self.filling = ""
             return []
         if _ARGUMENTS.fullmatch(raw):
             return []  # what the script is given, which is nothing
-        if (array := _OF_ARRAY.fullmatch(raw)) and array[1] in self.arrays:
+        array = _OF_ARRAY.fullmatch(raw)
+        if array and array[1] in self.arrays:
             return self.arrays[array[1]]
         text = _unquoted(raw, self.values)
         if not _ALONE.fullmatch(raw) or (_UNKNOWN.fullmatch(text) and text[2:-1] not in os.environ):
             return [_Word(text, place)]
-        several = _now(text).split()
-        is_value = len(several) == 1 and not several[0].startswith("--")
-        return [_Word(text if is_value else each, place) for each in several]
+        parts = _now(text).split()
+        is_value = len(parts) == 1 and not parts[0].startswith("--")
+        if is_value:
+            return [_Word(text, place)]
+        return [_Word(part, place) for part in parts]
 
     def after_assignments(self, words: list[_Word]) -> list[_Word]:
         """A command; nothing of what only assigns variables, which are taken."""
@@ -214,17 +234,21 @@ class _Variables:
         if texts[:1] in (["export"], ["set"], ["declare"]):
             texts = texts[1:]
         if texts[:1] == [":"]:  # ${NAME:=value}
-            texts = [f"{found[1]}={text}" for text in texts if (found := _OR_ELSE.fullmatch(text))]
+            matches = [(_OR_ELSE.fullmatch(text), text) for text in texts]
+            texts = [f"{match[1]}={text}" for match, text in matches if match]
         if texts[1:2] == ["="]:  # PowerShell
             texts = ["".join(texts)]
-        assigned = [found for text in texts if (found := _ASSIGNED.fullmatch(text.rstrip(";")))]
+        assignments = [_ASSIGNED.fullmatch(text.rstrip(";")) for text in texts]
+        assigned = {match[1]: match[2] for match in assignments if match}
         decides = self.depth > 0 or not _OPENS.isdisjoint(texts)
-        self.depth += sum(text in _OPENS for text in texts) - sum(text.rstrip(";") in _CLOSES for text in texts)
+        opened = [text for text in texts if text in _OPENS]
+        closed = [text for text in texts if text.rstrip(";") in _CLOSES]
+        self.depth += len(opened) - len(closed)
         if decides:
-            for found in assigned:
-                self.values.pop(found[1], None)
-        elif len(assigned) == len(texts):
-            self.values |= {found[1]: found[2] for found in assigned}
+            for name in assigned:
+                self.values.pop(name, None)
+        elif all(assignments):
+            self.values |= assigned
             return []
         return words
 
@@ -232,15 +256,18 @@ class _Variables:
 def _unquoted(word: str, variables: Mapping[str, str]) -> str:
     """A word as the program gets it; `$NAME` that has no value in the text as the config writes variables."""
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2] or found[3] or found[4]
-        return variables.get(name, found[0] if found[3] or name[0].isdigit() else f"${{{name}}}")
+    def name_of(variable: re.Match[str]) -> str:
+        name: str = variable[1] or variable[2] or variable[3] or variable[4]
+        return name
 
-    def or_else(found: re.Match[str]) -> str:
-        inside = _VARIABLE.sub(
-            lambda name: os.environ.get(name[1] or name[2] or name[3] or name[4], value(name)), found[2]
-        )
-        return variables.get(found[1]) or f"${{{found[1]}:-{inside}}}"
+    def value(variable: re.Match[str]) -> str:
+        name = name_of(variable)
+        is_no_variable = variable[3] or name[0].isdigit()
+        return variables.get(name, variable[0] if is_no_variable else f"${{{name}}}")
+
+    def or_else(variable: re.Match[str]) -> str:
+        inside = _VARIABLE.sub(lambda inner: os.environ.get(name_of(inner), value(inner)), variable[2])
+        return variables.get(variable[1]) or f"${{{variable[1]}:-{inside}}}"
 
     if _WINDOWS.match(word):
         return word.replace('"', "").replace("'", "")
@@ -259,8 +286,10 @@ def _now(text: str) -> str:
     """What a variable is now, which may have a value for where it has none; other texts as they are."""
     if _UNKNOWN.fullmatch(text):
         return os.environ[text[2:-1]]
-    found = _OR_ELSE.fullmatch(text)
-    return os.environ.get(found[1]) or found[2] if found else text
+    variable = _OR_ELSE.fullmatch(text)
+    if variable is None:
+        return text
+    return os.environ.get(variable[1]) or variable[2]
 
 
 def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Word]]:
@@ -274,14 +303,20 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
         if name.endswith(".py"):
             flags = list(words[index + 1 :])
             keys = [flag.text.partition("=")[0] for flag in flags]
-            before = [
-                each
-                for at, each in enumerate(words[:index])
-                if "--mixed_precision" not in keys
-                and (each.text.startswith("--mixed_precision") or (at and words[at - 1].text == "--mixed_precision"))
-            ]
+            before = [] if "--mixed_precision" in keys else _precision(words[:index])
             return word._replace(text=name), before, flags
     return None, [], []
+
+
+def _precision(words: Sequence[_Word]) -> list[_Word]:
+    """Of what `accelerate` is told, its flag for the number type and the value behind it."""
+    flag = "--mixed_precision"
+    chosen = []
+    for index, word in enumerate(words):
+        is_value = index > 0 and words[index - 1].text == flag
+        if is_value or word.text.startswith(flag):
+            chosen.append(word)
+    return chosen
 
 
 def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
@@ -299,7 +334,8 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             continue
         name, equals, value = word.text[2:].partition("=")
         meant = [flag for flag in ROWS if flag.startswith(name)]
-        name = meant[0] if len(meant) == 1 else name  # a beginning that no other has, as in musubi-tuner
+        if len(meant) == 1:  # a beginning that no other has, as in musubi-tuner
+            name = meant[0]
         values = [word._replace(text=value)] if equals else []
         while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
             values.append(waiting.pop(0))
@@ -312,7 +348,7 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
             diagnostics.error(_node(name, word, name), f"--{name}: has no value. Write one, or leave the flag out.")
             continue
         is_text = TEXTS.fullmatch(name) is not None
-        nodes = [_node(each.text, each, name, is_text) for each in values]
+        nodes = [_node(argument.text, argument, name, is_text) for argument in values]
         node = replace(_node("true", word, name), value=True)
         if name in MANY:
             node = replace(node, value=nodes)
@@ -337,11 +373,13 @@ def _with_file(given: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[s
     if node is None:
         return given
     path = Path(str(node.value)).expanduser()
-    path = path if path.suffix else path.with_suffix(".toml")  # as musubi-tuner does
+    if not path.suffix:
+        path = path.with_suffix(".toml")  # as musubi-tuner does
     root = file_root(path, diagnostics)
     diagnostics.raise_errors()
-    for name, of_file in flat(root).items() if root else ():
-        _add(given, name, of_file, diagnostics)
+    if root is not None:
+        for name, of_file in flat(root).items():
+            _add(given, name, of_file, diagnostics)
     return given
 
 
@@ -350,13 +388,15 @@ def _add(given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics:
     first = given.setdefault(name, node)
     if first.data() != node.data():
         at = node.key_at
-        place = f"{at.file} line {at.line}" if at.file else "a second time"
-        message = f"--{name} is {_shown(first)}, and {_shown(node)} {'in ' * bool(at.file)}{place}. Remove one of them."
+        place = f"in {at.file} line {at.line}" if at.file else "a second time"
+        message = f"--{name} is {_shown(first)}, and {_shown(node)} {place}. Remove one of them."
         diagnostics.error(first, message, at_key=True)
 
 
 def _shown(node: ConfigNode) -> str:
-    return " ".join(str(each.value) for each in node.value) if isinstance(node.value, list) else show(node)
+    if isinstance(node.value, list):
+        return " ".join(str(item.value) for item in node.value)
+    return show(node)
 
 
 def _node(text: str, word: _Word, name: str = SCRIPT, is_text: bool = True) -> ConfigNode:

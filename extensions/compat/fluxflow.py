@@ -28,7 +28,7 @@ from extensions.compat.fluxflow_keys import (
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
 from extensions.compat.fluxflow_sections import DATASETS, kind_of, section_of
 from extensions.compat.keys import not_a_flag
-from extensions.compat.nodes import at, made, tree
+from extensions.compat.nodes import at, node_at, tree
 from toolkit.config.reading.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.reading.validate import validate
@@ -56,10 +56,13 @@ MODES = ("train_vae", "train_diff_full")
 SWITCHES = (*MODES, "gan_training", "train_spade", "use_lpips", "train_reconstruction")
 """What says what a step trains."""
 
-CONFIG, PART = "config.json", "vae"
+CONFIG = "config.json"
+PART = "vae"
 """A file of the autoencoder's folder; and that folder in the folder of a model."""
 
-DEFAULT_OUTPUT, DEFAULT_STEP, DEFAULT_LR = "outputs/flux", "train", 5e-7
+DEFAULT_OUTPUT = "outputs/flux"
+DEFAULT_STEP = "train"
+DEFAULT_LR = 5e-7
 DEFAULT_SHARDS = "hf://datasets/jackyhate/text-to-image-2M/data_512_2M/*.tar"
 """The set TTI-2M."""
 
@@ -87,9 +90,10 @@ class _Guide:
     ) -> ConfigNode:
         if root is not None and not self.reads(root):
             given = ", ".join(f"--{flag}" for flag in flags)
-            remedies = "".join(f" --{flag}: {remedy}" for flag in flags if (remedy := not_a_flag(flag)))
+            remedies = {flag: not_a_flag(flag) for flag in flags}
+            listed = "".join(f" --{flag}: {remedy}" for flag, remedy in remedies.items() if remedy)
             message = f"{given}: only applies to a file of FluxFlow's guide (data:, training:), and this is a job."
-            diagnostics.fatal(root.value_at, (), f"{message}{remedies}")
+            diagnostics.fatal(root.value_at, (), f"{message}{listed}")
         return with_flags(root, flags, diagnostics)
 
     def as_job(
@@ -107,8 +111,8 @@ class _Guide:
         for section in (TRAINING, OUTPUT):
             node = root.value.get(section)
             if node is not None and isinstance(node.value, dict):
-                kept = {key: child for key, child in node.value.items() if key != "output_path"}
-                root = replace(root, value={**root.value, section: replace(node, value=kept)})
+                others = {key: child for key, child in node.value.items() if key != "output_path"}
+                root = replace(root, value={**root.value, section: replace(node, value=others)})
         path = replace(root, value=str(parent / name), path=(OUTPUT, "output_path"))
         output = root.value.get(OUTPUT) or replace(root, value={}, path=(OUTPUT,))
         output = replace(output, value={**output.value, "output_path": path})
@@ -125,7 +129,7 @@ class _Step:
     name: ConfigNode
     node: ConfigNode
     values: Level
-    own: Level
+    given: Level
     """What it says itself."""
 
     dataset: ConfigNode
@@ -153,7 +157,7 @@ class _Step:
     @property
     def adversarial(self) -> bool:
         """Whether a discriminator is trained; beside a flow model only where the step says so or trains the VAE."""
-        meant = not self.trains_flow or self.on("train_vae") or "gan_training" in self.own
+        meant = not self.trains_flow or self.on("train_vae") or "gan_training" in self.given
         return self.on("gan_training") and meant
 
     @property
@@ -169,9 +173,16 @@ class _Step:
 
     def roles(self) -> tuple[str, ...]:
         """What learns."""
-        of_vae = ("vae", *(["discriminator"] if self.adversarial else ())) if self.trains_vae else ()
-        text = () if self.on("freeze_text_encoder") else ("text_encoder",)
-        return (*(("flow", *text) if self.trains_flow else ()), *of_vae)
+        roles = []
+        if self.trains_flow:
+            roles.append("flow")
+        if self.trains_flow and not self.on("freeze_text_encoder"):
+            roles.append("text_encoder")
+        if self.trains_vae:
+            roles.append("vae")
+        if self.trains_vae and self.adversarial:
+            roles.append("discriminator")
+        return tuple(roles)
 
 
 @dataclass
@@ -188,7 +199,9 @@ class _Reader:
     """Reads one file."""
 
     def __init__(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> None:
-        self.root, self.folder, self.diagnostics = root, folder, diagnostics
+        self.root = root
+        self.folder = folder
+        self.diagnostics = diagnostics
         self.wrong: set[str] = set()
         """Keys with a value that was left out."""
         self.shared = self._sections()
@@ -202,7 +215,11 @@ class _Reader:
         start = self._checkpoint()
         processes = []
         for index, step in enumerate(steps):
-            place = "only" if len(steps) == 1 else "last" if index == len(steps) - 1 else "step"
+            place = "step"
+            if len(steps) == 1:
+                place = "only"
+            elif index == len(steps) - 1:
+                place = "last"
             process = self._process(step, start, place)
             if process is not None:
                 processes.append(tree(process, step.node))
@@ -215,21 +232,21 @@ class _Reader:
 
     def _sections(self) -> Level:
         """The keys of `data`, `model`, `training` and `output` as one level; errors of the top level are reported."""
-        found: Level = {}
+        shared: Level = {}
         for key, node in self.root.value.items():
             if key in AT_TOP:
                 for inner, child in self._level(replace(self.root, value={key: node}), TRAINING).items():
-                    self._add(found, inner, child)
+                    self._add(shared, inner, child)
             elif key not in SECTIONS:
                 belongs = _places(key)
                 hint = f"It belongs in {belongs}." if belongs else did_you_mean(key, SECTIONS)
                 self.diagnostics.error(node, f"unknown key. {odd_characters(key) or hint}", at_key=True)
             elif isinstance(node.value, dict):
                 for inner, child in self._level(node, key).items():
-                    self._add(found, inner, child)
+                    self._add(shared, inner, child)
             elif not node.is_blank:
                 self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
-        return found
+        return shared
 
     def _add(self, level: Level, key: str, node: ConfigNode) -> None:
         level[key] = merge_aliases(level.get(key), node, self.diagnostics)
@@ -265,9 +282,10 @@ class _Reader:
         if key in NOT_HERE:
             self.diagnostics.error(node, f"{NOT_HERE[key]}.", at_key=True)
             return
+        belongs = _places(key)
         if key in OTHER_GRAMMARS:
             hint = f"Write '{OTHER_GRAMMARS[key]}'."
-        elif belongs := _places(key):
+        elif belongs:
             hint = f"It belongs in {belongs}."
         else:
             hint = odd_characters(key) or did_you_mean(key, known, list_all=False)
@@ -275,7 +293,7 @@ class _Reader:
 
     def _output(self, name: str | None) -> tuple[ConfigNode, ConfigNode]:
         """The folder above the results, and their folder's name."""
-        node = self.shared.get("output_path") or made(self.root, DEFAULT_OUTPUT)
+        node = self.shared.get("output_path") or node_at(self.root, DEFAULT_OUTPUT)
         path = Path(os.path.normpath(node.value))
         if not path.name or path.name == "..":
             self.diagnostics.error(node, f"{show(node)} has no name. Give a folder, such as outputs/run1.")
@@ -289,8 +307,8 @@ class _Reader:
         pipeline = self.shared.get("pipeline")
         if pipeline is None:
             node = self.root.child(TRAINING) or self.root
-            own = {key: child for key, child in self.shared.items() if STEPS in KEYS[key].places}
-            step = self._step(made(node, DEFAULT_STEP), node, {}, own, pipeline)
+            given = {key: child for key, child in self.shared.items() if STEPS in KEYS[key].places}
+            step = self._step(node_at(node, DEFAULT_STEP), node, {}, given, pipeline)
             return [step] if step else []
         known = ("steps", "defaults", "datasets", "default_dataset")
         for key, child in pipeline.value.items():
@@ -312,32 +330,33 @@ class _Reader:
         if not isinstance(node.value, dict):
             self.diagnostics.error(node, f"{show(node)} is not a mapping. Write '- name: vae_warmup' and its keys.")
             return None
-        own = self._level(node, STEPS)
-        name = own.get("name")
+        given = self._level(node, STEPS)
+        name = given.get("name")
         if name is None:
             if not self.diagnostics.reported((*node.path, "name")):
                 message = "is required: it names the step's folder and files."
                 self.diagnostics.error(node, message, path=(*node.path, "name"))
-            name = made(node, f"step{node.path[-1]}")
+            name = node_at(node, f"step{node.path[-1]}")
         elif name.value in OWN_FOLDERS:
             self.diagnostics.error(name, f"{show(name)} is the name of another folder of the results. Take another.")
         elif re.search(r"[/\\\x00-\x1f]", name.value) or name.value.strip(" .") == "":
             remedy = "Leave out '/', '\\' and control characters."
             self.diagnostics.error(name, f"{show(name)} cannot be the name of a folder and of files. {remedy}")
-            name = made(node, f"step{node.path[-1]}")
-        return self._step(name, node, defaults, own, pipeline)
+            name = node_at(node, f"step{node.path[-1]}")
+        return self._step(name, node, defaults, given, pipeline)
 
     def _step(
-        self, name: ConfigNode, node: ConfigNode, defaults: Level, own: Level, pipeline: ConfigNode | None
+        self, name: ConfigNode, node: ConfigNode, defaults: Level, given: Level, pipeline: ConfigNode | None
     ) -> _Step | None:
-        said = {**defaults, **own}
+        """The step, or None where it trains nothing. given: what it says itself."""
+        of_pipeline = {**defaults, **given}
         shared = {key: child for key, child in self.shared.items() if key not in ("name", "pipeline")}
-        if any(mode in said for mode in MODES):
+        if any(mode in of_pipeline for mode in MODES):
             shared = {key: child for key, child in shared.items() if key not in MODES}
-        dataset = self._named_dataset(said.get("dataset"), pipeline)
-        values = {**shared, **dataset, **said}
-        optimizers = RoleOptimizers(self.folder, [own, defaults, self.shared], self.diagnostics)
-        step = _Step(name, node, self._frozen(values), own, self._dataset(values, node), optimizers)
+        dataset = self._named_dataset(of_pipeline.get("dataset"), pipeline)
+        values = {**shared, **dataset, **of_pipeline}
+        optimizers = RoleOptimizers(self.folder, [given, defaults, self.shared], self.diagnostics)
+        step = _Step(name, node, self._frozen(values), given, self._dataset(values, node), optimizers)
         return step if self._learns(step) else None
 
     def _frozen(self, values: Level) -> Level:
@@ -416,18 +435,24 @@ class _Reader:
     @staticmethod
     def _resolution(values: Level) -> Any:
         """The resolution of an entry of `datasets`."""
-        size, smaller = values.get("img_size", 1024), values.get("reduced_min_sizes")
+        size = values.get("img_size", 1024)
+        smaller = values.get("reduced_min_sizes")
         if smaller is None:
             return size
-        own = size if isinstance(size, int) else size.value
-        return sorted({own, *(min(each) for each in smaller.value)})
+        side = size if isinstance(size, int) else size.value
+        return sorted({side, *(min(sides) for sides in smaller.value)})
 
     def _dataset(self, values: Level, step: ConfigNode) -> ConfigNode:
         """The entry of `datasets`."""
-        folder, shards = values.get("data_path"), values.get("webdataset_url")
+        folder = values.get("data_path")
+        shards = values.get("webdataset_url")
         switch = values.get("use_webdataset")
-        streamed = switch.value if switch is not None else shards is not None and folder is None
-        at = (switch or shards or step) if streamed else folder or step
+        streamed = shards is not None and folder is None
+        if switch is not None:
+            streamed = switch.value
+        place = folder or step
+        if streamed:
+            place = switch or shards or step
         entry: dict[str, Any] = {
             "resolution": self._resolution(values),
             "num_workers": values.get("workers", 1),
@@ -443,7 +468,7 @@ class _Reader:
                 message = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
                 self.diagnostics.error(self.root.child(DATA) or self.root, message, path=(DATA, "data_path"))
             entry = {"folder_path": folder, "captions_file": values.get("captions_file"), **entry}
-        return tree(entry, at)
+        return tree(entry, place)
 
     def _shards(self, values: Level) -> dict[str, Any]:
         is_default_set = "webdataset_url" not in values
@@ -466,8 +491,8 @@ class _Reader:
             return _Start()
         path = Path(node.value).expanduser()
         parent, name = self.out
-        own = Path(parent.value).expanduser().resolve() / name.value
-        if path.resolve().is_relative_to(own):
+        results = Path(parent.value).expanduser().resolve() / name.value
+        if path.resolve().is_relative_to(results):
             self.diagnostics.warn(node, "is this job's own result: the same job goes on from its last state.")
             return _Start()
         folder, fault = checkpoint_folder(path)
@@ -501,8 +526,8 @@ class _Reader:
             widths = json.loads(file.read_text(encoding="utf-8")).get("block_out_channels")
         except (OSError, ValueError, AttributeError, RecursionError):
             return
-        own = sized(wanted.value)["block_out_channels"]
-        if isinstance(widths, list) and widths not in (own, own[1:]):
+        wanted_widths = sized(wanted.value)["block_out_channels"]
+        if isinstance(widths, list) and widths not in (wanted_widths, wanted_widths[1:]):
             self.diagnostics.warn(wanted, f"has no effect: the autoencoder of {node.value} has the widths {widths}.")
 
     # ------------------------------------------------------------ a process
@@ -534,24 +559,28 @@ class _Reader:
             return None  # what it needs is what the checkpoint would have brought
         if step.trains_flow:
             process = self._flow(step, start)
-            start.flow, start.vae_is_newer = folder, False
-            start.vae = start.vae or folder
-            if step.trains_vae:
+            start.flow = folder
+            start.vae_is_newer = False
+            if step.trains_vae or not start.vae:
                 start.vae = folder
         else:
             process = self._autoencoder(step, start)
-            start.vae, start.vae_is_newer = folder, bool(start.flow)
+            start.vae = folder
+            start.vae_is_newer = bool(start.flow)
         return {**process, **common}
 
     def _train(self, step: _Step) -> dict[str, Any]:
-        values, batches = step.values, step.get("max_steps")
+        values = step.values
+        batches = step.get("max_steps")
         limit = None
         if batches is not None:
             limit = at(values["max_steps"], max(1, batches // step.get("training_steps", 1)))
         epochs: Any = values.get("n_epochs", 1)
         steps = None
         if limit is not None and "n_epochs" not in values:
-            epochs, limit, steps = None, None, limit
+            steps = limit
+            epochs = None
+            limit = None
         dtype: Any = "float32"
         if step.on("use_fp16"):
             name, reason = half_precision()
@@ -592,9 +621,9 @@ class _Reader:
 
     def _optimizers(self, step: _Step) -> dict[str, Any]:
         roles = step.roles()
-        step.optimizers.check(step.own, roles, step.name.value)
+        step.optimizers.check(step.given, roles, step.name.value)
         lr = step.get("lr", DEFAULT_LR)
-        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", made(step.node, lr)).value) or lr
+        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", node_at(step.node, lr)).value) or lr
         entries = {}
         for role in roles:
             entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node, step.has_length())
@@ -608,7 +637,10 @@ class _Reader:
     def _steps_of(self, step: _Step, key: str) -> ConfigNode | None:
         """A number of batches as optimizer steps, rounded up."""
         batches = step.get(key)
-        return None if batches is None else at(step.values[key], -(-batches // step.get("training_steps", 1)))
+        if batches is None:
+            return None
+        steps, rest = divmod(batches, step.get("training_steps", 1))
+        return at(step.values[key], steps + 1 if rest else steps)
 
     def _stop(self, step: _Step) -> dict[str, Any] | None:
         node = step.values.get("stop_condition")
@@ -622,8 +654,9 @@ class _Reader:
             self.diagnostics.error(node, "is required.", path=(*node.path, key))
         if missing:
             return None
-        metric, below = node.value["loss_name"], node.value["threshold"]
-        return {"metric": at(metric, METRICS.get(str(metric.value), metric.value)), "below": below}
+        metric = node.value["loss_name"]
+        ours = at(metric, METRICS.get(str(metric.value), metric.value))
+        return {"metric": ours, "below": node.value["threshold"]}
 
     # ------------------------------------------------------------ the two trainers
 
@@ -649,7 +682,8 @@ class _Reader:
         }
 
     def _flow(self, step: _Step, start: _Start) -> dict[str, Any]:
-        values, size = step.values, step.get("img_size", 1024)
+        values = step.values
+        size = step.get("img_size", 1024)
         model: dict[str, Any] = {"prediction": None if start.flow else "flow"}
         text: dict[str, Any] = {"train": not step.on("freeze_text_encoder")}
         if start.flow:
@@ -657,7 +691,8 @@ class _Reader:
         else:
             model["transformer"] = {"class_name": "SD3Transformer2DModel", "config": transformer_size(values)}
             text["projection_dim"] = values.get("text_embedding_dim", 1024)
-            pretrained, tokenizer = values.get("pretrained_bert_model"), values.get("tokenizer_name")
+            pretrained = values.get("pretrained_bert_model")
+            tokenizer = values.get("tokenizer_name")
             if pretrained is not None:
                 text |= {"name_or_path": pretrained, "tokenizer": tokenizer}
             else:
@@ -690,13 +725,13 @@ class _Reader:
             "sample": self._sample(step, drawn) if prompts else None,
         }
         if step.trains_vae:
-            own = {
+            autoencoder = {
                 "train": "decoder" if self._freezes_encoder(step) else "all",
                 "spade": step.values.get("train_spade"),
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),
             }
-            process["autoencoder"] = tree(own, values.get("train_vae", step.node))
+            process["autoencoder"] = tree(autoencoder, values.get("train_vae", step.node))
         return process
 
     def _refuse_frozen_noise(self, step: _Step) -> None:
@@ -738,7 +773,7 @@ class _Reader:
         }
         if step.only_adversarial:
             pixels = dict.fromkeys(pixels, 0)
-            kl = kl if "kl_beta" in step.own else {"kl": 0}
+            kl = kl if "kl_beta" in step.given else {"kl": 0}
         elif step.on("use_lpips"):
             switch = values["use_lpips"]
             pixels["lpips"] = values.get("lambda_lpips", at(switch, 0.1))
@@ -749,7 +784,8 @@ class _Reader:
     def _discriminator(self, step: _Step) -> dict[str, Any] | None:
         if not step.adversarial:
             return None
-        values, width = step.values, step.get("feature_maps_dim_disc", 8)
+        values = step.values
+        width = step.get("feature_maps_dim_disc", 8)
         return {
             "channels": at(values.get("feature_maps_dim_disc", step.node), 4 * width),
             "layers": 3 if step.get("img_size", 1024) >= SMALL_IMAGE else 2,
@@ -816,7 +852,9 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
     """The folder with the model that a checkpoint of the guide's name leads to, or why there is none."""
     if path.is_dir():
         parts = (path / CONFIG, path / PART / CONFIG, path / "model_index.json")
-        return (path, "") if any(part.is_file() for part in parts) else (None, "is not the folder of a model.")
+        if not any(part.is_file() for part in parts):
+            return None, "is not the folder of a model."
+        return path, ""
     if not path.is_file():
         return None, f"does not exist (working directory: {Path.cwd()})."
     try:
@@ -824,8 +862,8 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
             header = read_header(file)
     except (OSError, ValueError) as error:
         return None, f"is not a safetensors file ({error})."
-    said = header.get(METADATA, {}).get(FLUXFLOW_PARTS)
-    if said is None:
+    of_this_program = header.get(METADATA, {}).get(FLUXFLOW_PARTS)
+    if of_this_program is None:
         names = {name.partition(".")[0] for name in header if name != METADATA}
         theirs = sorted(names & {"compressor", "expander", "flow_processor", "diffuser", "text_encoder", "D_img"})
         if theirs:
@@ -835,7 +873,7 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
                 f"holds weights of FluxFlow's own architecture ({held}), which differs: train them again.",
             )
         return None, "was not written by a step of this program: give the folder of a model."
-    folder = path.parent / str(json.loads(said)["folder"])
+    folder = path.parent / str(json.loads(of_this_program)["folder"])
     if not folder.is_dir():
         return None, f"belongs to the folder '{folder}', which is not there: restore it, or give a folder."
     return folder, ""

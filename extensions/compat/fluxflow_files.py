@@ -94,8 +94,8 @@ class FluxflowFiles(Callback):
     def _link_samples(self, step: int, epoch: int, files: list[str]) -> None:
         batch = batch_of(self._run, step, epoch)
         for name in files:
-            found = SAMPLE_FILE.fullmatch(name)
-            index = f"_{found['index']}" if found and len(files) > 1 else ""
+            parts_of_name = SAMPLE_FILE.fullmatch(name)
+            index = f"_{parts_of_name['index']}" if parts_of_name and len(files) > 1 else ""
             target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
             link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target, durable=False)
 
@@ -107,12 +107,13 @@ class FluxflowFiles(Callback):
         self._rates = {number: rates for number, rates in self._rates.items() if number > step}
 
     def _write_weights(self, step: int) -> None:
-        name, folder = self._run.name, self._run.folder / self._run.name
+        name = self._run.name
+        folder = self._run.folder / name
         path = self.folder / f"flxflow_step_{name}_final.safetensors"
         files = dict(sorted((file, prefix_of(file.relative_to(folder))) for file in folder.rglob("*.safetensors")))
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
-        said = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
-        metadata = {"format": "pt", FLUXFLOW_PARTS: json.dumps(said), "step": str(step)}
+        where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
+        metadata = {"format": "pt", FLUXFLOW_PARTS: json.dumps(where), "step": str(step)}
         with os_error_as_run_error(path), atomic_write(path) as temporary:
             merge_files(files, temporary, metadata)
         if self.place != "step":

@@ -39,8 +39,8 @@ def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diag
 
 
 def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
-    kind, path = KEYS[name].kind, (f"--{name}",)
-    node = replace(nowhere, path=path)
+    kind = KEYS[name].kind
+    node = replace(nowhere, path=(f"--{name}",))
     if kind == "texts":
         return replace(node, value=[replace(node, value=text, text=text) for text in texts])
     text = texts[0] if texts else "true"
@@ -50,21 +50,21 @@ def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Dia
 
 def _without(node: ConfigNode, key: str) -> tuple[ConfigNode, list[KeyPath]]:
     """The tree without a key of the sections and steps, and where it was."""
-    found: list[KeyPath] = []
+    places: list[KeyPath] = []
 
     def cut(node: ConfigNode, depth: int) -> ConfigNode:
         if isinstance(node.value, list):
             return replace(node, value=[cut(item, depth) for item in node.value])
         if not isinstance(node.value, dict):
             return node
-        kept = {}
+        others = {}
         for name, child in node.value.items():
             if name == key and depth:
-                found.append(child.path)
+                places.append(child.path)
             elif name in (*SECTIONS, "pipeline", "steps", "defaults"):
-                kept[name] = cut(child, depth + 1)
+                others[name] = cut(child, depth + 1)
             else:
-                kept[name] = child
-        return replace(node, value=kept)
+                others[name] = child
+        return replace(node, value=others)
 
-    return cut(node, 0), found
+    return cut(node, 0), places

@@ -14,7 +14,10 @@ from toolkit.errors import UserError, did_you_mean
 
 Kind = Literal["switch", "whole", "number", "text", "texts", "mapping", "names", "sizes"]
 
-DATA, MODEL, TRAINING, OUTPUT = "data", "model", "training", "output"
+DATA = "data"
+MODEL = "model"
+TRAINING = "training"
+OUTPUT = "output"
 SECTIONS = (DATA, MODEL, TRAINING, OUTPUT)
 
 STEPS = "steps"
@@ -192,8 +195,8 @@ def names_in(place: str) -> list[str]:
     return [name for name, key in KEYS.items() if place in key.places]
 
 
-def split_flags(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The guide's flags with the texts behind them, and all other arguments. own: the program's own options.
+def split_flags(argv: Sequence[str], own_options: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The guide's flags with the texts behind them, and all other arguments. own_options: the program's own options.
 
     A switch has no text, or `true` or `false`. Raises UserError for all flags that neither knows, one that is given
     twice, and one without its value.
@@ -208,14 +211,17 @@ def split_flags(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, list
         if token == "--":  # what follows are file names
             rest += [token, *waiting]
             break
-        if re.match(r"-[a-z]{2}", token) and f"-{token}" in own:  # two letters behind one dash are two short options
+        if (
+            re.match(r"-[a-z]{2}", token) and f"-{token}" in own_options
+        ):  # two letters behind one dash are two short options
             unknown.append(f"{token}: unknown flag. Did you mean '-{token}'?")
             continue
-        if not token.startswith("--") or (name not in FLAGS and any(o.startswith(f"--{name}") for o in own)):
+        if not token.startswith("--") or (name not in FLAGS and any(o.startswith(f"--{name}") for o in own_options)):
             rest.append(token)
             continue
         if name not in FLAGS:
-            unknown.append(f"--{name}: unknown flag. {_near_own(name, own) or _not_a_flag(name) or _near(name, own)}")
+            hint = _near_own(name, own_options) or _not_a_flag(name) or _near(name, own_options)
+            unknown.append(f"--{name}: unknown flag. {hint}")
             continue
         if name in flags:
             raise UserError(f"--{name}: is given twice. Remove one of them.")
@@ -239,9 +245,9 @@ def _values(kind: Kind, waiting: list[str]) -> list[str]:
     return values
 
 
-def _near_own(name: str, own: Sequence[str]) -> str:
+def _near_own(name: str, own_options: Sequence[str]) -> str:
     """The program's own option that is nearly a flag; empty where none is."""
-    known = [option.removeprefix("--") for option in own if option.startswith("--") and "_" not in option]
+    known = [option.removeprefix("--") for option in own_options if option.startswith("--") and "_" not in option]
     near = get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.8)
     return f"Did you mean '--{near[0]}'?" if near else ""
 
@@ -252,8 +258,11 @@ def _not_a_flag(name: str) -> str:
     return not_a_flag(name)
 
 
-def _near(name: str, own: Sequence[str]) -> str:
-    known = [*FLAGS, *(option.removeprefix("--") for option in own if option.startswith("--") and "_" not in option)]
+def _near(name: str, own_options: Sequence[str]) -> str:
+    known = [
+        *FLAGS,
+        *(option.removeprefix("--") for option in own_options if option.startswith("--") and "_" not in option),
+    ]
     hint = did_you_mean(name, known, list_all=False)
     if hint.startswith("Did you mean"):
         return hint.replace("'", "'--", 1)
@@ -264,6 +273,8 @@ def page_rows() -> Iterator[str]:
     """The rows of the table in docs/coming_from_fluxflow.md."""
     for name, key in KEYS.items():
         flag = f"`--{name}`" if name in FLAGS else ""
-        default = "" if key.default is None else str(key.default).lower() if key.kind == "switch" else f"{key.default}"
+        default = "" if key.default is None else str(key.default)
+        if key.kind == "switch":
+            default = default.lower()
         places = ", ".join("a step" if place == STEPS else f"`{place}`" for place in key.places)
         yield f"| `{name}` | {flag} | {places} | {default} | {key.here} |"

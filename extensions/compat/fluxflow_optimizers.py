@@ -29,7 +29,8 @@ ROLES = {
 }
 """Name of a set of weights in the guide -> the role."""
 
-OPTIMIZERS, SCHEDULERS = "optimizers", "schedulers"
+OPTIMIZERS = "optimizers"
+SCHEDULERS = "schedulers"
 INLINE = {OPTIMIZERS: (OPTIMIZERS, "optimizer_config"), SCHEDULERS: (SCHEDULERS, "scheduler_config")}
 """What is given -> the keys that give it."""
 
@@ -53,7 +54,8 @@ class RoleOptimizers:
 
     def __init__(self, folder: Path, levels: Sequence[Mapping[str, ConfigNode]], diagnostics: Diagnostics) -> None:
         """folder: where JSON files are looked for first. levels: the places, the step's own first."""
-        self.folder, self.diagnostics = folder, diagnostics
+        self.folder = folder
+        self.diagnostics = diagnostics
         self._sources = {
             what: [source for level in levels for source in self._of_level(level, what)] for what in INLINE
         }
@@ -68,7 +70,8 @@ class RoleOptimizers:
         given = self.optimizer(role)
         kind = given.pop("type", None)
         entry: dict[str, Any] = {"optimizer": kind or "adamw"}
-        if (lr := given.pop("lr", None)) is not None:
+        lr = given.pop("lr", None)
+        if lr is not None:
             entry["lr"] = lr
         is_adamw = kind is None or str(kind.value).lower() == "adamw"
         if role == "discriminator" and is_adamw:
@@ -92,16 +95,16 @@ class RoleOptimizers:
             self.diagnostics.error(mode, f"{show(mode)}: a loss is to fall. Write min, or leave it out.")
         nodes = {key: tree(value, place) for key, value in params.items()}
         # An empty mapping where there are none: without it the role would take those of the process, of a cosine.
-        own = _gathered(nodes or {"type": kind or tree(COSINE, place)})
+        arguments = _gathered(nodes or {"type": kind or tree(COSINE, place)})
         return {
             "lr_scheduler": kind or "CosineAnnealingLR",
-            "lr_scheduler_params": own if nodes else replace(own, value={}),
+            "lr_scheduler_params": arguments if nodes else replace(arguments, value={}),
         }
 
-    def check(self, own: Mapping[str, ConfigNode], roles: Sequence[str], step: str) -> None:
-        """Warns of entries that the step gives for roles which it does not train."""
+    def check(self, given: Mapping[str, ConfigNode], roles: Sequence[str], step: str) -> None:
+        """Warns of entries that the step gives itself for roles which it does not train."""
         for what in INLINE:
-            for source in self._of_level(own, what):
+            for source in self._of_level(given, what):
                 for role, entry in source.items():
                     if role not in roles and entry:
                         node = next(iter(entry.values()))
@@ -113,7 +116,7 @@ class RoleOptimizers:
         merged: Entry = {}
         for source in self._sources[what]:
             entry = source.get(role, {})
-            kinds = [found["type"].value for found in (merged, entry) if "type" in found]
+            kinds = [arguments["type"].value for arguments in (merged, entry) if "type" in arguments]
             if len(kinds) == 2 and str(kinds[0]).lower() != str(kinds[1]).lower():
                 break  # the arguments of another class
             merged = entry | merged
@@ -134,12 +137,14 @@ class RoleOptimizers:
             else:
                 self.diagnostics.error(node, f"{show(node)} is not a mapping of roles.")
         yield self._by_role(inline, what)
-        if FILE in level and (root := self._file(level[FILE])) is not None:
+        root = self._file(level[FILE]) if FILE in level else None
+        if root is not None:
             node = root.value.get(what)
-            yield self._by_role(node.value if node is not None and isinstance(node.value, dict) else {}, what)
+            is_mapping = node is not None and isinstance(node.value, dict)
+            yield self._by_role(node.value if is_mapping else {}, what)
 
     def _by_role(self, entries: Mapping[str, ConfigNode], what: str) -> ByRole:
-        found: dict[str, ConfigNode] = {}
+        by_role: dict[str, ConfigNode] = {}
         for name, node in entries.items():
             if name not in ROLES:
                 hint = did_you_mean(name, ROLES)
@@ -147,8 +152,9 @@ class RoleOptimizers:
             elif not isinstance(node.value, dict):
                 self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
             else:
-                found[ROLES[name]] = merge_aliases(found.get(ROLES[name]), node, self.diagnostics)
-        return {role: self._entry(node, what) for role, node in found.items()}
+                role = ROLES[name]
+                by_role[role] = merge_aliases(by_role.get(role), node, self.diagnostics)
+        return {role: self._entry(node, what) for role, node in by_role.items()}
 
     def _entry(self, node: ConfigNode, what: str) -> Entry:
         entry = {key: child for key, child in node.value.items() if not child.is_blank}
@@ -188,12 +194,12 @@ def _read_json(path: Path, diagnostics: Diagnostics) -> ConfigNode | None:
     except (OSError, ValueError, RecursionError) as error:
         diagnostics.error_at(SourceLocation(0, 0, str(path)), (), f"cannot be read: {error}")
         return None
-    own = Diagnostics(str(path))
+    of_file = Diagnostics(str(path))
     try:
-        root = read_yaml(text, own)
+        root = read_yaml(text, of_file)
     except ConfigErrors:
         root = None
-    diagnostics.include(own)
+    diagnostics.include(of_file)
     if root is None:
         return None
     root = _placed(root, str(path))

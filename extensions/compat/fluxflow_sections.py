@@ -56,21 +56,27 @@ def _switch(value: Any) -> Any:
 
 
 def _texts(value: Any) -> Any:
-    if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
         raise value_error("give texts, each in quotes")
     return value
 
 
 def _sizes(value: Any) -> list[tuple[int, int]]:
-    found = [_sides(item) for item in (value if isinstance(value, list) else [value])]
-    if not all(found):
-        raise value_error("give sizes in pixels, such as 512 or [768, 512]")
-    return [size for size in found if size]
+    items = value if isinstance(value, list) else [value]
+    sizes = []
+    for item in items:
+        size = _sides(item)
+        if size is None:
+            raise value_error("give sizes in pixels, such as 512 or [768, 512]")
+        sizes.append(size)
+    return sizes
 
 
 def _sides(value: Any) -> tuple[int, int] | None:
     """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
-    sides = [str(side).strip() for side in (value if isinstance(value, list) else str(value).lower().split("x"))]
+    parts = value if isinstance(value, list) else str(value).lower().split("x")
+    sides = [str(part).strip() for part in parts]
     if len(sides) not in (1, 2) or not all(side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides):
         return None
     return int(sides[0]), int(sides[-1])

@@ -31,7 +31,8 @@ class ForeignJobs:
         reader: Callable[[ConfigNode, Path, str | None, Diagnostics, Mapping[str, str]], Reader],
     ) -> None:
         """reads: whether a file that is not a job is of this kind. reader: of one, with the arguments of `as_job`."""
-        self.reads, self._reader = reads, reader
+        self.reads = reads
+        self._reader = reader
 
     def with_flags(
         self, root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics

@@ -68,7 +68,10 @@ class TableOfNames:
 
 def known_name(key: str) -> tuple[str, ForeignName | None]:
     """Whose key it is, and what it is here; ("", None) where it is of no program."""
-    return next(((whose, rows[key]) for whose, rows in PROGRAMS.items() if key in rows), ("", None))
+    for whose, rows in PROGRAMS.items():
+        if key in rows:
+            return whose, rows[key]
+    return "", None
 
 
 def not_a_flag(flag: str) -> str:
@@ -76,16 +79,22 @@ def not_a_flag(flag: str) -> str:
     key = flag.rpartition(".")[2].replace("-", "_")
     model = discover().find_config("sd_trainer")
     assert model is not None  # a process of this program
-    found = places_of_keys(model, KEYS).get(key, [])
-    nearest = min((place.count(".") + bool(place) for place in found), default=0)
-    keys = [f"{place}.{key}".removeprefix(".") for place in found if place.count(".") + bool(place) == nearest][:3]
     whose, row = known_name(key)
     if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
+        keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
         return f"It is a key of a job: write {' or '.join(map(repr, keys))} into the job." if keys else ""
-    written = f"write {' and '.join(map(repr, row.ours))} into a job" if row.ours else ""
+    in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job" if row.ours else ""
     if PROGRAMS[whose] is not OPTIONS:
-        return f"It is {whose} flag, whose commands are not read: {written or row.says}."
-    return f"It is {whose} flag: give its whole command in quotes to 'run.py import'{written and f', or {written}'}."
+        return f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
+    import_it = f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
+    return f"{import_it}, or {in_a_job}." if in_a_job else f"{import_it}."
+
+
+def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
+    """Up to three places of a key, in those of the sections that lie least deep; "" is the process itself."""
+    places = [f"{section}.{key}" if section else key for section in sections]
+    least = min((place.count(".") for place in places), default=0)
+    return [place for place in places if place.count(".") == least][:3]
 
 
 _OFF = (None, "", False, 0)
@@ -96,7 +105,8 @@ class _Rewriter:
     """Rewrites the sections of a process, each before those in it: keys go from one to another."""
 
     def __init__(self, diagnostics: Diagnostics, known: Noted) -> None:
-        self.diagnostics, self.known = diagnostics, known
+        self.diagnostics = diagnostics
+        self.known = known
 
     def value(self, annotation: Any, node: ConfigNode) -> ConfigNode:
         """A value with the sections in it rewritten. annotation: of its field, or the section's model."""
@@ -106,21 +116,27 @@ class _Rewriter:
         model = section_model(annotation)
         if model is None or not isinstance(node.value, dict):
             return node
-        entries, fields = self.section(model, node), model.model_fields
-        for key in entries.keys() & fields.keys():
-            entries[key] = self.value(fields[key].annotation, entries[key])
+        entries = self.section(model, node)
+        for key in entries.keys() & model.model_fields.keys():
+            entries[key] = self.value(model.model_fields[key].annotation, entries[key])
         return replace(node, value=entries)
 
     def section(self, model: type[BaseModel], node: ConfigNode) -> Entries:
         """The entries of a section in our keys; those that no program has stay, and those without a value."""
-        rows, fields = rows_of(model), model.model_fields
+        rows = rows_of(model)
+        fields = model.model_fields
         given: Entries = {}
         blank: Entries = {}
         neutral: list[ConfigNode] = []
         for key, child in node.value.items():
-            row = rows.get(key) or (None if key in fields else _idle_anywhere(key, child.is_blank))
+            row = rows.get(key)
+            if row is None and key not in fields:
+                row = _idle_anywhere(key, child.is_blank)
+            if row is None and child.is_blank:
+                blank[key] = child
+                continue
             if row is None:
-                (blank if child.is_blank else given)[key] = child
+                given[key] = child
                 continue
             self.known(child)
             if child.is_blank:  # the section says what is taken instead
@@ -130,10 +146,12 @@ class _Rewriter:
             elif self.is_supported(row, key, node, neutral):
                 given[key] = child
         if neutral:
-            names = ", ".join(str(child.path[-1]) for child in neutral[1:])
-            self.diagnostics.warn(neutral[0], f"has no effect at this value{names and f' (same for {names})'}.")
+            others = ", ".join(str(child.path[-1]) for child in neutral[1:])
+            same_for = f" (same for {others})" if others else ""
+            self.diagnostics.warn(neutral[0], f"has no effect at this value{same_for}.")
         for cls in reversed(model.__mro__):
-            if shape := SHAPES.get(cls.__name__):
+            shape = SHAPES.get(cls.__name__)
+            if shape:
                 given = shape(model, given, self.diagnostics)
         for old, row in rows.items():
             if row.how == "is" and old in given:
@@ -145,7 +163,8 @@ class _Rewriter:
 
         section: where the key stands. neutral: gets those whose value has no effect.
         """
-        child, value = section.value[key], section.value[key].data()
+        child = section.value[key]
+        value = child.data()
         if row.needs and (section.child(row.needs) is None or section.value[row.needs].value in _OFF):
             self.diagnostics.warn(child, f"has no effect: {row.needs} is off.")
         elif row.on and str(value).lower() not in ("false", "0"):
@@ -164,8 +183,9 @@ class _Rewriter:
 def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
     """The row of a key that has no effect wherever it stands."""
     row = OPTIONS.get(key)
-    asks_for_nothing = row and not (row.ours or row.tool) and (row.how == "idle" or is_blank)
-    return row if asks_for_nothing else None
+    if row is None or row.ours or row.tool:
+        return None
+    return row if row.how == "idle" or is_blank else None
 
 
 def _key(flag: str) -> str:

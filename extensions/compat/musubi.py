@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from extensions.compat.foreign_jobs import SCRIPT, ForeignJobs
 from extensions.compat.names import PLACES, ROWS
-from extensions.compat.nodes import at, file_root, made, their, tree
+from extensions.compat.nodes import at, file_root, node_at, their, tree
 from extensions.compat.shapes import read_pairs
 from toolkit.config.reading.findings import is_absolute
 from toolkit.config.reading.foreign import NO_DEFAULT
@@ -42,7 +42,8 @@ MARKS = frozenset(
 )  # fmt: skip
 """A file with one of them is a training config."""
 
-FULL, LORA = "qwen_image_train.py", "qwen_image_train_network.py"
+FULL = "qwen_image_train.py"
+LORA = "qwen_image_train_network.py"
 """The scripts that train."""
 
 GENERAL = ("resolution", "caption_extension", "batch_size", "num_repeats", "enable_bucket", "bucket_no_upscale")
@@ -154,7 +155,11 @@ class _Reader:
     def __init__(
         self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
     ) -> None:
-        self.root, self.folder, self.name, self.diagnostics, self.moved = root, folder, name, diagnostics, moved
+        self.root = root
+        self.folder = folder
+        self.name = name
+        self.diagnostics = diagnostics
+        self.moved = moved
         self.process: dict[str, Any] = {"type": "sd_trainer"}
         self.defaults: dict[str, Any] = {}
         """Option -> their value, of those that are left out and are another here."""
@@ -180,7 +185,7 @@ class _Reader:
         self.process["datasets"] = self._datasets()
         self._report_missing()
         self._note_defaults()
-        name = self.config.get("name") or made(self.root, "job")
+        name = self.config.get("name") or node_at(self.root, "job")
         if self.name is None and "output_name" not in self.given:
             self.diagnostics.error(self.root, "is required: the run's folder gets this name.", path=("output_name",))
         config = {**self.config, "name": at(name, self.name or name.value), "process": [self.process]}
@@ -198,8 +203,8 @@ class _Reader:
         if more is None or more.is_blank:
             return level
         known = {key: node for key, node in level.items() if key != "additional_parameters"}
-        found: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
-        return found
+        with_flags: Level = load_object(FOREIGN_OPTIONS)(known, more, self.diagnostics)
+        return with_flags
 
     def _with_texts(self, level: Level) -> Level:
         """What has a value; in the place of one that is not text, which is reported, stands any text."""
@@ -259,8 +264,12 @@ class _Reader:
 
     def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
         section, _, rest = place.partition(".")
-        if section in ("config", "meta"):
-            to, place = {"config": self.config, "meta": self.meta}[section], rest
+        if section == "config":
+            to = self.config
+            place = rest
+        elif section == "meta":
+            to = self.meta
+            place = rest
         *above, last = place.removeprefix("datasets[].").split(".")
         for part in above:
             to = to.setdefault(part, {})
@@ -283,9 +292,11 @@ class _Reader:
 
     def _trains_adapter(self) -> bool:
         """By the script; without one by the keys, as only an adapter has such."""
-        if script := self.given.get(SCRIPT):
+        script = self.given.get(SCRIPT)
+        if script is not None:
             return bool(script.value == LORA)
-        if mode := self.given.get("training_mode"):  # of a front end, which keeps the keys of the other mode
+        mode = self.given.get("training_mode")
+        if mode is not None:  # of a front end, which keeps the keys of the other mode
             return "lora" in str(mode.value).lower()
         return any(key.startswith("network_") for key in self.given)
 
@@ -294,7 +305,7 @@ class _Reader:
         dit = self.given.get("dit")
         if dit is None:
             self.diagnostics.error(self.root, "is required: the model's transformer.", path=("dit",))
-            self._set("model.name_or_path", replace(made(self.root, "missing"), path=("dit",)), self.process)
+            self._set("model.name_or_path", replace(node_at(self.root, "missing"), path=("dit",)), self.process)
             return
         version = self.given.get("model_version")
         for key in VERSIONS.keys() & self.given.keys():
@@ -312,7 +323,8 @@ class _Reader:
         base = version if named.published else dit
         self._set("model.name_or_path", at(base, named.model), self.process)
         for key in PARTS.keys() & self.given.keys():
-            node, part = self.given[key], PARTS[key].removesuffix("_path")
+            node = self.given[key]
+            part = PARTS[key].removesuffix("_path")
             if part_of(str(node.value)) not in (None, part):
                 self.diagnostics.error(node, f"{show(node)} is another part of the model. Give its {part}.")
         for key in named.unused:
@@ -335,7 +347,8 @@ class _Reader:
 
     def _adafactor(self) -> None:
         """Its arguments that are left out: those of its class, which takes a learning rate of its own by them."""
-        kind, arguments = self.given.get("optimizer_type"), self.given.get("optimizer_args")
+        kind = self.given.get("optimizer_type")
+        arguments = self.given.get("optimizer_args")
         if kind is None or str(kind.value).lower() != "adafactor":
             return
         pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
@@ -397,15 +410,16 @@ class _Reader:
         """When and how weights are saved, where a run begins."""
         dtype = "bfloat16" if not self.adapter and "full_bf16" in self.given else NO_DEFAULT
         self._default("save_precision", value=dtype)
-        every, kept = (self.given.get(key) for key in ("save_every_n_steps", "save_last_n_steps"))
+        every = self.given.get("save_every_n_steps")
+        last = self.given.get("save_last_n_steps")
         if "save_every_n_epochs" not in self.given:
             self._default("save_every_n_steps")
-        if kept is None or kept.value == 0:
-            self.process.setdefault("save", {})["max_step_saves_to_keep"] = kept
+        if last is None or last.value == 0:
+            self.process.setdefault("save", {})["max_step_saves_to_keep"] = last
             self._default("save_last_n_steps")
-        elif every is not None and all(isinstance(node.value, int) for node in (every, kept)) and every.value > 0:
-            files = kept.value // every.value + 1  # those of at most so many steps before the newest
-            self._set("save.max_step_saves_to_keep", at(kept, files), self.process)
+        elif every is not None and all(isinstance(node.value, int) for node in (every, last)) and every.value > 0:
+            files = last.value // every.value + 1  # those of at most so many steps before the newest
+            self._set("save.max_step_saves_to_keep", at(last, files), self.process)
         streams = self.given.get("mem_eff_save")
         for key, instead in (("full_bf16", "in float32"), ("fused_backward_pass", "without it")):
             node = self.given.get(key)
@@ -417,7 +431,7 @@ class _Reader:
             message = "has no effect: one file is written while training goes on, from a copy in main memory."
             self.diagnostics.warn(streams, message if not self.adapter else "has no effect on an adapter.")
         if "huggingface_repo_id" in self.given:
-            self._set("save.push_to_hub", made(self.given["huggingface_repo_id"], True), self.process)
+            self._set("save.push_to_hub", node_at(self.given["huggingface_repo_id"], True), self.process)
         visibility = self.given.get("huggingface_repo_visibility")
         if visibility is not None:
             self._set("save.hf_private", at(visibility, visibility.value != "public"), self.process)
@@ -435,7 +449,7 @@ class _Reader:
 
     def _samples(self) -> None:
         if "sample_prompts" not in self.given:
-            self._set("train.disable_sampling", made(self.root, True), self.process)
+            self._set("train.disable_sampling", node_at(self.root, True), self.process)
             return
         written = "disable_prompt_enhancement" not in self.given or not self.given["disable_prompt_enhancement"].value
         given = {ours: self.given[key] for key, ours in OF_SAMPLES.items() if written and key in self.given}
@@ -456,7 +470,7 @@ class _Reader:
         node = self.given.get("dataset_config")
         if node is None:
             self.diagnostics.error(self.root, "is required: the file with the datasets.", path=("dataset_config",))
-            return [{"folder_path": made(self.root, ".")}]
+            return [{"folder_path": node_at(self.root, ".")}]
         path = self._found(str(node.value))
         if path is None and os.path.exists(os.path.expanduser(str(node.value))):
             self.diagnostics.error(node, f"{show(node)} is not a file. Give the file with the datasets.")
@@ -474,7 +488,8 @@ class _Reader:
                     key, ("general", "datasets")
                 )  # fmt: skip
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
-        general, listed = root.value.get("general", made(root, {})), root.value.get("datasets")
+        general = root.value.get("general", node_at(root, {}))
+        listed = root.value.get("datasets")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
             self.diagnostics.error(listed or root, "is required: at least one [[datasets]].", path=("datasets",))
             return []
@@ -514,7 +529,7 @@ class _Reader:
             message = "is required: the folder of the images."
             self.diagnostics.error(item, message, path=(*item.path, "image_directory"))
         if not {"image_directory", "image_jsonl_file"} & given.keys():
-            dataset["folder_path"] = made(item, ".")  # what is missing is reported
+            dataset["folder_path"] = node_at(item, ".")  # what is missing is reported
         elif len({"image_directory", "image_jsonl_file"} & given.keys()) == 2:
             message = "'image_directory' is given as well. Give one of them."
             self.diagnostics.error(given["image_jsonl_file"], message, at_key=True)
@@ -535,11 +550,13 @@ class _Reader:
             node = _their("resolution", ROWS["resolution"][1].default)
             self.defaults["resolution"] = node.data()
         sides = node.data()
-        sides = sides if isinstance(sides, list) else [sides, sides]
+        if not isinstance(sides, list):
+            sides = [sides, sides]
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
             return
-        bucket, keeps = given.get("enable_bucket"), given.get("bucket_no_upscale")
+        bucket = given.get("enable_bucket")
+        keeps = given.get("bucket_no_upscale")
         if bucket is None or bucket.value is not True:
             dataset["resolution"] = at(node, {"width": at(node, sides[0]), "height": at(node, sides[1])})
             return
@@ -549,10 +566,10 @@ class _Reader:
 
     def _reference_size(self, given: Sequence[ConfigNode], control: ConfigNode) -> None:
         """The area of the references: theirs is that of the image unless they say another."""
-        told = [node for node in given if node.value is not False]
-        value = at(told[0] if told else control, not told)
+        wanted = [node for node in given if node.value is not False]
+        value = at(wanted[0], False) if wanted else at(control, True)
         self._one_for_all("model.model_kwargs.match_target_res", value, "the size of control images")
-        for node in told:
+        for node in wanted:
             if node.value is True:
                 message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
                 self.diagnostics.warn(node, message)
@@ -580,7 +597,8 @@ class _Reader:
         """Notes paths that lead nowhere."""
         if key not in kinds:
             return
-        for path in node.value if isinstance(node.value, list) else [node]:
+        paths = node.value if isinstance(node.value, list) else [node]
+        for path in paths:
             written = os.path.expanduser(str(path.value))
             beside = key == "dataset_config" and os.path.exists(self.folder / written)
             if not (beside or os.path.exists(written) or saved_as(written)):
@@ -601,7 +619,8 @@ class _Reader:
             old = os.path.commonpath([os.path.dirname(path) for path in absolute])
         except ValueError:  # none, or some begin with a drive
             old = ""
-        old = "OLD" if old in ("", "/") else old
+        if old in ("", "/"):
+            old = "OLD"
         for node in self.lost:
             if is_absolute(str(node.value)):
                 message = f"is not on this machine. Where it lies elsewhere: --map {shlex.quote(f'{old}=NEW')}"
@@ -620,7 +639,10 @@ def flat(root: ConfigNode) -> Level:
     """All keys on one level: the names of sections mean nothing there, and a later key replaces an earlier one."""
     given: Level = {}
     for key, node in root.value.items():
-        given |= node.value if isinstance(node.value, dict) else {key: node}
+        if isinstance(node.value, dict):
+            given |= node.value
+        else:
+            given[key] = node
     return given
 
 
@@ -660,11 +682,12 @@ def model_of(paths: Mapping[str, str], version: str) -> NamedModel:
     folders = {key: model_folder(path) for key, path in paths.items()}
     files = [key for key, path in paths.items() if path.endswith(FILE) or os.path.isfile(os.path.expanduser(path))]
     alone = [key for key in files if folders[key] is None]
-    folder, model = folders["dit"], paths["dit"]
+    folder = folders["dit"]
+    model = paths["dit"]
     if "dit" in alone:
         folder = next(filter(None, folders.values()), None)
         model = PUBLISHED.get(version, "missing")
-    unused = [key for key, found in folders.items() if found not in (None, folder)]
+    unused = [key for key, of_part in folders.items() if of_part not in (None, folder)]
     return NamedModel(str(folder or model), alone, unused, published=folder is None and "dit" in alone)
 
 
@@ -678,7 +701,8 @@ def part_of(path: str) -> str | None:
     """The part of a model's folder that a path leads to; None for the folder itself and other paths."""
     place = Path(os.path.expanduser(path)).absolute()
     inside = place.relative_to(model_folder(str(place)) or place).parts[:1]
-    return next((name for key in PARTS.values() if (name := key.removesuffix("_path")) in inside), None)
+    names = [key.removesuffix("_path") for key in PARTS.values()]
+    return next((name for name in names if name in inside), None)
 
 
 def _reads(root: ConfigNode) -> bool:

@@ -54,7 +54,8 @@ IDLE = frozenset({"output_type", "resize_control_to_official_size", "lycoris"})
 RESIZED = ("resize_control_to_image_size", "resize_control_to_official_size")
 """Flags that say how large control images are."""
 
-LEAST_CONTROL, MOST_CONTROL = 64, 4096
+LEAST_CONTROL = 64
+MOST_CONTROL = 4096
 """Bounds of `control_resolution`."""
 
 FLAGS = {
@@ -73,40 +74,51 @@ def tool_command(text: str, known: Mapping[str, Collection[str]]) -> tuple[list[
     known: tool -> its flags. Raises UserError for commands that encode beforehand, of which the place is not known, and
     for one that lost its end.
     """
-    scripts = [(script, flags) for script, _, flags in map(parted, commands(text)) if script]
-    found = next(iter(scripts), None)
-    if scripts and all(script.text in NOT_NEEDED for script, _ in scripts):
-        first = scripts[0][0].text
+    scripts = [(script.text, flags) for script, _, flags in map(parted, commands(text)) if script]
+    if not scripts:
+        return None
+    first, first_flags = scripts[0]
+    if all(script in NOT_NEEDED for script, _ in scripts):
         where = "What is encoded is kept in the folder of the training, which this command does not name"
         remedy = "In advance: `run.py cache FILE`, with the command of the training in FILE"
         raise UserError(f"{first}: {NOT_NEEDED[first]}. {where}. {remedy}.")
-    if found is None or found[0].text not in SCRIPTS:
+    if first not in SCRIPTS:
         return None
     for at, reason in stray_flags(text):
         raise UserError(f"line {at.line}: {reason}")
-    tool, defaults = SCRIPTS[found[0].text]
-    given, positional = _grouped([word.text for word in found[1]])
+    tool, defaults = SCRIPTS[first]
+    given, positional = _grouped([word.text for word in first_flags])
     if tool == "generate" and "save_merged_model" in given:  # which generates no image then
         tool, defaults = SCRIPTS["merge_lora.py"]
         given = {name: values for name, values in given.items() if name in OF_MERGING or name in PARTS}
-    words, notes = [tool, *positional], [_left_out(script.text) for script, _ in scripts[1:]]
+    words = [tool, *positional]
+    notes = [_left_out(script) for script, _ in scripts[1:]]
     strengths = given.pop("lora_multiplier", [])
     words += _model(given, tool, known[tool])
     if tool == "generate" and "control_image_path" in given:
-        flags, note = _control_size(given)
-        words, notes = [*words, *flags], [*notes, *note]
+        size, note = _control_size(given)
+        words += size
+        notes += note
     for name, values in given.items():
         if name == "lora_weight":
             values = [f"{file}:{strengths[i]}" if i < len(strengths) else file for i, file in enumerate(values)]
         ours = _ours(name, values, tool, known[tool])
         words += ours
         if not ours and name not in IDLE:
-            rows = [NAMES["musubi", "flags"].get(name), ROWS[name][1] if name in ROWS else None]
-            reason = next((row.says for row in rows if row and row.says and row.how != "shaped"), f"{tool} has none")
+            reason = _why_not(name) or f"{tool} has none"
             notes.append(f"--{name}: {reason.removesuffix(' Leave it out.').rstrip('.')}.")
     for flag, value in defaults.items():
-        words += [flag, value] if flag not in words else []
+        if flag not in words:
+            words += [flag, value]
     return words, notes
+
+
+def _why_not(name: str) -> str:
+    """What the table of names says of a flag that has no counterpart; empty where it says nothing."""
+    rows = [NAMES["musubi", "flags"].get(name)]
+    if name in ROWS:
+        rows.append(ROWS[name][1])
+    return next((row.says for row in rows if row and row.says and row.how != "shaped"), "")
 
 
 def _left_out(script: str) -> str:
@@ -117,12 +129,14 @@ def _left_out(script: str) -> str:
 def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Flag -> its values; and what stands before the first."""
     given: dict[str, list[str]] = {}
-    values = positional = list[str]()
+    positional: list[str] = []
+    values = positional
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             values = given.setdefault(name, [])
-            values += [value] if equals else []
+            if equals:
+                values.append(value)
         else:
             values.append(word)
     return given, positional
@@ -130,13 +144,16 @@ def _grouped(words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
 
 def _model(given: dict[str, list[str]], tool: str, known: Collection[str]) -> list[str]:
     """The model that a script is told by its parts, which are taken out of `given`."""
-    if tool == "caption" and (path := "".join(given.pop("model_path", []))):
-        return ["--text-encoder-path" if path.endswith(FILE) else "--model", path]
+    if tool == "caption":
+        path = "".join(given.pop("model_path", []))
+        if path:
+            return ["--text-encoder-path" if path.endswith(FILE) else "--model", path]
     paths = {key: given.pop(key)[0] for key in PARTS if given.get(key)}
     if "dit" not in paths or "--model" not in known:
         return []
     switches = [VERSIONS[key] for key in VERSIONS if key in given and not given.pop(key)]
-    named = model_of(paths, *(given.pop("model_version", []) or switches or [VERSION])[:1])
+    versions = given.pop("model_version", []) or switches or [VERSION]
+    named = model_of(paths, versions[0])
     if tool == "merge":
         return ["--base", paths["dit"] if "dit" in named.alone else named.model]
     files = [(f"--{PARTS[key].replace('_', '-')}", paths[key]) for key in named.alone]
@@ -154,17 +171,19 @@ def _control_size(given: Mapping[str, list[str]]) -> tuple[list[str], list[str]]
         sides = {math.isqrt(math.prod(image_size(Path(path).expanduser()))) for path in given["control_image_path"]}
     except ImageError:  # which our command says
         sides = set()
-    told = f"--control_image_path: without --{RESIZED[0]} or --{RESIZED[1]} it keeps its own size there,"
+    there = f"--control_image_path: without --{RESIZED[0]} or --{RESIZED[1]} it keeps its own size there,"
     if len(sides) == 1 and LEAST_CONTROL <= min(sides) <= MOST_CONTROL:
-        return ["--control-resolution", str(min(sides))], [f"{told} and here, but for multiples of 32."]
-    return [], [f"{told} and has the area of 1024 x 1024 pixels here (--control-resolution)."]
+        return ["--control-resolution", str(min(sides))], [f"{there} and here, but for multiples of 32."]
+    return [], [f"{there} and has the area of 1024 x 1024 pixels here (--control-resolution)."]
 
 
 def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -> list[str]:
     """Our words for a flag; none where it has no counterpart."""
-    if (at := (tool, name, values[0] if values else "")) in VALUES:
-        return VALUES[at].split()
-    of_tool, *flags = (ROWS[name][1].tool if name in ROWS else "").split() or [""]
+    with_value = (tool, name, values[0] if values else "")
+    if with_value in VALUES:
+        return VALUES[with_value].split()
+    command = ROWS[name][1].tool if name in ROWS else ""
+    of_tool, *flags = command.split() or [""]
     if of_tool == tool and len(flags) == len(values) > 1:
         return [word for pair in zip(flags, values, strict=True) for word in pair]
     row = NAMES["musubi", "flags"].get(name)

@@ -18,8 +18,8 @@ def at(node: ConfigNode, value: Any) -> ConfigNode:
     return replace(node, value=value, text=str(value), plain=True, written=None)
 
 
-def made(place: ConfigNode, value: Any) -> ConfigNode:
-    """A scalar that the file does not have, at the place of what it belongs to."""
+def node_at(place: ConfigNode, value: Any) -> ConfigNode:
+    """A value that the file does not have, at the place of what it belongs to."""
     return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)
 
 
@@ -35,10 +35,10 @@ def tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, ConfigNode):
         return data
     if isinstance(data, Mapping):
-        return made(place, {key: tree(value, place) for key, value in data.items() if value is not None})
+        return node_at(place, {key: tree(value, place) for key, value in data.items() if value is not None})
     if isinstance(data, list | tuple):
-        return made(place, [tree(value, place) for value in data])
-    return made(place, data)
+        return node_at(place, [tree(value, place) for value in data])
+    return node_at(place, data)
 
 
 def of_file(node: ConfigNode, file: str) -> ConfigNode:
@@ -58,16 +58,17 @@ def file_root(path: Path, diagnostics: Diagnostics, list_key: str = "") -> Confi
 
     list_key: the key under which a list becomes a mapping, as a root always is one here.
     """
-    found, root = Diagnostics(str(path)), None
-    with suppress(ConfigErrors):  # which are in `found`
-        text = read_text(path, found)
+    of_file_alone = Diagnostics(str(path))
+    root = None
+    with suppress(ConfigErrors):  # which are in `of_file_alone`
+        text = read_text(path, of_file_alone)
         if path.suffix.lower() == ".toml":
             from toolkit.config.reading.toml_reader import read_toml
 
-            root = read_toml(text, found, str(path))
+            root = read_toml(text, of_file_alone, str(path))
         else:
-            is_list = list_key and text.lstrip().startswith("[")
-            text = f'{{"{list_key}": {text.rstrip()}}}' if is_list else text
-            root = of_file(read_yaml(text, found), str(path))
-    diagnostics.include(found)
+            if list_key and text.lstrip().startswith("["):
+                text = f'{{"{list_key}": {text.rstrip()}}}'
+            root = of_file(read_yaml(text, of_file_alone), str(path))
+    diagnostics.include(of_file_alone)
     return root

@@ -47,35 +47,41 @@ _VARIABLES = re.compile(
 def refuse_script(script: str, at: SourceLocation, words: Sequence[str], diagnostics: Diagnostics) -> None:
     """Raises ConfigErrors for a command of these programs. words: what stands behind the script."""
     if _DIFFUSERS.fullmatch(script):
-        diagnostics.fatal(at, (), told("a command of diffusers' example"))
+        diagnostics.fatal(at, (), not_read_message("a command of diffusers' example"))
     if script == "train.py" and any(word.startswith("--dataset_base_path") for word in words):
-        diagnostics.fatal(at, (), told("a command of DiffSynth-Studio"))
+        diagnostics.fatal(at, (), not_read_message("a command of DiffSynth-Studio"))
 
 
 def refuse_variables(text: str, diagnostics: Diagnostics) -> None:
     """Raises ConfigErrors for a file of variables of these programs."""
-    if found := _VARIABLES.search(text):
-        line = text.count("\n", 0, found.start()) + 1
-        diagnostics.fatal(SourceLocation(line, 1), (), told("a config of SimpleTuner"))
+    variable = _VARIABLES.search(text)
+    if variable is not None:
+        line = text.count("\n", 0, variable.start()) + 1
+        diagnostics.fatal(SourceLocation(line, 1), (), not_read_message("a config of SimpleTuner"))
 
 
-def told(whose: str) -> str:
+def not_read_message(whose: str) -> str:
     return f"is {whose}, which is not read. {PAGE} says what its main keys are here."
 
 
 def whose_file(root: ConfigNode) -> str:
     """Whose file it is; empty for others."""
     given = {key.lstrip("-") for key in flat(root)}
-    whose = next((whose for whose, groups in KEYS.items() if any(keys <= given for keys in groups)), "")
-    if not whose and (_has_subsets(root) or _is_diffusion_pipe(root)):
-        whose = "a dataset file of kohya's sd-scripts" if _has_subsets(root) else "a config of diffusion-pipe"
-    return whose
+    for whose, groups in KEYS.items():
+        if any(keys <= given for keys in groups):
+            return whose
+    if _has_subsets(root):
+        return "a dataset file of kohya's sd-scripts"
+    if _is_diffusion_pipe(root):
+        return "a config of diffusion-pipe"
+    return ""
 
 
 def _has_subsets(root: ConfigNode) -> bool:
     listed = root.value.get("datasets")
-    items = listed.value if listed is not None and isinstance(listed.value, list) else []
-    return any(isinstance(item.value, dict) and "subsets" in item.value for item in items)
+    if listed is None or not isinstance(listed.value, list):
+        return False
+    return any(isinstance(item.value, dict) and "subsets" in item.value for item in listed.value)
 
 
 def _is_diffusion_pipe(root: ConfigNode) -> bool:
@@ -87,7 +93,7 @@ def _is_diffusion_pipe(root: ConfigNode) -> bool:
 def _refuse(
     root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics, moved: Mapping[str, str]
 ) -> Reader:
-    diagnostics.fatal(root.value_at, (), told(whose_file(root)))
+    diagnostics.fatal(root.value_at, (), not_read_message(whose_file(root)))
 
 
 FILES = ForeignJobs(lambda root: bool(whose_file(root)), _refuse)

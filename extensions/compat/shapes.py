@@ -41,7 +41,8 @@ def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnosti
         place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     if "optimizer" in entries:
         place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
-    if (file := entries.pop("dataset_config", None)) is not None:
+    file = entries.pop("dataset_config", None)
+    if file is not None:
         _dataset_file(file, entries, diagnostics)
     training = entries.pop("training", None)
     if training is not None and isinstance(training.value, dict):
@@ -110,7 +111,8 @@ def _images(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics
     gather_slots(entries, "control_path", diagnostics)
     colour = entries.pop("control_transparent_color", None)
     if colour is not None and "background" not in entries:
-        if rgb := _rgb(colour.data()):
+        rgb = _rgb(colour.data())
+        if rgb:
             entries["background"] = replace(colour, value=rgb)
         else:
             diagnostics.error(colour, "is not a valid colour. Write [red, green, blue], each 0 to 255.")
@@ -147,7 +149,8 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
     _with_extras(entries, diagnostics)
     _switched(entries, diagnostics)
     _swapped(section, entries, diagnostics)
-    weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
+    weights = entries.pop("base_weights", None)
+    multipliers = entries.pop("base_weights_multiplier", None)
     if weights is None or weights.value == []:
         if multipliers is not None and multipliers.data() not in (1, [1], []):
             diagnostics.warn(multipliers, "has no effect without base_weights.")
@@ -160,9 +163,8 @@ def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diag
 
 def _swapped(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
     """ai-toolkit's share of the layers that wait in main memory as a number of blocks, unless that is given."""
-    share, *switches = (
-        entries.pop(key, None) for key in ("layer_offloading_transformer_percent", "layer_offloading", "auto_memory")
-    )
+    share = entries.pop("layer_offloading_transformer_percent", None)
+    switches = [entries.pop(key, None) for key in ("layer_offloading", "auto_memory")]
     for node in switches:
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, f"{show(node)} is not true or false.")
@@ -193,7 +195,8 @@ def _blocks(entries: Entries) -> int:
 
 
 def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
-    name, extras = entries.get("name_or_path"), entries.pop("extras_name_or_path", None)
+    name = entries.get("name_or_path")
+    extras = entries.pop("extras_name_or_path", None)
     path = str(name.value) if name is not None else ""
     if name is not None and extras is not None and path.lower() in REPACKED:
         entries["name_or_path"] = extras
@@ -290,7 +293,9 @@ def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Dia
     arguments = entries.pop("network_args", None)
     aliases = {key: row.field for key, row in rows_of(section).items() if row.how == "is"}
     known = {name: name for name in section.model_fields} | aliases
-    for key, node in read_pairs(arguments, diagnostics).value.items() if arguments else ():
+    if arguments is None:
+        return
+    for key, node in read_pairs(arguments, diagnostics).value.items():
         if key in _IDLE_ARGUMENTS:
             diagnostics.warn(node, f"{key!r} has no effect: {NAMES['musubi', ''][key].says}.")
         elif key in known:
@@ -318,7 +323,8 @@ _OF_COMPILE = {
 
 def _arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`optimizer_args` become `optimizer_params`; those of the schedule likewise."""
-    if (kind := entries.pop("lr_scheduler_type", None)) is not None:
+    kind = entries.pop("lr_scheduler_type", None)
+    if kind is not None:
         diagnostics.error(kind, f"{show(kind)}: {rows_of(section)['lr_scheduler_type'].says}.")
         for key in ("lr_scheduler_args", "lr_scheduler_params"):  # they are those of that class
             entries.pop(key, None)
@@ -333,7 +339,8 @@ def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics:
     """musubi-tuner's flat keys of `gradient_checkpointing` and of the section `compile`."""
     _offloaded(entries, diagnostics)
     for old, new in _OF_COMPILE.items():
-        if (flat := entries.pop(old, None)) is not None:
+        flat = entries.pop(old, None)
+        if flat is not None:
             node = entries.get("compile", replace(flat, value={}))
             inside = node.value if isinstance(node.value, dict) else {"enabled": node}
             inside = {**inside, new: merge_aliases(inside.get(new), flat, diagnostics)}
@@ -361,11 +368,14 @@ def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
 
 def _sample(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`sample_prompts` are `prompts`."""
-    if theirs := entries.pop("sample_prompts", None):
-        if ours := entries.pop("prompts", None):
-            diagnostics.error(ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True)
-        else:
-            entries["prompts"] = theirs
+    theirs = entries.pop("sample_prompts", None)
+    if theirs is None:
+        return entries
+    ours = entries.pop("prompts", None)
+    if ours is None:
+        entries["prompts"] = theirs
+    else:
+        diagnostics.error(ours, "'sample_prompts' is given as well. Remove one of them.", at_key=True)
     return entries
 
 

@@ -143,7 +143,8 @@ class LinearAdapterNetwork(Network):
         common = [target for target in self.targets if target in deltas]
         if not common:
             raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
-        if biased := [target for target in common if deltas[target].bias is not None]:
+        biased = [target for target in common if deltas[target].bias is not None]
+        if biased:
             what = f"the file changes biases ({biased[0]}), which a network does not train"
             raise UserError(
                 f"network.pretrained_lora_path: {what}. Give it as model.base_loras, or merge it (run.py merge)."
@@ -223,8 +224,8 @@ class LinearAdapterNetwork(Network):
         """The layer that stands for `base`, initialised on the CPU."""
         make_shapes = self.kind.shapes
         assert make_shapes is not None  # None means that the model itself is trained
-        own = {argument: getattr(self, argument) for argument in self.kind.settings}
-        shapes = make_shapes(base.in_features, base.out_features, self.rank, **own)
+        settings = {argument: getattr(self, argument) for argument in self.kind.settings}
+        shapes = make_shapes(base.in_features, base.out_features, self.rank, **settings)
         layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout)
         layer.init_weights(generator(self.seed, "network", target))
         return layer

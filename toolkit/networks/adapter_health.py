@@ -38,7 +38,8 @@ from toolkit.networks.targets import block_in
 from toolkit.networks.unread_kinds import unread_kind
 from toolkit.version import NAME
 
-NEARLY_NOTHING, EXPLODED = 2e-6, 32.0
+NEARLY_NOTHING = 2e-6
+EXPLODED = 32.0
 """Sizes of a change, as parts of a weight's usual one, 1 / sqrt(inputs). Below the first nothing is seen of it: one
 step of Adam at a learning rate of 1e-4 leaves three times as much with alpha 1 of rank 128. A change above the second
 drowns the model."""
@@ -87,7 +88,7 @@ class FileLayers:
         """The layers whose matrices are there, fit and are finite, with their strength. Settings that cannot be read
         count as none."""
         settings = readable_settings(metadata)
-        found = {}
+        layers = {}
         for name, parts in self.parts.items():
             matrices = _matrices(parts)
             if _faults(matrices):
@@ -101,10 +102,10 @@ class FileLayers:
                     stored, scale, shape = read_stored("", name, form, matrices, alpha, settings, (0, 0))
                 except UserError:
                     continue  # alpha or the settings, which other checks report
-                found[name] = LayerDelta(stored, scale, size=shape)
+                layers[name] = LayerDelta(stored, scale, size=shape)
                 continue
-            found[name] = LayerDelta(matrices, layer_scale(without_prefix(name), matrices, alpha, settings))
-        return found
+            layers[name] = LayerDelta(matrices, layer_scale(without_prefix(name), matrices, alpha, settings))
+        return layers
 
 
 def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
@@ -117,36 +118,36 @@ def readable_settings(metadata: Mapping[str, str]) -> AdapterSettings | None:
 
 def strengths_in_settings(read: FileLayers, settings: AdapterSettings) -> dict[str, float]:
     """What peft's settings multiply each sound layer of a file by, by its stem, whatever alpha the file has."""
-    found = {}
+    strengths = {}
     for name, parts in read.parts.items():
         matrices = _matrices(parts)
         if not _faults(matrices) and not form_of(matrices):
-            found[name] = layer_scale(without_prefix(name), matrices, None, settings)
-    return found
+            strengths[name] = layer_scale(without_prefix(name), matrices, None, settings)
+    return strengths
 
 
 def layers_of(tensors: Mapping[str, Tensor]) -> FileLayers:
     """The tensors of a file by layer."""
-    found = FileLayers()
+    layers = FileLayers()
     for key, tensor in with_ia3_names(tensors).items():
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         if adds_nothing(key, tensor):
             continue
         if suffix and PARTS[suffix] in ("bias", "up_bias"):
-            found.biases[key.removesuffix(suffix)] = tensor
+            layers.biases[key.removesuffix(suffix)] = tensor
         elif suffix:
-            found.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
+            layers.parts[key.removesuffix(suffix)][PARTS[suffix]] = tensor
         else:
-            found.unknown.append(key)
-    return found
+            layers.unknown.append(key)
+    return layers
 
 
 def _matrices(parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All parts but alpha, float32, as `LayerDelta` has them."""
-    found = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
-    if "row_norms" in found:
-        found["dora_scale"] = found.pop("row_norms").reshape(-1, 1)
-    return found
+    matrices = {name: tensor.float() for name, tensor in parts.items() if name != "alpha"}
+    if "row_norms" in matrices:
+        matrices["dora_scale"] = matrices.pop("row_norms").reshape(-1, 1)
+    return matrices
 
 
 def _faults(matrices: Mapping[str, Tensor]) -> str:
@@ -165,8 +166,10 @@ def _faults(matrices: Mapping[str, Tensor]) -> str:
         check_parts("", "", matrices)
     except UserError:
         return "misfit"
-    rank, shape = rank_of(matrices), LayerDelta(matrices, 1.0).shape
-    return "misfit" if "up" in matrices and rank > MOST_RANK * max(shape) else ""
+    shape = LayerDelta(matrices, 1.0).shape
+    if "up" in matrices and rank_of(matrices) > MOST_RANK * max(shape):
+        return "misfit"
+    return ""
 
 
 _BROKEN = {
@@ -488,7 +491,8 @@ def _says(metadata: Mapping[str, str]) -> str:
     times = _times_too_strong(metadata)
     if times is None:
         return "programs take a strength of 1 then, or stop."
-    rank, alpha = metadata["ss_network_dim"], metadata["ss_network_alpha"]
+    rank = metadata["ss_network_dim"]
+    alpha = metadata["ss_network_alpha"]
     return f"its header says alpha {alpha} of rank {rank}, so that it is {times:.3g} times as strong as trained."
 
 

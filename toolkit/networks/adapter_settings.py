@@ -197,10 +197,10 @@ class AdapterSettings:
         return bool(self.values.get("use_rslora"))
 
     def _number(self, module: str, pattern: str, key: str, default: float) -> float:
-        found = self._patterns[pattern].value_for(module)
-        if found is None:
-            found = self.values.get(key)
-        return default if found is None else float(found)
+        value = self._patterns[pattern].value_for(module)
+        if value is None:
+            value = self.values.get(key)
+        return default if value is None else float(value)
 
     def oft(self) -> OftSettings:
         """Those of an OFT. Raises UserError, without the name of the file, where one of them is missing or impossible:
@@ -281,12 +281,12 @@ def _parsed(text: str, source: str) -> dict[str, Any]:
         named = {key.removeprefix(_PART): value for key, value in (of_part or written).items()}
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is not a JSON mapping ({error}).") from error
-    found = {key: value for key, value in named.items() if "." not in key}
+    values = {key: value for key, value in named.items() if "." not in key}
     for key in ("r", "lora_alpha", "alpha"):
-        _check_number(found.get(key), source)
-    if _kind_named(found) in ("", "LOKR"):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
-        _check_ranks([found.get("r")], source)
-    return found
+        _check_number(values.get(key), source)
+    if _kind_named(values) in ("", "LOKR"):  # the only one whose rank may not be in its matrices; an OFT may have r: 0
+        _check_ranks([values.get("r")], source)
+    return values
 
 
 def _kind_named(values: Mapping[str, Any]) -> str:
@@ -344,14 +344,14 @@ class Patterns:
         Raises UserError once all layers together have taken longer than MATCH_SECONDS.
         """
         begun = time.monotonic()
-        found = next((value for pattern, value in self._values if self._matches(pattern, module)), None)
+        first = next((value for pattern, value in self._values if self._matches(pattern, module)), None)
         self._seconds += time.monotonic() - begun
         if self._seconds > MATCH_SECONDS:
             raise UserError(
                 f"{self._source}: its {len(self._values)} patterns are not done with the names of the layers after "
                 f"{MATCH_SECONDS:g} s. Give each layer one plain name."
             )
-        return found
+        return first
 
     def _matches(self, pattern: str, module: str) -> bool:
         compiled = self._compiled.get(pattern)

@@ -76,15 +76,15 @@ class AppliedAdapters:
     @torch.no_grad()
     def additions(self, chosen: Sequence[tuple[Changes, float]]) -> Additions:
         """What these files, each with its strength, add to the layers."""
-        found: dict[str, Sequence[Addition]] = {}
+        additions: dict[str, Sequence[Addition]] = {}
         for name, layer in self._layers.items():
             changes = [(changes[name], strength) for changes, strength in chosen if name in changes and strength]
             base = layer.base_layer  # nn.Identity where a table has its outputs, to which the change is added
             has_no_bias = hasattr(base, "bias") and base.bias is None
             if has_no_bias and any(change.bias is not None for change, _ in changes):
                 raise UserError(f"the bias of {name} is changed. {NO_BIAS}")
-            found[name] = [_addition(layer, change.to(self._device), strength) for change, strength in changes]
-        return found
+            additions[name] = [_addition(layer, change.to(self._device), strength) for change, strength in changes]
+        return additions
 
     def activate(self, additions: Additions) -> None:
         """From here on these are added, and no others."""
@@ -159,7 +159,9 @@ def _weight_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, st
     delta = _delta_product(change)
     if change.low_rank is None:
         return lambda out, x: out + strength * delta(x)
-    down_RI, up_OR, scale = change.parts["down"], change.parts["up"], strength * change.scale
+    down_RI = change.parts["down"]
+    up_OR = change.parts["up"]
+    scale = strength * change.scale
 
     def add(out: Tensor, x: Tensor) -> Tensor:
         # As the trainer's own layer: the product is added where it is made.
@@ -171,12 +173,14 @@ def _weight_addition(layer: AdaptedLayer | AdapterLinear, change: LayerDelta, st
 
 def _delta_product(change: LayerDelta) -> Callable[[Tensor], Tensor]:
     """From inputs to the delta of the outputs, in their dtype; of a DoRA the one before its magnitude."""
-    p, scale = change.parts, change.scale
-    if "up" in p:
-        return lambda x: scale * linear(linear(x, p["down"]), p["up"])
-    if "hada_w1_a" in p:
+    parts = change.parts
+    scale = change.scale
+    if "up" in parts:
+        return lambda x: scale * linear(linear(x, parts["down"]), parts["up"])
+    if "hada_w1_a" in parts:
         return lambda x: linear(x, change.delta())  # as large as the weight: made at each use, never kept
-    first, second = scale * factor(p, "lokr_w1"), factor(p, "lokr_w2")
+    first = scale * factor(parts, "lokr_w1")
+    second = factor(parts, "lokr_w2")
 
     def kronecker(x: Tensor) -> Tensor:
         """kron(first, second) x without forming the product: x as a matrix becomes first x second^T."""

@@ -88,11 +88,11 @@ class FullNetwork(Network):
     def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
         tied: set[int] = set()
         for name, module in self._modules.items():
-            for own, parameter in module.named_parameters(recurse=False):
+            for parameter_name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in tied:
                     continue
                 tied.add(id(parameter))
-                yield f"{name}.{own}", parameter
+                yield f"{name}.{parameter_name}", parameter
 
 
 def modules_with_weights(model: nn.Module) -> list[str]:
@@ -109,8 +109,8 @@ def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
     parametrizations would rename them). The conversion is part of the graph: gradients come back in the parameter's
     own type. Unlike autocast it rounds nothing but the weights.
     """
-    own = module.named_parameters(recurse=False)
-    names = [name for name, parameter in own if parameter.dtype != dtype and not is_sharded(parameter)]
+    parameters = module.named_parameters(recurse=False)
+    names = [name for name, parameter in parameters if parameter.dtype != dtype and not is_sharded(parameter)]
     if names:
         kind = type(module)
         module.__class__ = type(kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names})

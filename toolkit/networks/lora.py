@@ -120,14 +120,22 @@ class _CastTogether(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, counts: Sequence[int], *parameters: Tensor) -> tuple[Tensor, ...]:
         """counts: parameters of each stack, which have the same number of columns."""
         ctx.set_materialize_grads(False)
-        ctx.dtype, ctx.rows = parameters[0].dtype, []
-        given, stacks = iter(parameters), []
+        ctx.dtype = parameters[0].dtype
+        ctx.rows = []
+        shapes_in_order = (parameter.shape for parameter in parameters)
+        stacks: list[Tensor] = []
         places: list[Tensor] = []
         for count in counts:
-            shapes = [next(given).shape for _ in range(count)]
-            ctx.rows.append(rows := [shape[0] for shape in shapes])
-            stacks.append(stack := parameters[0].new_empty((sum(rows), shapes[0][1]), dtype=dtype))
-            places += [stack] if count == 1 else stack.split(rows)
+            shapes = [next(shapes_in_order) for _ in range(count)]
+            rows = [shape[0] for shape in shapes]
+            columns = shapes[0][1]
+            stack = parameters[0].new_empty((sum(rows), columns), dtype=dtype)
+            ctx.rows.append(rows)
+            stacks.append(stack)
+            if count == 1:
+                places.append(stack)
+            else:
+                places += stack.split(rows)
         torch._foreach_copy_(places, parameters)
         return tuple(stacks)
 
@@ -137,14 +145,16 @@ class _CastTogether(torch.autograd.Function):
         there = [gradient for gradient in gradients if gradient is not None]
         wide = [torch.empty_like(gradient, dtype=ctx.dtype) for gradient in there]
         torch._foreach_copy_(wide, there)
-        of_stack = iter(wide)
-        found: list[Tensor | None] = []
+        wide_in_order = iter(wide)
+        of_parameters: list[Tensor | None] = []
         for gradient, rows in zip(gradients, ctx.rows, strict=True):
             if gradient is None:
-                found += [None] * len(rows)
+                of_parameters += [None] * len(rows)
+            elif len(rows) == 1:
+                of_parameters.append(next(wide_in_order))
             else:
-                found += [next(of_stack)] if len(rows) == 1 else next(of_stack).split(rows)
-        return None, None, *found
+                of_parameters += next(wide_in_order).split(rows)
+        return None, None, *of_parameters
 
 
 class BlockCasts:
@@ -173,7 +183,7 @@ class BlockCasts:
             self._drop()
 
     def _cast(self, dtype: torch.dtype) -> None:
-        groups = dict.fromkeys(group for layer in self._layers if (group := layer.fused_group))
+        groups = dict.fromkeys(layer.fused_group for layer in self._layers if layer.fused_group)
         shared = [group for group in groups if group.is_shared()]
         alone = [layer for layer in self._layers if layer.fused_group not in shared]
         stacks = [
@@ -215,7 +225,8 @@ class LoraNetwork(LinearAdapterNetwork):
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:
         """Applies their down matrices in one product."""
         for group in groups:
-            layers = [layer for target in group if isinstance(layer := self.layers.get(target), LoraLinear)]
+            adapted = [self.layers.get(target) for target in group]
+            layers = [layer for layer in adapted if isinstance(layer, LoraLinear)]
             if len(layers) > 1:
                 shared = FusedDownProjection(layers)
                 for layer in layers:

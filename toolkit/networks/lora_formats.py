@@ -124,7 +124,8 @@ class LayerDelta:
             return p["up"].shape[0], p["down"].shape[1]
         if "hada_w1_a" in p:
             return p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1]
-        (rows, columns), (more_rows, more_columns) = factor(p, "lokr_w1").shape, factor(p, "lokr_w2").shape
+        rows, columns = factor(p, "lokr_w1").shape
+        more_rows, more_columns = factor(p, "lokr_w2").shape
         return rows * more_rows, columns * more_columns
 
     @property
@@ -234,9 +235,9 @@ def load_adapter_file(
     """
     tensors, metadata = read_tensors(path)
     changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
-    biases = (name for name, change in changes.items() if change.bias is not None)
-    if weights and (absent := next((name for name in biases if f"{name}.bias" not in weights), "")):
-        raise UserError(f"{path}: the bias of {absent} is changed. {NO_BIAS}")
+    for name, change in changes.items():
+        if weights and change.bias is not None and f"{name}.bias" not in weights:
+            raise UserError(f"{path}: the bias of {name} is changed. {NO_BIAS}")
     return changes
 
 
@@ -302,18 +303,22 @@ def fused_weights(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Each tensor of a transformer in one file, sorted by name -> the tensors of the model whose rows it has."""
     given = set(names)
     fused = fused_layers(name.removesuffix(".weight") for name in given)
-    found = {f"{whole}.weight": tuple(f"{part}.weight" for part in parts) for whole, parts in fused.items()}
-    in_parts = {part for parts in found.values() for part in parts}
-    return dict(sorted((found | {name: (name,) for name in given - in_parts}).items()))
+    in_one_tensor = {f"{whole}.weight": tuple(f"{part}.weight" for part in parts) for whole, parts in fused.items()}
+    in_parts = {part for parts in in_one_tensor.values() for part in parts}
+    alone = {name: (name,) for name in given - in_parts}
+    return dict(sorted((in_one_tensor | alone).items()))
 
 
 def in_one(weights: Mapping[str, Tensor], markers: Iterable[str]) -> dict[str, Tensor]:
     """The weights of a transformer with the layers in one that ComfyUI's have so (`ROWS_OF`). markers: names of empty
     tensors by which it knows the model."""
-    found = {name: torch.zeros(0) for name in markers}
+    tensors = {name: torch.zeros(0) for name in markers}
     for name, parts in fused_weights(weights).items():
-        found[name] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
-    return found
+        if len(parts) > 1:
+            tensors[name] = torch.cat([weights[part] for part in parts])
+        else:
+            tensors[name] = weights[parts[0]]
+    return tensors
 
 
 def split_change(
@@ -334,7 +339,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             check_count(len(file.keys()))
-            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         again = "Download or copy it again, or take an earlier file of the run."
         damaged = "cannot be read as a safetensors file"
@@ -351,11 +357,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def own_names(keys: Iterable[str]) -> list[str]:
     """The names that the keys of a file give its layers, whatever its model is."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for key in keys:
         suffix = max((s for s in PARTS if key.endswith(s)), key=len, default="")
-        found[without_prefix(key.removesuffix(suffix))] = None
-    return list(found)
+        names[without_prefix(key.removesuffix(suffix))] = None
+    return list(names)
 
 
 def without_prefix(stem: str) -> str:
@@ -445,18 +451,18 @@ def _module(
     form = form_of(parts)
     if form:
         stored, scale, shape = read_stored(source, name, form, parts, alpha, settings, size)
-        found = LayerDelta(stored, scale, size=shape)
+        change = LayerDelta(stored, scale, size=shape)
     else:
         check_parts(source, name, parts)
         try:
-            found = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
+            change = LayerDelta(parts, layer_scale(name, parts, alpha, settings))
         except UserError as error:  # patterns that are not done in time
             raise UserError(f"{source}: {error}") from error
-    if not math.isfinite(found.scale):
+    if not math.isfinite(change.scale):
         raise UserError(f"{source}: alpha of {name} is not finite.")
     if up_bias is None:
-        return found
-    return replace(found, bias=_up_bias(source, name, up_bias, found))
+        return change
+    return replace(change, bias=_up_bias(source, name, up_bias, change))
 
 
 def _up_bias(source: str, name: str, up_bias: Tensor, change: LayerDelta) -> Tensor:
@@ -531,15 +537,15 @@ MISSING_REMEDY = f"Put the file back next to the {CONFIG_FILE} that it was saved
 
 def keys_without_strength(keys: Collection[str]) -> list[str]:
     """Keys of layers whose strength only peft's settings have: named as peft names them, and without an alpha."""
-    found = []
+    without_strength = []
     for key in keys:
         suffix = max((end for end in PARTS if key.endswith(end)), key=len, default="")
         stem = key.removesuffix(suffix)
         part = PARTS.get(suffix)
         is_scaled = key.startswith(PEFT_PREFIX) and part in SCALED_PARTS and f"{stem}.alpha" not in keys
         if is_scaled or part == "oft_R":  # under any name: how its numbers become a rotation is in the settings
-            found.append(key)
-    return found
+            without_strength.append(key)
+    return without_strength
 
 
 SCALED_PARTS = ("up", "hada_w1_a", "lokr_w1", "lokr_w1_a", "boft_R")

@@ -75,7 +75,8 @@ class LohaNetwork(LinearAdapterNetwork):
                 f"Set network.linear to {rank}."
             )
         for name in ("hada_w1", "hada_w2"):
-            a, b = self.layer_weight(target, f"{name}_a"), self.layer_weight(target, f"{name}_b")
+            a = self.layer_weight(target, f"{name}_a")
+            b = self.layer_weight(target, f"{name}_b")
             a.zero_()
             a[:, :rank] = given[f"{name}_a"]
             b[:rank] = given[f"{name}_b"]
@@ -133,14 +134,15 @@ class LokrNetwork(LinearAdapterNetwork):
         """A LoKr with factors of the same shapes."""
         if not {"lokr_w1", "lokr_w1_a"} & delta.parts.keys() or delta.magnitude is not None:
             raise UserError("network.pretrained_lora_path: a LoKr can only start from a LoKr file.")
-        own = self.layer_weights(target)
-        given, wanted = ({name: tuple(p.shape) for name, p in parts.items()} for parts in (delta.parts, own))
+        factors = self.layer_weights(target)
+        given = {name: tuple(factor.shape) for name, factor in delta.parts.items()}
+        wanted = {name: tuple(factor.shape) for name, factor in factors.items()}
         if given != wanted:
             raise UserError(
                 f"network.pretrained_lora_path: {target} has the factors {given} in the file and {wanted} here. "
                 "Give network.linear, factor and lokr_full_rank the values the file was made with."
             )
         for name, matrix in delta.parts.items():
-            own[name].copy_(matrix)
-        own["lokr_w1"].mul_(delta.scale / self.scale_for(own))
+            factors[name].copy_(matrix)
+        factors["lokr_w1"].mul_(delta.scale / self.scale_for(factors))
         return 0.0

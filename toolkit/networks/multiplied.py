@@ -19,7 +19,7 @@ the other, K blocks on the diagonal, B size of a block, N numbers of a triangle.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -174,14 +174,16 @@ class Rotation(Multiplied):
         if len(rotation_MKBB) == 1:
             # Small angles keep their digits where the 1 is taken off before the product.
             return turned(vectors_XD, rotation_MKBB[0] - torch.eye(rotation_MKBB.shape[-1]).to(vectors_XD))
-        found_XD = vectors_XD
+        result_XD = vectors_XD
         places_D = torch.arange(vectors_XD.shape[-1], device=vectors_XD.device)
-        stages = range(len(rotation_MKBB))
-        for stage in reversed(stages) if is_transposed else stages:
+        stages = list(range(len(rotation_MKBB)))
+        if is_transposed:
+            stages.reverse()
+        for stage in stages:
             order_D = self.order(stage, rotation_MKBB.shape[-1] // 2, places_D)
-            turned_XD = turned(found_XD[..., order_D], rotation_MKBB[stage])
-            found_XD = turned_XD[..., order_D.argsort()]
-        return found_XD - vectors_XD
+            turned_XD = turned(result_XD[..., order_D], rotation_MKBB[stage])
+            result_XD = turned_XD[..., order_D.argsort()]
+        return result_XD - vectors_XD
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
         rotation_MKBB = parts[self.NEEDED[0]]
@@ -366,11 +368,13 @@ def kind_for(parts: Collection[str]) -> Multiplied | None:
 
 def _split_rows(parts: Parts, count: int, dims: Mapping[str, int]) -> list[dict[str, Tensor]]:
     """The parts `count` times, of those in `dims` the share of each along that dimension."""
-    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    layers: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name, part in parts.items():
-        if name in dims and part.shape[dims[name]] % count:
-            raise ValueError(f"{name} cannot be split into {count}")
-        shares = part.chunk(count, dims[name]) if name in dims else [part] * count
-        for of_layer, share in zip(found, shares, strict=True):
-            of_layer[name] = share.clone()  # safetensors writes no tensors that share memory
-    return found
+        shares: Sequence[Tensor] = [part] * count
+        if name in dims:
+            if part.shape[dims[name]] % count:
+                raise ValueError(f"{name} cannot be split into {count}")
+            shares = part.chunk(count, dims[name])
+        for layer, share in zip(layers, shares, strict=True):
+            layer[name] = share.clone()  # safetensors writes no tensors that share memory
+    return layers

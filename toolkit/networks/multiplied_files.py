@@ -75,10 +75,10 @@ def _read_lycoris_oft(parts: Parts, alpha: float | None, settings: AdapterSettin
         rotation = rotation.transpose(-1, -2)[None]
     else:
         _check_butterfly(len(blocks), blocks.shape[-1], outputs)
-    found = {"rotation_of_outputs": rotation.contiguous()}
+    stored = {"rotation_of_outputs": rotation.contiguous()}
     if "rescale" in parts:
-        found["rescale"] = _column(parts["rescale"], outputs)
-    return found, 1.0, (outputs, layer[1])
+        stored["rescale"] = _column(parts["rescale"], outputs)
+    return stored, 1.0, (outputs, layer[1])
 
 
 def _read_glora(parts: Parts, alpha: float | None, settings: AdapterSettings | None, layer: Shape) -> Stored:

@@ -52,7 +52,9 @@ PREFIXES = (
     "",
 )
 
-WITH_ALPHA, ALPHA_MISSING, ALPHA_IGNORED = "+", "-", "!"
+WITH_ALPHA = "+"
+ALPHA_MISSING = "-"
+ALPHA_IGNORED = "!"
 """Behind a form: it is loaded only where the file has alphas; only where it has none; and the alphas are ignored."""
 
 
@@ -289,7 +291,7 @@ def _not_loaded(
         remedies[_remedy(program, form, stem in with_magnitudes)] = None
     if not refused:
         return
-    names = tuple(dict.fromkeys(name for found in refused.values() for name in found))
+    names = tuple(dict.fromkeys(stem for stems in refused.values() for stem in stems))
     shown = " and ".join(list(refused)[:2])
     message = f"{program.title} does not load {len(names)} of {count} layers: keys of the form {shown}."
     yield finding("not_loaded", message, " ".join(remedies), names)
@@ -303,8 +305,8 @@ def _remedy(program: Program, form: str, has_magnitude: bool) -> str:
     if form in _OF_LORA or (has_form and form in ("loha", "lokr")):
         return program.remedy
     if form in ("loha", "lokr"):
-        made = "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
-        return f"{made}: run.py convert LORA OUT --to {program.convert_to}."
+        as_lora = "Make a LoRA of it (run.py resize FILE LORA --rank 64), and convert that"
+        return f"{as_lora}: run.py convert LORA OUT --to {program.convert_to}."
     return _MERGE
 
 
@@ -374,10 +376,12 @@ def _of_magnitudes(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[
     rows = [split_key(key)[0] for key, t in magnitudes.items() if t.dim() == 1 or len(t) > 1]
     columns = [name for name in (split_key(key)[0] for key in magnitudes) if name not in rows]
     is_named_for_columns = all(key.endswith(MAGNITUDES[0]) for key in magnitudes)
-    for kind, found, reads in (("rows", rows, program.reads_rows), ("columns", columns, program.reads_columns)):
-        if found and not (reads and is_named_for_columns == (kind == "columns")):
-            message = f"{program.title} does not read a DoRA with norms of {kind} as it is meant ({len(found)} layers)."
-            yield finding("dora", message, _MERGE, tuple(found))
+    reads_rows = program.reads_rows and not is_named_for_columns
+    reads_columns = program.reads_columns and is_named_for_columns
+    for kind, layers, is_read in (("rows", rows, reads_rows), ("columns", columns, reads_columns)):
+        if layers and not is_read:
+            norms = f"a DoRA with norms of {kind} as it is meant ({len(layers)} layers)"
+            yield finding("dora", f"{program.title} does not read {norms}.", _MERGE, tuple(layers))
 
 
 def _of_rotations(program: Program, tensors: Mapping[str, Tensor]) -> Iterator[Diagnostic]:

@@ -151,12 +151,12 @@ def _split(shapes: Mapping[str, torch.Size], itemsize: int, most: int) -> list[l
     shards: list[list[str]] = [[]]
     size = 0
     for name in sorted(shapes):
-        own = shapes[name].numel() * itemsize
-        if shards[-1] and size + own > most:
+        tensor_size = shapes[name].numel() * itemsize
+        if shards[-1] and size + tensor_size > most:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += own
+        size += tensor_size
     return shards
 
 
@@ -195,7 +195,8 @@ def _write_in_turn(
     markers: Sequence[str] = (),
 ) -> None:
     """One safetensors file: the header, the tensors by name without gaps; read back."""
-    digest, read = hashlib.sha256(), hashlib.sha256()
+    digest = hashlib.sha256()
+    digest_read_back = hashlib.sha256()
     with path.open("wb") as file:
         file.write(_header(shapes, dtype, metadata, "0" * 64, markers))
         for name in sorted([*shapes, *markers]):
@@ -208,8 +209,8 @@ def _write_in_turn(
         file.write(_header(shapes, dtype, metadata, digest.hexdigest(), markers))
     with safe_open(path, framework="pt") as stored_file:
         for name in sorted(stored_file.keys()):
-            add_to_digest(read, name, stored_file.get_tensor(name))
-    if read.digest() != digest.digest():
+            add_to_digest(digest_read_back, name, stored_file.get_tensor(name))
+    if digest_read_back.digest() != digest.digest():
         raise RunError("it reads back differently. Check the disk.")
 
 
@@ -227,6 +228,7 @@ def _header(
         entries[name] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     end = 0
     for name, shape in shapes.items():
-        begin, end = end, end + shape.numel() * DTYPES[dtype].itemsize
+        begin = end
+        end = begin + shape.numel() * DTYPES[dtype].itemsize
         entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     return framed(compact(entries))

@@ -79,8 +79,9 @@ def within_share(up_OR: Tensor, down_RI: Tensor, error: float, share: float) -> 
 def _truncate(svd: Svd, rank: int) -> tuple[Tensor, Tensor, float]:
     u_OQ, s_Q, v_IQ, rest = svd
     root_R = s_Q[:rank].sqrt()
-    dropped, kept = float(s_Q[rank:].double().square().sum()) + rest, float(s_Q[:rank].double().square().sum())
-    error = math.sqrt(dropped / (dropped + kept)) if dropped else 0.0
+    dropped_square = float(s_Q[rank:].double().square().sum()) + rest
+    remaining_square = float(s_Q[:rank].double().square().sum())
+    error = math.sqrt(dropped_square / (dropped_square + remaining_square)) if dropped_square else 0.0
     return u_OQ[:, :rank] * root_R, root_R[:, None] * v_IQ[:, :rank].T, error
 
 
@@ -97,7 +98,8 @@ def _svd_of_kronecker(lokr: LayerDelta, rank: int) -> Svd:
     first, second = (torch.linalg.svd(factor(lokr.parts, name), full_matrices=False) for name in ("lokr_w1", "lokr_w2"))
     products = abs(lokr.scale) * first.S[:, None] * second.S[None]
     s, order = products.flatten().sort(descending=True, stable=True)
-    i, j = order[:rank] // len(second.S), order[:rank] % len(second.S)
+    i = order[:rank] // len(second.S)
+    j = order[:rank] % len(second.S)
     u = (first.U[:, None, i] * second.U[None, :, j]).flatten(0, 1)
     v = (first.Vh.T[:, None, i] * second.Vh.T[None, :, j]).flatten(0, 1)
     return Svd(math.copysign(1.0, lokr.scale) * u, s[:rank], v, rest=float(s[rank:].double().square().sum()))

@@ -27,30 +27,43 @@ def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[
     A name passes when an include pattern matches all of it, or when exclude patterns are given and none matches;
     without either all pass. Raises UserError when nothing is left: training nothing is never meant.
     """
-    include_patterns, exclude_patterns = network.include_patterns, network.exclude_patterns
-    only_if_contains, ignore_if_contains = (
-        network.network_kwargs.only_if_contains,
-        network.network_kwargs.ignore_if_contains,
-    )
+    include_patterns = network.include_patterns
+    exclude_patterns = network.exclude_patterns
+    only_if_contains = network.network_kwargs.only_if_contains
+    ignore_if_contains = network.network_kwargs.ignore_if_contains
     included = {name for pattern in include_patterns for name in matching(pattern, names)}
     excluded = {name for pattern in exclude_patterns for name in matching(pattern, names)}
-    chosen = [
-        name
-        for name in names
-        if (not only_if_contains or any(part in name for part in only_if_contains))
-        and not any(part in name for part in ignore_if_contains)
-        and (name in included or (name not in excluded if exclude_patterns else not include_patterns))
-    ]
+
+    def is_chosen(name: str) -> bool:
+        if only_if_contains and not any(part in name for part in only_if_contains):
+            return False
+        if any(part in name for part in ignore_if_contains):
+            return False
+        if name in included:
+            return True
+        if exclude_patterns:
+            return name not in excluded
+        return not include_patterns
+
+    chosen = [name for name in names if is_chosen(name)]
     if not chosen:
-        patterns = bool(include_patterns or exclude_patterns)
-        raise UserError(
-            ("network: include_patterns / exclude_patterns" if patterns else "network.network_kwargs:")
-            + (" with" if patterns and (only_if_contains or ignore_if_contains) else "")
-            + (" only_if_contains / ignore_if_contains" if only_if_contains or ignore_if_contains else "")
-            + f" leave no layer to train. Layer names look like {names[0]!r}."
-            + (" A pattern has to match the whole name." if patterns else "")
-        )
+        raise UserError(_nothing_chosen(network, names[0]))
     return chosen
+
+
+def _nothing_chosen(network: NetworkConfig, example: str) -> str:
+    """The error where a section chooses no layer. example: a name of one."""
+    has_patterns = bool(network.include_patterns or network.exclude_patterns)
+    has_texts = bool(network.network_kwargs.only_if_contains or network.network_kwargs.ignore_if_contains)
+    patterns = "include_patterns / exclude_patterns"
+    texts = "only_if_contains / ignore_if_contains"
+    outcome = f"leave no layer to train. Layer names look like {example!r}."
+    whole_name = "A pattern has to match the whole name."
+    if not has_patterns:
+        return f"network.network_kwargs: {texts} {outcome}"
+    if not has_texts:
+        return f"network: {patterns} {outcome} {whole_name}"
+    return f"network: {patterns} with {texts} {outcome} {whole_name}"
 
 
 def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str]:

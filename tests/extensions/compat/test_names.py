@@ -223,7 +223,7 @@ def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None
         ("model: {name_or_path: ./model, assistant_lora_path: a}", "model.assistant_lora_path: 'a' does not exist"),
         ("train: {optimizer: automagic2}", "'automagic2' is not supported. Use 'prodigy' with 'lr: 1', which ad"),
         ("train: {optimizer: prodigy8bit}", "'prodigy8bit' is not supported. Use 'prodigy', whose state"),
-        ("model: {name_or_path: ./model, qtype: convrot8}", "'convrot8' is not supported. Use 'int8', whose products"),
+        ("model: {name_or_path: ./model, qtype: convrot8}", "'convrot8' is not supported. Use 'int8'."),
         (
             "model: {name_or_path: ./model, qtype: convrot4}",
             "'convrot4' is not supported. Use 'int4', or 'uint4' with",
