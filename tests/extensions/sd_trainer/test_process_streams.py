@@ -19,8 +19,9 @@ from toolkit.contracts.data import Size
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import group_items, groups_of
-from toolkit.plan.memory_plan import Machine, plan_memory
+from toolkit.plan.memory_plan import plan_memory
 
 Run = Callable[..., tuple[bytes, list[dict]]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from toolkit.contracts.data import BucketedSample, CaptionRules, ResizeCrop, Sam
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
+from toolkit.plan import memory_plan
 from toolkit.plan.memory import Machine, MemoryEstimate
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
@@ -183,6 +185,18 @@ def test_what_waits_of_the_captions_counts_up_to_its_limit() -> None:
 
     assert waits(100_000) - waits(300) < 2.1
     assert waits(100_000) == waits(10_000_000)
+
+
+def test_the_worked_example_of_the_module_is_the_plan() -> None:
+    """The docstring of `memory_plan` explains one GPU in figures."""
+    rows = re.findall(r"^    ([a-z ]+?) +([0-9.]+)(?: |$)", memory_plan.__doc__ or "", re.MULTILINE)
+    example = {name: float(gb) for name, gb in rows}
+    estimate = plan(model=INT8, train={"gradient_checkpointing": "auto"}, machine=Machine("cuda", 24 * GB))
+    training = phase(estimate, "training")
+    assert {name: round(size / GB, 2) for name, size in training.parts.items()} | {
+        "total": round(training.total / GB, 2)
+    } == example
+    assert (estimate.level, estimate.modulation_table) == ("full", True)
 
 
 # ------------------------------------------------------------ what decides activations
