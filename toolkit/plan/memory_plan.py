@@ -141,15 +141,15 @@ def _estimate(job: JobBytes, level: str, table: bool) -> MemoryEstimate:
 def _notes(job: JobBytes, choice: Choice) -> Iterator[str]:
     """Lines for the user about what the numbers include."""
     if job.processes > 1:
-        yield f"of each of {job.processes} processes: the main memory of one machine is needed once for each"
+        yield f"figures are per process; each of the {job.processes} processes needs its own main memory"
     if job.encoders.text_stays:
         yield (
-            "captions that are encoded at each use, shuffled or of a stream, keep the whole text encoder "
-            f"({gigabytes(job.encoders.text)}) in memory"
+            f"the whole text encoder ({gigabytes(job.encoders.text)}) stays in memory, because shuffled captions and "
+            "captions of a stream are encoded at each use"
         )
     size = mapped(job, choice)
     if size:
         yield (
-            f"{gigabytes(size)} of weights that wait are read from the kept model (model.keep_quantized): they "
-            "take main memory only as the system's cache of files, which it takes back where it needs it"
+            f"{gigabytes(size)} of waiting weights are read from the kept model (model.keep_quantized): in main "
+            "memory they are only in the system's file cache, which the system frees when it needs to"
         )
