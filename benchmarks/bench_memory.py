@@ -33,8 +33,9 @@ from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size  # n
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models import kept  # noqa: E402
 from toolkit.models.tiny import TinySpec, write_tiny_model  # noqa: E402
+from toolkit.plan.memory import Machine  # noqa: E402
 from toolkit.plan.memory_inputs import group_items  # noqa: E402
-from toolkit.plan.memory_plan import Machine, plan_memory  # noqa: E402
+from toolkit.plan.memory_plan import plan_memory  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -27,9 +27,9 @@ from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from toolkit.contracts.data import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.qwen_image.family import FAMILY  # noqa: E402
-from toolkit.plan.memory import MemoryEstimate  # noqa: E402
+from toolkit.plan.memory import Machine, MemoryEstimate  # noqa: E402
 from toolkit.plan.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
-from toolkit.plan.memory_plan import Machine, plan_memory  # noqa: E402
+from toolkit.plan.memory_plan import plan_memory  # noqa: E402
 
 PHASES = ("loading", "first step", "training")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")

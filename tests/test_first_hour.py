@@ -54,7 +54,7 @@ def told(text: str) -> tuple[list[str], list[str]]:
         plan = plan_job(config)
     except UserError as error:
         return str(error).splitlines(), []
-    return [], [*config.warnings, *(line for process in plan.processes for line in process._told()[1])]
+    return [], [*config.warnings, *(line for process in plan.processes for line in process._notes_and_warnings()[1])]
 
 
 def answer(text: str) -> list[str]:

@@ -142,7 +142,7 @@ def test_another_job_of_the_same_base_uses_them_again(job: Job, unbroken: Job) -
     job.name = "other"
     job.change(network__linear=2, train__steps=1)
     plan = job.run("--dry-run")
-    assert f"images of the base model (from_base): all {COUNT} are there; in output/_cache/from_base/" in plan
+    assert f"images of the base model (from_base): all {COUNT} exist already; in output/_cache/from_base/" in plan
     said = job.run(faults=[("fail", "jobs.process.image_trainer:write_base_image", 1, 5)])
     assert "images of the base model are in" not in said
     assert made(job) == before

@@ -108,7 +108,7 @@ def test_the_plan_says_that_the_dataset_has_moved(job: Job) -> None:
     other_file_names(job)
     assert "is complete at step 1: nothing to do" in job.run()
     other_mount(job)
-    moved = "the dataset has moved, its images are those of the run"
+    moved = "the dataset has moved, but its images are the same"
     assert f"complete at step 1: nothing to do; {moved}" in job.run("--dry-run")
     job.change(train__steps=2)
     assert f"resumes at step 1 of 2; {moved}" in job.run("--dry-run")

@@ -1,14 +1,20 @@
-"""The plan of an `sd_trainer` process: scans its datasets and counts. Imports no torch, writes nothing."""
+"""The plan of an `sd_trainer` process: scans its datasets and counts. Imports no torch, writes nothing.
+
+`SdPlanner` adds to `Planner` what a diffusion model needs: memory and time estimates, and lines on model, adapter,
+optimizer and samples. `SdTrainerConfig` makes one for a dry run, and `SdTrainerProcess` for a run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 
-from toolkit.config.sections.dataset import sides_of
+from toolkit.config.sections.dataset import DatasetConfig, Rectangle, sides_of
+from toolkit.config.sections.few_step import DeploymentConfig
+from toolkit.config.sections.output import SampleConfig
 from toolkit.config.sections.train import FEW_PAIRS, PreferenceConfig, TrainConfig
 from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.contracts.data import Size
@@ -40,7 +46,7 @@ from toolkit.optim.optimizer_args import state_note
 from toolkit.plan.cards import Card, asked_card, assumed_card, card_here
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import GPU_SIZES_GB, MemoryEstimate
-from toolkit.plan.memory_inputs import BatchSizes, count_trainable_params, groups_of, num_shards
+from toolkit.plan.memory_inputs import BatchSizes, TrainableParams, count_trainable_params, groups_of, num_shards
 from toolkit.plan.memory_plan import plan_memory
 from toolkit.plan.oom_hints import suggestions
 from toolkit.plan.planning import Planner, times_in_run
@@ -49,6 +55,7 @@ from toolkit.plan.run_time import run_work, times_key
 from toolkit.plan.step_time import RunTime
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
+from toolkit.train.accumulation import splits_per_micro_batch
 
 _ON_DISK = {
     "always": ", each state {} on disk",
@@ -76,31 +83,40 @@ class SdPlanner(Planner[DiffusionSection]):
         return unknown_family(self.section.model)
 
     def scan(self) -> ImageData:
-        cache = ScanCache.beside(self.section.training_folder)
-        family, section, mistakes = self.family, self.section, list[Diagnostic]()
-        found = scan_and_split(section, family, cache, self.trained_images)
-        data = ImageData(*found, open_stream(section, family.size_multiple))
-        # Sample prompts with too many control images, or one that cannot be used, or that are too long for the model,
-        # where that can be checked already.
-        for name, sample in (("sample", section.sample), ("first_sample", section.first_sample)):
-            for index, item in enumerate(sample.sample_items() if sample else ()):
-                place, size = f"{name}.samples[{index}]", Size(item.width, item.height)
-                try:
-                    references = sample_inputs(place, item, family)
-                except DataErrors as error:
-                    mistakes += error.errors
-                    continue
-                if reason := too_large(family.drawable(size), family):
-                    mistakes.append(Diagnostic((place,), reason))
-                for key, text in (("prompt", item.prompt), ("neg", item.neg or "")):
-                    is_sure = len(text) <= family.sure_prompt
-                    if not is_sure and (message := family.prompt_error(section.model, text, size, references)):
-                        mistakes.append(Diagnostic((f"{place}.{key}",), f"has {message}"))
-        if (preference := section.train.preference) and not data.stream:
-            mistakes += self._unpaired(data, preference)
+        section = self.section
+        cache = ScanCache.beside(section.training_folder)
+        scan_and_split_result = scan_and_split(section, self.family, cache, self.trained_images)
+        data = ImageData(*scan_and_split_result, open_stream(section, self.family.size_multiple))
+        mistakes = [*self._sample_mistakes("sample", section.sample)]
+        mistakes += self._sample_mistakes("first_sample", section.first_sample)
+        if section.train.preference and not data.stream:
+            mistakes += self._unpaired(data, section.train.preference)
         if mistakes:
             raise DataErrors(mistakes)
         return data
+
+    def _sample_mistakes(self, key: str, sample: SampleConfig | None) -> Iterator[Diagnostic]:
+        """Samples with unusable or too many control images, too large images, or too long prompts, as far as that can
+        be checked without torch."""
+        if sample is None:
+            return
+        for index, picture in enumerate(sample.sample_items()):
+            place = f"{key}.samples[{index}]"
+            try:
+                references = sample_inputs(place, picture, self.family)
+            except DataErrors as error:
+                yield from error.errors
+                continue
+            size = Size(picture.width, picture.height)
+            reason = too_large(self.family.drawable(size), self.family)
+            if reason:
+                yield Diagnostic((place,), reason)
+            for text_key, text in (("prompt", picture.prompt), ("neg", picture.neg or "")):
+                if len(text) <= self.family.sure_prompt:
+                    continue
+                message = self.family.prompt_error(self.section.model, text, size, references)
+                if message:
+                    yield Diagnostic((f"{place}.{text_key}",), f"has {message}")
 
     def _unpaired(self, data: ImageData, preference: PreferenceConfig) -> Iterator[Diagnostic]:
         """No pairs at all; with a sharded model, whose ranks have to make as many passes as each other, images of
@@ -132,7 +148,9 @@ class SdPlanner(Planner[DiffusionSection]):
     def save_size(self) -> SaveSize:
         section = self.section
         trained = count_trainable_params(section)
-        state = 0 if section.save.states == "never" else trained.state_bytes(section.train)
+        state = 0
+        if section.save.states != "never":
+            state = trained.state_bytes(section.train)
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
@@ -140,22 +158,32 @@ class SdPlanner(Planner[DiffusionSection]):
         if self.job.yet_to_come(section.model.folder()):
             return None
         groups = groups_of(section, data)
-        gpu = gpu_name(section.device) if machine.kind == "cuda" else ""
+        gpu = ""
+        if machine.kind == "cuda":
+            gpu = gpu_name(section.device)
         card = self._card(data, gpu)
         if card and (self.job.card or machine.limit is None):
             machine = replace(machine, limit=card.memory_gb * GB)
         often = times_in_run(section.train, data, steps)
         memory = plan_memory(section, groups, machine)
-        unmade = [sample.made for sample in not_made_yet(data.items).values() if sample.made]
-        work = run_work(section, groups, steps, often, memory, self.save_size(), unmade)
+        base_images = [sample.made for sample in not_made_yet(data.items).values() if sample.made]
+        work = run_work(section, groups, steps, often, memory, self.save_size(), base_images)
         if work is None:
             return None
-        no_card = f"{gpu} is not in the table of cards" if gpu and card is None else ""
-        if self.job.card and machine.kind != "cuda":
-            no_card = f"this job runs on 'device: {section.device}', so --card has no effect"
-        if card and section.train.dtype == "float32":
-            card, no_card = None, "the table of cards has no rate of float32"
+        no_card = self._why_no_card(card, gpu)
+        if section.train.dtype == "float32":
+            card = None
         return RunTime(work, card, gpu, times_key(section, groups, gpu), bool(self.job.card), no_card)
+
+    def _why_no_card(self, card: Card | None, gpu: str) -> str:
+        """Why no time is calculated for a card; empty where there is nothing to say."""
+        if card and self.section.train.dtype == "float32":
+            return "the table of cards has no rate for float32"
+        if self.job.card and self.machine.kind != "cuda":
+            return f"this job runs on 'device: {self.section.device}', so --card has no effect"
+        if gpu and card is None:
+            return f"{gpu} is not in the table of cards"
+        return ""
 
     def _card(self, data: ImageData, gpu: str) -> Card | None:
         """The card that the time is calculated for: the one that `--card` asks for, the one here, or, for a model that
@@ -169,31 +197,51 @@ class SdPlanner(Planner[DiffusionSection]):
         if model_bytes(self.section.model) <= ACCIDENTAL_CPU_LIMIT:  # trained on the CPU
             return None
         memory = self.memory(data)
-        return assumed_card((memory and memory.card()) or GPU_SIZES_GB[-1])
+        fitting_gb = memory.card() if memory else None
+        return assumed_card(fitting_gb or GPU_SIZES_GB[-1])
 
     def describe_memory(self, data: ImageData, memory: MemoryEstimate) -> Iterator[str]:
-        section, size = self.section, self.save_size()
-        trained, network, quantized = count_trainable_params(section), section.network, section.model.quantize
+        section = self.section
         yield from super().describe_memory(data, memory)
-        yield from filter(None, [state_note(section.train.optimizer, section.train.optimizer_params, trained.shapes)])
-        folder = section.model.files_folder()
-        names = self.family.modules(folder) if network.trains_model else self.family.linear_layers(folder)
-        yield from unused_choices(network, list(names))
-        yield (
+        trained = count_trainable_params(section)
+        note = state_note(section.train.optimizer, section.train.optimizer_params, trained.shapes)
+        if note:
+            yield note
+        yield from unused_choices(section.network, self._layer_names())
+        yield self._trained_line(trained)
+
+    def _layer_names(self) -> list[str]:
+        """The names that `network` chooses from."""
+        folder = self.section.model.files_folder()
+        if self.section.network.trains_model:
+            return list(self.family.modules(folder))
+        return list(self.family.linear_layers(folder))
+
+    def _trained_line(self, trained: TrainableParams) -> str:
+        """What is trained, and what a save of it takes on the disk."""
+        section, network = self.section, self.section.network
+        size = self.save_size()
+        saved = "folder" if section.saves_folders else "file"
+        state = _ON_DISK[section.save.states].format(readable_size(size.state))
+        line = (
             f"{network.type} {network.size()} on {len(trained.layers)} layers: "
-            f"{trained.weights:,} trainable parameters; each {'folder' if section.saves_folders else 'file'} "
-            f"{readable_size(size.file)}{_ON_DISK[section.save.states].format(readable_size(size.state))}"
-            + (f"; the model's own weights in {section.model.qtype}" if quantized else "")
+            f"{trained.weights:,} trainable parameters; each {saved} {readable_size(size.file)}{state}"
         )
+        if section.model.quantize:
+            line += f"; the model's own weights in {section.model.qtype}"
+        return line
 
     # ------------------------------------------------------------ notes
 
     def describe_model(self, data: ImageData) -> Iterator[str]:
         """What is done with the model and with the images, where a user may not expect it."""
         yield from yet_to_come(self.section.model, self.job)
-        if terms := self.family.terms:
-            kept = f'what is published of this training has to display "{terms.display}" and come with a notice'
-            yield f"licence: {kept}, which run.py publish writes ({terms.link})"
+        terms = self.family.terms
+        if terms:
+            yield (
+                f'licence: what you publish of this training must display "{terms.display}" and include a notice, '
+                f"which run.py publish writes ({terms.link})"
+            )
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
         yield from self._made(data)
@@ -207,16 +255,18 @@ class SdPlanner(Planner[DiffusionSection]):
 
     def _made(self, data: ImageData) -> Iterator[str]:
         """How many images the base model has still to make, and where all of them are."""
-        made = {sample.image: sample.made for sample in data.scan.samples if sample.made}
+        made = {sample.image: sample.made for sample in data.scan.samples if sample.made}  # image file -> its recipe
         if not made:
             return
-        missing, first = len(not_made_yet(data.items)), next(iter(made.values()))
-        guidance = f" at guidance {first.guidance_scale:g}" if first.guidance_scale > 1 else ""
-        how = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
-        if not missing:
-            how = f"all {len(made):,} are there"
-        where = Path(next(iter(made))).parent if first.base else "the cache"
-        yield f"images of the base model (from_base): {how}; in {where}"
+        path, first = next(iter(made.items()))
+        missing = len(not_made_yet(data.items))
+        if missing:
+            guidance = f" at guidance {first.guidance_scale:g}" if first.guidance_scale > 1 else ""
+            count = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
+        else:
+            count = f"all {len(made):,} exist already"
+        folder = Path(path).parent if first.base else "the cache"
+        yield f"images of the base model (from_base): {count}; in {folder}"
 
     def _pairs(self, data: ImageData) -> Iterator[str]:
         """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
@@ -226,11 +276,11 @@ class SdPlanner(Planner[DiffusionSection]):
             yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
         if not preference:
             return
-        beside = f" with {Path(preference.reference).name}" if preference.reference else ""
-        some = f", in {preference.share:.0%} of the micro-batches" if preference.share < 1 else ""
+        reference = f"with {Path(preference.reference).name}" if preference.reference else "alone"
+        share = f", in {preference.share:.0%} of the micro-batches" if preference.share < 1 else ""
         yield (
-            f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the model"
-            f"{beside or ' alone'}{some}. A pair takes two passes of two images, one of them without gradients"
+            f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the "
+            f"model {reference}{share}. A pair takes two passes of two images, one of them without gradients"
         )
         if count < FEW_PAIRS:
             yield (
@@ -241,19 +291,34 @@ class SdPlanner(Planner[DiffusionSection]):
     def _inputs(self, data: ImageData) -> Iterator[str]:
         """Warnings of images and prompts with fewer references than the model was published with, and of captions and
         prompts whose end it does not get."""
-        least, title = self.family.min_references, title_of(self.section.model, self.family)
-        images = sum(len(sample.control_images) < least and not sample.layers for sample in data.scan.samples)
-        samples = sum(len(picture.ctrl_img) < least for picture in self.section.sample_pictures())
-        for count, what, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
+        pictures = self.section.sample_pictures()
+        least = self.family.min_references
+        images = sum(1 for sample in data.scan.samples if len(sample.control_images) < least and not sample.layers)
+        samples = sum(1 for picture in pictures if len(picture.ctrl_img) < least)
+        title = title_of(self.section.model, self.family)
+        for count, noun, key in ((images, "image", "control_path"), (samples, "sample prompt", "ctrl_img")):
             if count:
-                has = f"{what}s have" if count > 1 else f"{what} has"
-                yield f"warning: {count:,} {has} no control image, and {title} is made to edit one. Give {key}."
-        captions = [(f"{each.image}: its caption has", text) for each in data.scan.samples for text in each.texts]
-        prompts = [(f"sample: {shorten(one.prompt, 40)!r} has", one.prompt) for one in self.section.sample_pictures()]
-        for texts in (captions, prompts):
-            found = ((where, self.family.prompt_note(self.section.model, text)) for where, text in texts)
-            if notes := [f"{where} {note}" for where, note in found if note]:
-                yield f"warning: {notes[0]}" + (f" So have {len(notes) - 1} more." if len(notes) > 1 else "")
+                subject = f"{noun}s have" if count > 1 else f"{noun} has"
+                yield f"warning: {count:,} {subject} no control image, but {title} is made to edit one. Give {key}."
+        captions = [(f"{sample.image}: its caption has", text) for sample in data.scan.samples for text in sample.texts]
+        yield from self._cut_texts("captions", captions)
+        prompts = [(f"sample: {shorten(picture.prompt, 40)!r} has", picture.prompt) for picture in pictures]
+        yield from self._cut_texts("prompts", prompts)
+
+    def _cut_texts(self, noun: str, texts: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """A warning of texts whose end the model does not get. texts: (begin of the warning, text)."""
+        notes = []
+        for subject, text in texts:
+            note = self.family.prompt_note(self.section.model, text)
+            if note:
+                notes.append(f"{subject} {note}")
+        if not notes:
+            return
+        others = len(notes) - 1
+        if others == 1:
+            noun = noun.removesuffix("s")
+        rest = f" The same applies to {others:,} more {noun}." if others else ""
+        yield f"warning: {notes[0]}{rest}"
 
     def _passes(self, data: ImageData) -> Iterator[str]:
         """What several noise levels in one pass save; when a stream is encoded, and what is kept of it; what was
@@ -262,65 +327,87 @@ class SdPlanner(Planner[DiffusionSection]):
             facts = self.family.footprint(self.section.model.files_folder())
             batches = BatchSizes(self.section, facts, groups_of(self.section, data))
             yield describe_levels(list(batches.noise_levels()))
-        if stream := self.section.streamed:
-            kept = ["latents"] if stream.cache_latents_to_disk else []
-            kept += ["text embeddings"] if self.section.requested_text_cache(stream) else []
-            where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use again"
-            yield f"images and captions are encoded as they come{where}; VAE and text encoder stay loaded"
-        multiple = self.family.size_multiple
+        if self.section.streamed:
+            yield self._stream_line(self.section.streamed)
         for dataset in self.section.datasets:
-            if len(dataset.resolution) == 1 and isinstance(dataset.resolution[0], int):
-                continue
-            sizes = (
-                f"up to {size} x {size} pixels of area, aspect ratio kept"
-                if isinstance(size, int)
-                else f"exactly {' x '.join(str(side // multiple * multiple) for side in sides_of(size))} pixels, the "
-                "rest of each image cut off"
-                for size in dataset.resolution
-            )
-            yield f"resolution of {dataset.place}: {'; '.join(sizes)}"
+            is_one_number = len(dataset.resolution) == 1 and isinstance(dataset.resolution[0], int)
+            if not is_one_number:
+                yield f"resolution of {dataset.place}: {'; '.join(map(self._size_words, dataset.resolution))}"
+
+    def _stream_line(self, stream: DatasetConfig) -> str:
+        """When a stream is encoded, and which results are cached."""
+        cached = []
+        if stream.cache_latents_to_disk:
+            cached.append("latents")
+        if self.section.requested_text_cache(stream):
+            cached.append("text embeddings")
+        if cached:
+            caching = f"; {' and '.join(cached)} are kept on the disk"
+        else:
+            caching = ", again at each use"
+        return f"images and captions are encoded as they arrive{caching}; VAE and text encoder stay loaded"
+
+    def _size_words(self, size: int | Rectangle) -> str:
+        if isinstance(size, int):
+            return f"up to {size} x {size} pixels of area, aspect ratio kept"
+        multiple = self.family.size_multiple
+        sides = [str(side // multiple * multiple) for side in sides_of(size)]
+        return f"exactly {' x '.join(sides)} pixels, the rest of each image cut off"
 
     def _weights(self) -> Iterator[str]:
-        """The LoRA files that are active beside the network at times, those that are merged into the model, and what
+        """The LoRA files that are active with the network at times, those that are merged into the model, and what
         quantization costs."""
-        if used := self.section.train.assistant:
-            name, to_come = Path(used.file()).name, used.to_download()
-            if to_come:
-                yield f"train.assistant: {to_come} is not in the hub cache: the run downloads it first"
-            yield f"train.assistant: {name} times {used.multiplier:g} is on in training, off in samples and validation"
-        elif adapter := self._published_assistant():
-            what = "LoRAs of this model may collapse into texture while the loss falls; others avoid it with"
-            yield f"train.assistant: none. {what} {adapter} (docs/models.md)"
-        if few := self.section.train.few_step_loss:
-            since = f"after {few.start:.0%} of the steps, " if few.start else ""
-            what = f"{few.share:.0%} of the micro-batches with {Path(few.lora).name}, at its {few.steps} noise levels"
-            what += f"; the target is what the LoRA alone changes in {few.teacher_steps} steps for each of them"
-            yield f"train.few_step_loss: {since}{what}"
-        for way in self.section.deployments().values():
-            beside = f" with {Path(way.model or way.lora).name}" if way.model or way.lora else ""
-            where = "; its transformer waits in CPU memory" if way.model else ""
+        yield from self._assistant()
+        few_step = self.section.train.few_step_loss
+        if few_step:
+            since = f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
+            file = Path(few_step.lora).name
             yield (
-                f"samples also in {deployed_grid(way)[0]} steps at CFG {way.cfg:g}{beside} ({way.label}){where}; "
-                "the survival score needs each image once without the network too"
+                f"train.few_step_loss: {since}{few_step.share:.0%} of the micro-batches with {file}, at its "
+                f"{few_step.steps} noise levels; the target is the change that the LoRA alone makes in "
+                f"{few_step.teacher_steps} steps for each of them"
             )
-        if decoder := self.section.decoder():
+        yield from map(_deployment_line, self.section.deployments().values())
+        decoder = self.section.decoder()
+        if decoder:
             yield f"sample.vae_path: samples are decoded with {decoder.name}; latents and training stay as they are"
-        model = self.section.model
-        for lora in model.base_loras:
+        for lora in self.section.model.base_loras:
             yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
-        if not model.quantize:
-            return
-        kept = kept_outlook(self.section)
-        if kept and kept.lack:
-            yield f"warning: model.keep_quantized: the quantized model will not be kept: {kept.lack}"
+        if self.section.model.quantize:
+            yield from self._quantization()
+
+    def _assistant(self) -> Iterator[str]:
+        """The training adapter that is used, or one that could be."""
+        assistant = self.section.train.assistant
+        published = self._published_assistant()
+        if assistant:
+            download = assistant.to_download()
+            if download:
+                yield f"train.assistant: {download} is not in the hub cache: the run downloads it first"
+            name = Path(assistant.file()).name
+            strength = f"{assistant.multiplier:g}"
+            yield f"train.assistant: {name} times {strength} is on in training, off in samples and validation"
+        elif published:
+            yield (
+                "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls; others "
+                f"avoid this with {published} (docs/models.md)"
+            )
+
+    def _quantization(self) -> Iterator[str]:
+        """What quantization costs, and what makes up for it."""
+        model = self.section.model
+        kept_model = kept_outlook(self.section)
+        if kept_model and kept_model.lack:
+            yield f"warning: model.keep_quantized: the quantized model will not be kept: {kept_model.lack}"
         if model.makes_recovery():
             yield f"{model.qtype}: an accuracy-recovery adapter is made for it, or taken from the cache"
         elif model.accuracy_recovery_adapter:
-            covered = f"added to the frozen {model.qtype} model: {model.recovery_name()}"
-            yield f"{covered}; layers it does not cover are int8"
+            yield f"added to the frozen {model.qtype} model: {model.recovery_name()}; layers it does not cover are int8"
         elif model.qtype in QTYPE_ERRORS:
-            lost = f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %"
-            yield f"{lost}; an accuracy-recovery adapter for {model.qtype} ('{model.qtype}|file') corrects it"
+            yield (
+                f"{model.qtype}: each weight is off by {100 * QTYPE_ERRORS[model.qtype]:.2g} %; an accuracy-recovery "
+                f"adapter for {model.qtype} ('{model.qtype}|file') corrects it"
+            )
 
     def _published_assistant(self) -> str:
         """The training adapter that is published for the model, where an adapter is trained on it at full size; empty:
@@ -335,24 +422,26 @@ class SdPlanner(Planner[DiffusionSection]):
         """What is held of the base model, and what that costs; a warning where the rank is above that of whole
         weights."""
         train = self.section.train
-        texts = {
+        prompts = {
             "diff_output_preservation": (
                 f"captions with {train.diff_output_preservation_class!r} in place of the trigger word"
             ),
             "blank_prompt_preservation": "an empty prompt",
         }
         for name, factor in train.preservations().items():
-            yield f"{name}: keeps the model's prediction for {texts[name]} unchanged (weight {factor:g})"
-        if count := len(train.preservations()):
+            yield f"{name}: keeps the model's prediction for {prompts[name]} unchanged (weight {factor:g})"
+        count = len(train.preservations())
+        if count:
             yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
         network = self.section.network
         if not KINDS[network.type].up_names:  # of other kinds the rank is not that of a product of two matrices
             return
         layers = self.family.linear_layers(self.section.model.files_folder())
         chosen = [min(layers[name]) for name in select_target_modules(network, list(layers))]
-        if count := sum(width < network.linear for width in chosen):
+        narrow = [width for width in chosen if width < network.linear]
+        if narrow:
             yield (
-                f"warning: network.linear {network.linear} exceeds the width of {count} of {len(chosen)} layers "
+                f"warning: network.linear {network.linear} exceeds the width of {len(narrow)} of {len(chosen)} layers "
                 f"(smallest: {min(chosen)}); the extra rank has no effect there"
             )
 
@@ -368,17 +457,37 @@ def settings_lines(section: DiffusionSection, family: ModelFamily) -> Iterator[s
     yield _samples(section, family)
 
 
+def _deployment_line(deployment: DeploymentConfig) -> str:
+    """An entry of `sample.also`."""
+    file = deployment.model or deployment.lora
+    beside = f" with {Path(file).name}" if file else ""
+    waits = "; its transformer waits in CPU memory" if deployment.model else ""
+    return (
+        f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
+        f"{waits}; the survival score needs each image once without the network too"
+    )
+
+
 def _optimizer(train: TrainConfig) -> str:
-    params = ", ".join(f"{name} {value}" for name, value in train.optimizer_params.items())
-    schedule = [train.lr_scheduler]
-    if train.lr_scheduler_params:
-        schedule[0] += f" ({', '.join(f'{name} {value}' for name, value in train.lr_scheduler_params.items())})"
-    if warmup := train.lr_warmup_steps:
-        schedule.append(f"warm-up {warmup:.0%} of the steps" if warmup < 1 else f"warm-up {warmup:,.0f} steps")
-    groups = [f"{group.label()} {group.rate(train.lr):g}" for group in train.lr_groups]
-    rates = f"learning rate {train.lr:g}" + (f" ({', '.join(groups)})" if groups else "")
+    optimizer = train.optimizer + _in_brackets(train.optimizer_params)
+    rates = f"learning rate {train.lr:g}"
+    if train.lr_groups:
+        rates += f" ({', '.join(f'{group.label()} {group.rate(train.lr):g}' for group in train.lr_groups)})"
+    schedule = train.lr_scheduler + _in_brackets(train.lr_scheduler_params)
+    warmup = train.lr_warmup_steps
+    if warmup >= 1:
+        schedule += f", warm-up {warmup:,.0f} steps"
+    elif warmup:
+        schedule += f", warm-up {warmup:.0%} of the steps"
     clipping = f"clipping {train.max_grad_norm:g}" if train.max_grad_norm else "no clipping"
-    return f"optimizer: {train.optimizer}{f' ({params})' if params else ''}, {rates}, {', '.join(schedule)}; {clipping}"
+    return f"optimizer: {optimizer}, {rates}, {schedule}; {clipping}"
+
+
+def _in_brackets(params: Mapping[str, object]) -> str:
+    """Such as " (weight_decay 0.1, eps 1e-08)"; empty without parameters."""
+    if not params:
+        return ""
+    return f" ({', '.join(f'{name} {value}' for name, value in params.items())})"
 
 
 def _dropout(section: DiffusionSection) -> Iterator[str]:
@@ -398,16 +507,29 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     pictures = section.sample_pictures()
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
-    steps, epochs = section.sample.interval()
-    every = [f"every {steps:,} steps"] if steps else [f"every {epochs:,} epochs"] if epochs else []
-    when = ["before step 1"] * section.draws_first() + every + ["at the end"]
     first = pictures[0]
     guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
-    images, each = ("1 image", "") if len(pictures) == 1 else (f"{len(pictures)} images", " each")
-    how = f"{images} in {first.sample_steps or family.sample_steps} steps{each} at guidance {guidance:g}"
-    quoted = ", ".join(repr(shorten(picture.prompt, 40, placeholder=" ...")) for picture in pictures[:MOST_PROMPTS])
-    more = f" and {len(pictures) - MOST_PROMPTS} more" if len(pictures) > MOST_PROMPTS else ""
-    return f"samples: {', '.join(when)}; {how}: {quoted}{more}"
+    steps = first.sample_steps or family.sample_steps
+    if len(pictures) == 1:
+        images = f"1 image in {steps} steps"
+    else:
+        images = f"{len(pictures)} images in {steps} steps each"
+    prompts = ", ".join(repr(shorten(picture.prompt, 40, placeholder=" ...")) for picture in pictures[:MOST_PROMPTS])
+    if len(pictures) > MOST_PROMPTS:
+        prompts += f" and {len(pictures) - MOST_PROMPTS} more"
+    return f"samples: {', '.join(_sample_times(section, section.sample))}; {images} at guidance {guidance:g}: {prompts}"
+
+
+def _sample_times(section: DiffusionSection, sample: SampleConfig) -> Iterator[str]:
+    """When sample images are generated."""
+    if section.draws_first():
+        yield "before step 1"
+    steps, epochs = sample.interval()
+    if steps:
+        yield f"every {steps:,} steps"
+    elif epochs:
+        yield f"every {epochs:,} epochs"
+    yield "at the end"
 
 
 # ------------------------------------------------------------ several processes, and a resume
@@ -415,20 +537,22 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
 
 def data_parallel_notes(train: TrainConfig) -> Iterator[str]:
     """How the samples of a step are split over the ranks."""
-    processes, count, size = read_distributed_env().world_size, train.gradient_accumulation, train.batch_size
+    processes = read_distributed_env().world_size
     if processes == 1:
         return
-    what = f"{processes} processes share the {count} x {size} images of each step"
-    cut = min(-(-processes // count), size)
-    each = count * cut
-    if each < processes:
-        idle = processes - each
-        yield f"{what}: {idle} are idle. A gradient_accumulation of {processes} gives each one batch."
-    elif each % processes:
-        yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
+    size = train.batch_size
+    sharing = f"{processes} processes share the {train.gradient_accumulation} x {size} images of each step"
+    pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), size)  # of one micro-batch
+    batches = train.gradient_accumulation * pieces
+    per_process, left_over = divmod(batches, processes)
+    if not per_process:
+        idle = processes - batches
+        yield f"{sharing}: {idle} are idle. A gradient_accumulation of {processes} gives each process one batch."
+    elif left_over:
+        yield f"{sharing}: some compute {per_process + 1} batches, the others {per_process}, and wait."
     else:
-        uneven = f" or {size // cut + 1}" if size % cut else ""
-        yield f"{what}: {each // processes} x {size // cut}{uneven} each"
+        uneven = f" or {size // pieces + 1}" if size % pieces else ""
+        yield f"{sharing}: {per_process} x {size // pieces}{uneven} each"
 
 
 def dataset_digest(section: DiffusionSection) -> str:

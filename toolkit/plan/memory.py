@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Literal
 
 from toolkit.memory.estimate import GB, StepShape, gigabytes
@@ -62,10 +63,51 @@ def machine_of(device: str) -> Machine:
     return Machine("cuda", total_memory(found), capability(found)[0])
 
 
-SHOWN = {"process baseline": "the program itself", "gaps": "unused memory between tensors"}
+class Part(StrEnum):
+    """A consumer of memory, by its name in the plan and in `--dry-run --json`."""
+
+    CONTEXT = "context"
+    PROCESS = "process baseline"
+    WEIGHTS = "weights"
+    WHOLE_BLOCKS = "whole blocks"
+    FILE = "model file"
+    QUANTIZED_BLOCK = "one block, quantized"
+    LOADED_BLOCK = "one block, loaded"
+    SWAPPED_BLOCKS = "swapped blocks"
+    TABLE = "modulation table"
+    TABLE_WEIGHTS = "weights of the table"
+    OTHER_MODELS = "transformers of sample.also"
+    VAE = "VAE"
+    TEXT = "text encoder"
+    TEXT_LAYER = "one layer of the text encoder"
+    TEXT_READ = "text encoder, read"
+    ACTIVATIONS = "activations"
+    GAPS = "gaps"
+    OFFLOADED = "activations, offloaded"
+    ENCODING_AHEAD = "encoding ahead"
+    FILES_BESIDE = "LoRA files beside it"
+    TEACHER = "teacher of the few-step loss"
+    GRADIENTS = "gradients"
+    BLOCK_GRADIENTS = "gradients of a block"
+    OPTIMIZER = "optimizer"
+    TEMPORARIES = "optimizer temporaries"
+    AVERAGE = "average"
+    EMA_BACKUP = "weights saved while EMA is swapped in"
+    SAVED = "copies to be saved"
+
+
+def adapter_part(kind: str) -> str:
+    """The name of the weights of an adapter. Example: `adapter_part("lora")` is "lora weights"."""
+    return f"{kind} weights"
+
+
+Bytes = dict[str, float]
+"""Bytes by consumer: a `Part`, or an `adapter_part`."""
+
+SHOWN: Mapping[str, str] = {Part.PROCESS: "the program itself", Part.GAPS: "unused memory between tensors"}
 """What the line of a plan calls an entry whose name is one of the code."""
 
-NOT_OF_TENSORS = ("context", "gaps")
+NOT_OF_TENSORS = (Part.CONTEXT, Part.GAPS)
 """Entries that PyTorch does not count as allocated on a device."""
 
 
@@ -180,8 +222,8 @@ class MemoryEstimate:
 
 
 def positive(parts: Mapping[str, float]) -> dict[str, int]:
-    """Whole bytes, without what takes nothing."""
-    return {name: int(size) for name, size in parts.items() if int(size) > 0}
+    """Whole bytes of the parts that take any."""
+    return {str(name): int(size) for name, size in parts.items() if int(size) > 0}
 
 
 def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:

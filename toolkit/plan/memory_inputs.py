@@ -1,5 +1,9 @@
 """The inputs of the memory estimate, before anything is loaded: trainable parameters, the step of one rank, and the
-largest batch and image. Imports no torch."""
+largest batch and image. Imports no torch.
+
+The estimates of memory (`job_bytes.py`) and of time (`run_time.py`) are made from them. A trainer counts its parameters
+and its largest batch here too.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import ceil, prod
 from pathlib import Path
+from typing import NamedTuple
 
 from toolkit.config.sections.dataset import area_of
 from toolkit.config.sections.output import SamplePicture
@@ -28,6 +33,9 @@ from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
 from toolkit.train.lr_groups import group_of_layers
+
+FLOAT = 4
+"""Bytes of a number in float32."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ class TrainableParams:
 
     def state_bytes(self, train: TrainConfig) -> int:
         """Bytes of a checkpoint: raw weights, the teacher of the few-step loss, EMA, optimizer state."""
-        per_weight = (2 if train.full_bf16 else 4) * (2 if train.few_step_loss else 1) + 4 * train.ema_config.use_ema
+        per_weight = 2 if train.full_bf16 else FLOAT
+        if train.few_step_loss:
+            per_weight *= 2
+        if train.ema_config.use_ema:
+            per_weight += FLOAT
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
@@ -88,17 +100,15 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
 
 
 def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], processes: int) -> Iterator[Shape]:
-    modules, layers, in_blocks = family.modules(folder), family.every_linear_layer(folder), family.linear_layers(folder)
+    modules = family.modules(folder)
+    layers = family.every_linear_layer(folder)
+    in_blocks = family.linear_layers(folder)
     for name in chosen:
         sharers = processes if name in in_blocks else 1
         inputs, outputs = layers.get(name, (0, 0))
         if inputs:
             yield (rows_per_rank(outputs, sharers), inputs)
         yield (rows_per_rank(modules[name] - inputs * outputs, sharers),)
-
-
-FLOAT = 4
-"""Bytes of a number in float32."""
 
 
 def step_shape(
@@ -159,9 +169,18 @@ def trained_bytes(section: DiffusionSection) -> int:
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     """The images of one rank's largest micro-batch, and its micro-batches per optimizer step."""
-    processes, count = read_distributed_env().world_size, train.gradient_accumulation
-    splits = splits_per_micro_batch(count, processes)
-    return -(-train.batch_size // splits), -(-count * min(splits, train.batch_size) // processes)
+    processes = read_distributed_env().world_size
+    pieces = splits_per_micro_batch(train.gradient_accumulation, processes)  # of one micro-batch
+    micro_batches = train.gradient_accumulation * min(pieces, train.batch_size)
+    return ceil_div(train.batch_size, pieces), ceil_div(micro_batches, processes)
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up. Example: `ceil_div(7, 3)` is 3."""
+    quotient, remainder = divmod(number, divisor)
+    if remainder:
+        return quotient + 1
+    return quotient
 
 
 LETTERS_PER_TOKEN = 3
@@ -204,19 +223,41 @@ class ItemGroup:
 
 def group_items(items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()) -> tuple[ItemGroup, ...]:
     """Groups items: there may be very many, and the estimate uses them often. held_out: the validation split."""
-    found: dict[tuple[Size, int, bool, bool, bool, int], tuple[int, int, int]] = {}
+    uses = Counter[_Kind]()
+    count = Counter[_Kind]()
+    longest: dict[_Kind, int] = {}
     for split, is_held_out in ((items, False), (held_out, True)):
         for item in split:
-            sample = item.sample
-            shuffled, compared = sample.rules.shuffle_tokens, bool(sample.worse) and not is_held_out
-            layers = len(sample.layers)
-            references = len(sample.control_images) or min(layers, 1)  # the image is that of its layers
-            key = item.crop.bucket, references, shuffled, is_held_out, compared, layers
-            uses, longest, count = found.get(key, (0, 0, 0))
-            found[key] = uses + sample.repeats, max(longest, *map(len, sample.texts)), count + 1
+            kind = _kind_of(item, is_held_out)
+            uses[kind] += item.sample.repeats
+            count[kind] += 1
+            longest[kind] = max(longest.get(kind, 0), *map(len, item.sample.texts))
     return tuple(
-        ItemGroup(*key[:4], uses, longest, compared=key[4], items=count, layers=key[5])
-        for key, (uses, longest, count) in found.items()
+        ItemGroup(**kind._asdict(), uses=uses[kind], longest=longest[kind], items=count[kind]) for kind in count
+    )
+
+
+class _Kind(NamedTuple):
+    """What the items of a group have in common, as in `ItemGroup`."""
+
+    bucket: Size
+    references: int
+    shuffled: bool
+    held_out: bool
+    compared: bool
+    layers: int
+
+
+def _kind_of(item: BucketedSample, held_out: bool) -> _Kind:
+    sample = item.sample
+    layers = len(sample.layers)
+    return _Kind(
+        bucket=item.crop.bucket,
+        references=len(sample.control_images) or min(layers, 1),  # an image with layers is its own control image
+        shuffled=sample.rules.shuffle_tokens,
+        held_out=held_out,
+        compared=bool(sample.worse) and not held_out,
+        layers=layers,
     )
 
 
@@ -267,8 +308,12 @@ class BatchSizes:
     """Pixels and tokens of training batches and samples."""
 
     def __init__(self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> None:
-        self._section, self._facts, self._groups = section, facts, groups
-        self._reference_area = section.model.model_kwargs.reference_area() if facts.scales_references else 0
+        self._section = section
+        self._facts = facts
+        self._groups = groups
+        self._reference_area = 0  # control images have as many pixels as the target
+        if facts.scales_references:
+            self._reference_area = section.model.model_kwargs.reference_area()
 
     def batch(self, most: int) -> LargestBatch:
         """The batch of one rank with the most tokens. most: images in a batch of one rank."""
@@ -283,53 +328,72 @@ class BatchSizes:
         """The sample images and the edits of the validation, generated one at a time; guidance is a second pass, not a
         larger one."""
         section = self._section
-        pictures = [] if section.train.disable_sampling else section.sample_pictures()
-        samples = [self.of_picture(item) for item in pictures]
-        if section.validation is None or not section.validation.edits:
-            return samples
-        return samples + [self.of_group(group) for group in self._groups if group.held_out and group.references]
+        samples: list[LargestBatch] = []
+        if not section.train.disable_sampling:
+            samples += map(self.of_picture, section.sample_pictures())
+        if section.validation and section.validation.edits:
+            samples += [self.of_group(group) for group in self._groups if group.held_out and group.references]
+        return samples
 
     def of_picture(self, item: SamplePicture) -> LargestBatch:
         """A sample image, with the layers it is taken apart into."""
-        one = self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt))
-        return replace(one, stacked=self._images_of(item.layers if self._facts.stacks_layers else 0))
+        image = self._image(1, item.width * item.height, len(item.ctrl_img), len(item.prompt))
+        layers = item.layers if self._facts.stacks_layers else 0
+        return replace(image, stacked=self._images_of(layers))
 
     def base_images(self) -> list[LargestBatch]:
         """The images that the base model makes (`datasets[].from_base`), one at a time."""
         longest = max((group.longest for group in self._groups), default=0)
-        sizes = [max(map(area_of, each.resolution)) for each in self._section.datasets if each.from_base]
+        sizes = [max(map(area_of, dataset.resolution)) for dataset in self._section.datasets if dataset.from_base]
         return [self._image(1, pixels, 0, longest) for pixels in sizes]
 
     def of_base_image(self, image: BaseImage) -> LargestBatch:
-        """One of those images."""
+        """One image that the base model makes."""
         return self._image(1, prod(image.size), 0, len(image.prompt))
 
     def of_group(self, group: ItemGroup, images: int = 1) -> LargestBatch:
-        """A batch of so many images of a group."""
+        """A batch of a group. images: number of images in it; a pair of `train.preference` counts as one."""
         preference = self._section.train.preference
-        images *= 2 if group.compared and preference else 1
-        one = self._image(images, prod(group.bucket), group.references, group.longest)
-        one = replace(one, stacked=self._images_of(group.layers))
+        if group.compared and preference:
+            images *= 2
+        batch = self._image(images, prod(group.bucket), group.references, group.longest)
+        batch = replace(batch, stacked=self._images_of(group.layers))
         if not self._facts.shares_prefix or group.held_out or preference:
-            return one
-        asked = self._section.train.noise_levels_per_sample
-        return replace(one, levels=levels_of(asked, one.references, *one.prefix_and_target))
+            return batch
+        requested = self._section.train.noise_levels_per_sample
+        return replace(batch, levels=levels_of(requested, batch.references, *batch.prefix_and_target))
 
     def _images_of(self, layers: int) -> int:
-        """Images of a target with so many layers; 0: it is a single one."""
-        return layers + self._section.model.model_kwargs.composite_target if layers else 1
+        """Images of a target. layers: of the image; 0: it is a single image."""
+        if not layers:
+            return 1
+        if self._section.model.model_kwargs.composite_target:
+            return layers + 1
+        return layers
 
     def noise_levels(self) -> Iterator[tuple[int, int, float]]:
         """References, noise levels and their cost (`cost_of`) of what is trained on."""
         for group in self._groups:
             if not group.held_out:
-                one = self.of_group(group)
-                yield one.references, one.levels, cost_of(one.levels, *one.prefix_and_target)
+                image = self.of_group(group)
+                yield image.references, image.levels, cost_of(image.levels, *image.prefix_and_target)
 
     def _image(self, images: int, pixels: int, references: int, letters: int) -> LargestBatch:
         """letters: characters of the caption, which has the template and the references around it."""
-        facts, reference = self._facts, self._reference_area or pixels
-        text = facts.text_tokens + facts.text_tokens_per_reference * references + ceil(letters / LETTERS_PER_TOKEN)
-        encoder = references * reference // facts.encoder_token_pixels if facts.encoder_token_pixels else 0
-        sides = facts.pixels_per_token
-        return LargestBatch(images, pixels, references, references and reference, text, encoder, 1, sides)
+        facts = self._facts
+        reference_pixels = 0
+        encoder_tokens = 0
+        if references:
+            reference_pixels = self._reference_area or pixels
+        if facts.encoder_token_pixels:
+            encoder_tokens = references * reference_pixels // facts.encoder_token_pixels
+        caption_tokens = ceil(letters / LETTERS_PER_TOKEN)
+        return LargestBatch(
+            images=images,
+            pixels=pixels,
+            references=references,
+            reference_pixels=reference_pixels,
+            text_tokens=facts.text_tokens + facts.text_tokens_per_reference * references + caption_tokens,
+            encoder_tokens=encoder_tokens,
+            pixels_per_token=facts.pixels_per_token,
+        )

@@ -1,5 +1,7 @@
-"""What a dry run can say of a run before it starts: the model and its download, disk, time, and what a start would do
-with what is in the run's folder. Asks what the run itself asks; imports no torch, writes nothing, opens no connection.
+"""What a dry run knows before a run starts: the model and its download, disk, time, and whether the run is a new one.
+
+Each record has the lines of the plan and its JSON. `planning.run_outlook` and the planners of other processes make
+them, from the same questions that a run asks. Imports no torch, writes nothing, opens no connection.
 """
 
 from __future__ import annotations
@@ -65,30 +67,51 @@ class ModelOutlook:
         )
 
     def to_json(self) -> dict[str, Any]:
-        download = None
-        if found := self.download:
-            download = {"bytes": found.bytes, "folder": str(found.folder), "free_bytes": found.free}
-        said = {"title": self.title, "licence": self.licence, "files": list(self.files)}
-        return {"name": self.name, "family": self.family, **said, "bytes": self.bytes, "download": download}
+        return {
+            "name": self.name,
+            "family": self.family,
+            "title": self.title,
+            "licence": self.licence,
+            "files": list(self.files),
+            "bytes": self.bytes,
+            "download": _download_json(self.download) if self.download else None,
+        }
 
     def lines(self) -> Iterator[str]:
         """The lines of a plan."""
-        here = ", written by an earlier process of the job" if self.comes_later else ""
-        here = f", {readable_size(self.bytes)}" if self.bytes is not None else here
+        line = f"model: {self.name}"
         facts = ", ".join(filter(None, (self.title, self.licence)))
-        yield f"model: {self.name}{f' ({facts})' if facts else ''}{here}"
+        if facts:
+            line += f" ({facts})"
+        if self.bytes is not None:
+            line += f", {readable_size(self.bytes)}"
+        elif self.comes_later:
+            line += ", written by an earlier process of the job"
+        yield line
         yield from self.files
-        if found := self.download:
-            size = readable_size(found.bytes) if found.bytes is not None else "size unknown"
-            yield f"download: {size}, to {found.folder} ({readable_size(found.free)} free)"
+        if self.download:
+            yield _download_line(self.download)
 
     def why_not_loaded(self, device: str, model: ModelConfig) -> Iterator[str]:
         """Why a run with this model does not start on this machine. device: as the job gives it."""
-        size = model_bytes(model) if self.family and not self.comes_later else 0
-        if message := why_no_device_here(device, size):
-            yield message
-        if self.download and (message := self.download.why_no_room(self.name)):
-            yield message
+        size = 0
+        if self.family and not self.comes_later:
+            size = model_bytes(model)
+        no_device = why_no_device_here(device, size)
+        if no_device:
+            yield no_device
+        no_room = self.download.why_no_room(self.name) if self.download else ""
+        if no_room:
+            yield no_room
+
+
+def _download_json(download: Download) -> dict[str, Any]:
+    return {"bytes": download.bytes, "folder": str(download.folder), "free_bytes": download.free}
+
+
+def _download_line(download: Download) -> str:
+    size = "size unknown" if download.bytes is None else readable_size(download.bytes)
+    return f"download: {size}, to {download.folder} ({readable_size(download.free)} free)"
 
 
 class DiskOutlook(NamedTuple):
@@ -96,12 +119,24 @@ class DiskOutlook(NamedTuple):
 
     needed_bytes: int
     there_bytes: int
-    """Bytes of it that an earlier start has left in the folder."""
+    """The bytes of them that are on the disk already, from an earlier start."""
 
     free_bytes: int
 
     kept_bytes: int = 0
-    """Bytes of the quantized model, which is kept in the cache of the `training_folder`; 0: none is."""
+    """Bytes of the quantized model, which is kept in the cache of the `training_folder`; 0: it is not kept."""
+
+    def line(self) -> str:
+        """The line of a plan; a warning where the disk has too little room."""
+        line = f"disk: up to {readable_size(self.needed_bytes)} of states and files"
+        if self.there_bytes:
+            line += f", {readable_size(self.there_bytes)} of it already on disk"
+        if self.kept_bytes:
+            line += f"; {readable_size(self.kept_bytes)} for the quantized model"
+        line += f" ({readable_size(self.free_bytes)} free)"
+        if self.needed_bytes - self.there_bytes <= self.free_bytes:
+            return line
+        return f"warning: {line}: too little, saves are postponed once the disk is full"
 
 
 class TimeOutlook(NamedTuple):
@@ -113,10 +148,10 @@ class TimeOutlook(NamedTuple):
 
     seconds: float
     card: str
-    """What it is the time of: a card with its article, or the device of an earlier run."""
+    """The card with its article, or the device of an earlier run."""
 
     measured: bool
-    """An earlier run on this machine took so long for a step; otherwise it is calculated."""
+    """Whether an earlier run on this machine measured the time of a step; otherwise it is calculated."""
 
     parts: dict[str, float]
     """Part -> its seconds."""
@@ -127,17 +162,25 @@ class TimeOutlook(NamedTuple):
 
     def line(self, until_the_data_ends: bool) -> str:
         """The line of a plan."""
-        how = "measured here" if self.measured else "calculated"
+        source = "measured here" if self.measured else "calculated"
         if until_the_data_ends:
-            return f"time: about {self.step_s:.2g} s for each step on {self.card} ({how})"
+            return f"time: about {self.step_s:.2g} s for each step on {self.card} ({source})"
+        line = f"time: {about(self.seconds)} on {self.card} ({source})"
+        for seconds, part in self._named_parts():
+            line += f", {amount(seconds)} of it for {part}"
+        return f"{line}; a step takes {self.step_s:.2g} s"
+
+    def _named_parts(self) -> list[tuple[float, str]]:
+        """(seconds, part) of the longest parts in addition to the steps, the longest first."""
         others = sorted(((seconds, part) for part, seconds in self.parts.items() if part != "steps"), reverse=True)
-        named = [f"{amount(seconds)} of it for {part}" for seconds, part in others if seconds > self._least_named]
-        rest = "".join(f", {each}" for each in named[:MOST_NAMED])
-        return f"time: {about(self.seconds)} on {self.card} ({how}){rest}; a step takes {self.step_s:.2g} s"
+        return [(seconds, part) for seconds, part in others if seconds > self._least_named][:MOST_NAMED]
 
 
-NAMED, MOST_NAMED = 0.02, 2
-"""Share of the time from which on a part of it is named, and how many are."""
+NAMED = 0.02
+"""Share of the time from which on a part of it is named."""
+
+MOST_NAMED = 2
+"""How many parts are named at most."""
 
 
 Beginning = Literal["new", "resumes", "complete", "refused"]
@@ -145,7 +188,7 @@ Beginning = Literal["new", "resumes", "complete", "refused"]
 
 @dataclass(frozen=True)
 class StartOutlook:
-    """What a start of the job does with what is in the run's folder."""
+    """What a start of the job does with the run's folder."""
 
     folder: Path
     what: Beginning
@@ -159,7 +202,7 @@ class StartOutlook:
     """The model has another name than before: the run compares its files first."""
 
     new_dataset_place: bool = False
-    """The images of the run lie elsewhere, or have other names."""
+    """The images of the run are in another folder, or have other names."""
 
     reason: str = ""
     """Why it is refused."""
@@ -175,16 +218,23 @@ class StartOutlook:
 
     def line(self, steps: int) -> str:
         """steps: of the whole run."""
-        compared = "; the files of the model, which has another name now, are compared first" if self.new_place else ""
-        moved = "; the dataset has moved, its images are those of the run" if self.new_dataset_place else ""
-        of_steps = "" if steps == UNTIL_THE_DATA_ENDS else f" of {steps:,}"
-        words = {
-            "new": "a new run" + ("; the old one is moved aside" if self.moves_aside else ""),
-            "resumes": f"resumes at step {self.step:,}{of_steps}{moved}{compared}",
-            "complete": f"complete at step {self.step:,}: nothing to do{moved}{compared}",
-            "refused": "what is there stays as it is",
-        }
-        return f"folder: {self.folder}: {words[self.what]}"
+        return f"folder: {self.folder}: {self._what_happens(steps)}"
+
+    def _what_happens(self, steps: int) -> str:
+        if self.what == "refused":
+            return "nothing in it is changed"
+        if self.what == "new":
+            return "a new run; the old one is moved aside" if self.moves_aside else "a new run"
+        changes = ""
+        if self.new_dataset_place:
+            changes += "; the dataset has moved, but its images are the same"
+        if self.new_place:
+            changes += "; the model has another name now: its files are compared first"
+        if self.what == "complete":
+            return f"complete at step {self.step:,}: nothing to do{changes}"
+        if steps == UNTIL_THE_DATA_ENDS:
+            return f"resumes at step {self.step:,}{changes}"
+        return f"resumes at step {self.step:,} of {steps:,}{changes}"
 
 
 @dataclass(frozen=True)
@@ -223,19 +273,21 @@ class Outlook:
 
     def tail(self) -> tuple[str, ...]:
         """Lines at the end of a plan."""
-        lines, begins = [], self.start is not None and self.start.what in ("new", "resumes")
-        if begins and (disk := self.disk):
-            there = f", of which {readable_size(disk.there_bytes)} are there" if disk.there_bytes else ""
-            needed = f"disk: up to {readable_size(disk.needed_bytes)} of states and files"
-            kept = f"; {readable_size(disk.kept_bytes)} of the quantized model" if disk.kept_bytes else ""
-            line = f"{needed}{there}{kept} ({readable_size(disk.free_bytes)} free)"
-            short = disk.needed_bytes - disk.there_bytes > disk.free_bytes
-            lines = [f"warning: {line}: too little, saves are put off once the disk is full" if short else line]
-        if begins and self.time:
-            lines.append(self.time.line(self.steps == UNTIL_THE_DATA_ENDS))
-        elif begins:
-            lines.append("time: the first steps will tell" + (f"; {self.no_time}" if self.no_time else ""))
+        lines = []
+        if self.start and self.start.what in ("new", "resumes"):
+            if self.disk:
+                lines.append(self.disk.line())
+            lines.append(self._time_line())
         if self.start:
             lines.append(self.start.line(self.steps))
-        reasons = (reason.replace("\n", "\n    ") for reason in self.will_not_start)
-        return (*lines, *(f"warning: this will not start: {reason}" for reason in reasons))
+        for reason in self.will_not_start:
+            indented = reason.replace("\n", "\n    ")
+            lines.append(f"warning: this will not start: {indented}")
+        return tuple(lines)
+
+    def _time_line(self) -> str:
+        if self.time:
+            return self.time.line(self.steps == UNTIL_THE_DATA_ENDS)
+        if self.no_time:
+            return f"time: the first steps will tell; {self.no_time}"
+        return "time: the first steps will tell"

@@ -37,6 +37,7 @@ from toolkit.memory.kept_times import compile_seconds, run_times
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
+from toolkit.plan.memory_inputs import ceil_div
 from toolkit.plan.oom_hints import advice_line, why_too_large
 from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
 from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
@@ -123,44 +124,20 @@ class Planner(ABC, Generic[SectionT]):
     def plan(self, data: ImageData) -> RunPlan:
         """The plan once the datasets are scanned."""
         section, train = self.section, self.section.train
-        batches, steps = data.micro_batches(train.batch_size), data.optimizer_steps(train)
-        # What `train.compile: auto` does on this machine, as far as it can be known without torch.
-        asks = isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+        steps = data.optimizer_steps(train)
         time = self.run_time(data, steps)
-        if asks and time and time.card and (time.gpu or time.is_asked):
-            compile_s = (not time.is_asked and compile_seconds(time.gpu)) or COMPILE_S[time.work.level]
-            self.against_compiling = time.work.step.against_compiling(time.card, steps, compile_s)
-        compiling = compiling_note() if asks and self.machine.kind == "cuda" else None
-        if asks:
-            self.against_compiling = train.against_compiling() or self.against_compiling
-        if self.against_compiling:
-            compiling = f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
+        self.against_compiling = self._why_not_compiled(time, steps)
         memory = self.memory(data)
-        pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
         return RunPlan(
             type=section.type,
             name=section.display_name(self.job),
             datasets=folder_plans(data.scan.folders, data.items),
             samples_per_epoch=data.samples,
-            micro_batches_per_epoch=batches,
+            micro_batches_per_epoch=data.micro_batches(train.batch_size),
             optimizer_steps=steps,
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
-            notes=(
-                *self.describe_model(data),
-                *data.scan.notes,
-                *alpha_notes(data, self.pixel_channels),
-                *colour_notes(data),
-                *filter(None, [batch_note(data.items, train.batch_size)]),
-                *prompt_warnings([picture.prompt for picture in pictures], section.trigger_words()),
-                *(data.split.notes if data.split else ()),
-                *(self.describe_memory(data, memory) if memory else ()),
-                *filter(None, [compiling]),
-                *self._schedule_notes(steps),
-                *self.length_notes(steps),
-                *(evidence_notes(section, data.held_out, batches, steps) if section.stop_when else ()),
-                *ema_notes(section, steps, batches),
-            ),
+            notes=tuple(self._notes(data, memory, steps)),
             memory=memory,
             save_size=self.save_size() if memory else None,
             time=time if memory else None,
@@ -168,40 +145,97 @@ class Planner(ABC, Generic[SectionT]):
             stream=data.stream.plan() if data.stream else None,
         )
 
+    def _notes(self, data: ImageData, memory: MemoryEstimate | None, steps: int) -> Iterator[str]:
+        """The lines of the plan after its arithmetic."""
+        section, train = self.section, self.section.train
+        micro_batches = data.micro_batches(train.batch_size)
+        yield from self.describe_model(data)
+        yield from data.scan.notes
+        yield from alpha_notes(data, self.pixel_channels)
+        yield from colour_notes(data)
+        half_empty = batch_note(data.items, train.batch_size)
+        if half_empty:
+            yield half_empty
+        pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
+        yield from prompt_warnings([picture.prompt for picture in pictures], section.trigger_words())
+        if data.split:
+            yield from data.split.notes
+        if memory:
+            yield from self.describe_memory(data, memory)
+        yield from self._compile_notes()
+        yield from self._schedule_notes(steps)
+        yield from self.length_notes(steps)
+        if section.stop_when:
+            yield from evidence_notes(section, data.held_out, micro_batches, steps)
+        yield from ema_notes(section, steps, micro_batches)
+
+    def _compiles_by_choice(self) -> bool:
+        """Whether `train.compile: auto` decides."""
+        train = self.section.train
+        return isinstance(train, TrainConfig) and train.compile.enabled == "auto" and train.parallel != "fsdp"
+
+    def _why_not_compiled(self, time: RunTime | None, steps: int) -> str:
+        """Why `train.compile: auto` does not compile here, as far as that is known without torch; empty: it may."""
+        if not self._compiles_by_choice():
+            return ""
+        reason: str = self.section.train.against_compiling()
+        if reason or time is None or time.card is None:
+            return reason
+        if time.is_asked:
+            compile_s = COMPILE_S[time.work.level]
+        elif time.gpu:
+            compile_s = compile_seconds(time.gpu) or COMPILE_S[time.work.level]
+        else:
+            return ""
+        return time.work.step.against_compiling(time.card, steps, compile_s)
+
+    def _compile_notes(self) -> Iterator[str]:
+        if self.against_compiling:
+            yield f"train.compile auto: the blocks are not compiled: {self.against_compiling}"
+        elif self._compiles_by_choice() and self.machine.kind == "cuda":
+            note = compiling_note()
+            if note:
+                yield note
+
     def dry_run(self) -> RunPlan:
-        """The plan with what a start would do, as far as both are known already."""
+        """The plan with the outlook of a start, as far as both are known already."""
         section = self.section
-        if lines := tuple(self.without_model()):
-            outlook = None
-            if isinstance(section.model, ModelConfig):
-                found = ModelOutlook.of(section.model, self.job)
-                outlook = Outlook(found, will_not_start=tuple(found.why_not_loaded(section.device, section.model)))
-            name, steps = section.display_name(self.job), section.train.steps
-            return RunPlan(section.type, name, (), 0, 0, steps, notes=lines, outlook=outlook)
+        lines = tuple(self.without_model())
+        if lines:
+            return self._uncounted(lines)
         data = self.scan()
-        plan, folder = self.plan(data), section.run_folder(self.job)
-        # The section of a plan's line says it; `memory: ` is for an error.
-        refused = [reason.removeprefix("memory: ") for reason in why_not_started(section, folder, plan, self.machine)]
+        plan = self.plan(data)
+        reasons = []
         model = section.model if isinstance(section.model, ModelConfig) else None
-        if model is None and (message := why_no_device_here(section.device, 0)):
-            refused.insert(0, message)
-        outlook = run_outlook(
-            section,
-            self.job,
-            plan,
-            data.hashes,
-            disk_bytes(section, plan),
-            model,
-            tuple(refused),
-        )
+        if model is None:
+            no_device = why_no_device_here(section.device, 0)
+            if no_device:
+                reasons.append(no_device)
+        for reason in why_not_started(section, section.run_folder(self.job), plan, self.machine):
+            reasons.append(reason.removeprefix("memory: "))  # which is for the error of a start
+        needed_bytes = disk_bytes(section, plan)
+        outlook = run_outlook(section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons))
+        notes = plan.notes
         on_cpu = "" if outlook.will_not_start else cpu_instead_here(section.device)
-        return replace(plan, outlook=outlook, notes=(*plan.notes, *filter(None, [on_cpu and f"warning: {on_cpu}"])))
+        if on_cpu:
+            notes += (f"warning: {on_cpu}",)
+        return replace(plan, outlook=outlook, notes=notes)
+
+    def _uncounted(self, lines: tuple[str, ...]) -> RunPlan:
+        """The plan of a process whose images cannot be counted yet. lines: the reasons."""
+        section = self.section
+        outlook = None
+        if isinstance(section.model, ModelConfig):
+            model = ModelOutlook.of(section.model, self.job)
+            outlook = Outlook(model, will_not_start=tuple(model.why_not_loaded(section.device, section.model)))
+        name = section.display_name(self.job)
+        return RunPlan(section.type, name, (), 0, 0, section.train.steps, notes=lines, outlook=outlook)
 
     def _schedule_notes(self, steps: int) -> Iterator[str]:
         """Warnings where warm-up and decay of an optimizer's schedule do not fit into the run, and of a rate that comes
         to nothing early; once where they are the same."""
         optimizers = list(self.section.optimizers_used())
-        found: dict[str, list[str]] = {}
+        keys_by_line: dict[str, list[str]] = {}
         for key, settings in optimizers:
             scheduler, params = settings.lr_scheduler, settings.lr_scheduler_params
             if scheduler == "constant" and not (params or settings.lr_warmup_steps):
@@ -209,9 +243,11 @@ class Planner(ABC, Generic[SectionT]):
             fields = ScheduleArgs.named_in(settings)
             excess = overfull(scheduler, course_of(steps, params=params, **fields))
             for line in filter(None, (excess, early_end(scheduler, steps, params, **fields))):
-                found.setdefault(line, []).append(key.rpartition(".")[2])
-        for line, keys in found.items():
-            yield f"warning: {line}" + (f" ({', '.join(keys)})" if len(keys) < len(optimizers) else "")
+                keys_by_line.setdefault(line, []).append(key.rpartition(".")[2])
+        for line, keys in keys_by_line.items():
+            if len(keys) < len(optimizers):
+                line += f" ({', '.join(keys)})"
+            yield f"warning: {line}"
 
 
 # ------------------------------------------------------------ what a start would do
@@ -341,36 +377,47 @@ def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Call
 
     def often(interval: tuple[int, float]) -> int:
         every = optimizer_steps(int(interval[0]), interval[1], micro_batches, train.gradient_accumulation)
-        return -(-steps // every) if every else 1
+        return ceil_div(steps, every) if every else 1
 
     return often
 
 
 def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
-    """Bytes of all states and files that are there at once; None: not known."""
+    """Bytes of all states and files that are on the disk at once; None: not known."""
     if plan.save_size is None or (isinstance(section, ImageTrainingSection) and section.unknown_steps()):
         return None
     save, steps, train = section.save, plan.optimizer_steps, section.train
     every = optimizer_steps(*save.interval(), plan.micro_batches_per_epoch, train.gradient_accumulation)
     saves = steps // every if every else 0
-    files = min(saves, save.files_to_keep() or saves) + 1 + (section.validation is not None)
-    # A state is written before an older one goes.
-    states = saves + bool(not every or steps % every) if save.states == "always" else save.states == "at_end"
-    states = min(states, save.max_states_to_keep + 1) if save.max_states_to_keep else states
-    raw = 2 if "raw" in getattr(save, "also", ()) and train.ema_config.use_ema else 1
-    return files * raw * plan.save_size.file + states * plan.save_size.state
+    files = min(saves, save.files_to_keep() or saves) + 1
+    if section.validation:
+        files += 1  # the best one
+    if "raw" in getattr(save, "also", ()) and train.ema_config.use_ema:
+        files *= 2
+    states = {"always": saves, "at_end": 1, "never": 0}[save.states]
+    if save.states == "always" and not (every and steps % every == 0):
+        states += 1  # at the end
+    if save.max_states_to_keep:
+        states = min(states, save.max_states_to_keep + 1)  # a state is written before an older one is removed
+    return files * plan.save_size.file + states * plan.save_size.state
 
 
 # ------------------------------------------------------------ notes of a plan
 
 
 def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
-    """How many images have an alpha channel, and what becomes of it. channels: of the model's images."""
-    if count := sum(folder.with_alpha for folder in data.scan.folders):
-        has_layers = any(sample.layers for folder in data.scan.folders for sample in folder.samples[:1])
-        kept = "trained with it" + ", unless datasets[].background is given" * (not has_layers)
-        outcome = kept if channels == 4 else "laid over white, or datasets[].background"
-        yield f"{count:,} image{'s have' if count > 1 else ' has'} an alpha channel: {outcome}"
+    """How many images have an alpha channel, and how it is used. channels: of the model's images."""
+    count = sum(folder.with_alpha for folder in data.scan.folders)
+    if not count:
+        return
+    if channels != 4:
+        outcome = "laid over white, or datasets[].background"
+    elif any(sample.layers for folder in data.scan.folders for sample in folder.samples[:1]):
+        outcome = "trained with it"
+    else:
+        outcome = "trained with it, unless datasets[].background is given"
+    subject = "1 image has" if count == 1 else f"{count:,} images have"
+    yield f"{subject} an alpha channel: {outcome}"
 
 
 _NAMED_COLOURS = 5
@@ -378,16 +425,17 @@ _NAMED_COLOURS = 5
 
 def colour_notes(data: ImageData) -> Iterator[str]:
     """How many images are converted to sRGB, and from what, the most frequent first."""
-    found = data.scan.converted
-    counts = Counter(image.colours for image in found).most_common()
+    images = data.scan.converted
+    counts = Counter(image.colours for image in images).most_common()
     if not counts:
         return
     (name, first), *others = counts
-    parts = [f"{first:,} image{'s' if first > 1 else ''} converted from {name}"]
+    parts = [f"{first:,} {'images' if first > 1 else 'image'} converted from {name}"]
     parts += [f"{count:,} from {name}" for name, count in others[: _NAMED_COLOURS - 1]]
-    if rest := sum(count for _, count in others[_NAMED_COLOURS - 1 :]):
+    rest = sum(count for _, count in others[_NAMED_COLOURS - 1 :])
+    if rest:
         parts.append(f"{rest:,} from others")
-    clipped = "; light above white is clipped" if any(image.is_hdr for image in found) else ""
+    clipped = "; light above white is clipped" if any(image.is_hdr for image in images) else ""
     yield f"{', '.join(parts)} to sRGB{clipped}"
 
 
@@ -403,7 +451,7 @@ def evidence_notes(
     if images < LEAST_IMAGES:
         yield f"{never} it needs {LEAST_IMAGES} validation images or more, and there are {images}"
     by_epochs = optimizer_steps(0, validation.every_n_epochs, micro_batches, section.train.gradient_accumulation)
-    every = min(each for each in (validation.every, by_epochs, MAX_STEPS) if each)
+    every = min(steps_between for steps_between in (validation.every, by_epochs, MAX_STEPS) if steps_between)
     if steps == UNTIL_THE_DATA_ENDS:
         yield f"{never} its number of steps is not known. Set 'train.steps' or 'train.step_limit'"
     elif (steps - 1) // every < LEAST_LATER:
@@ -421,9 +469,9 @@ def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterato
     first = optimizer_steps(*section.save.interval(), micro_batches, section.train.gradient_accumulation)
     saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
     fractions = {step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates) for step in saves}
-    shares = [
-        f"{f'{100 * share:.1f} %' if share >= 0.0005 else 'under 0.1 %'} at step {step}"
-        for step, share in fractions.items()
-    ]
+    shares = []
+    for step, fraction in fractions.items():
+        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "under 0.1 %"
+        shares.append(f"{percent} at step {step}")
     if saves:
         yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

@@ -1,4 +1,8 @@
-"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps. No torch, no pixels."""
+"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps. No torch, no pixels.
+
+`Planner.plan` makes a `RunPlan` of each process of a job. A run prints it before it starts; a dry run prints it with an
+`Outlook`, as text or as JSON.
+"""
 
 from __future__ import annotations
 
@@ -173,7 +177,7 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """The process's entry in the object that `--dry-run --json` prints."""
-        notes, warnings = self._told()
+        notes, warnings = self._notes_and_warnings()
         return {
             "type": self.type,
             "name": self.name,
@@ -192,39 +196,54 @@ class RunPlan:
     def render(self) -> str:
         """The plan as it is printed: a block per folder, then the arithmetic of the run."""
         blocks = [f"{self.name} ({self.type})"]
-        blocks += [f"  {line}" for line in self.outlook.head()] if self.outlook else []
+        if self.outlook:
+            blocks += [f"  {line}" for line in self.outlook.head()]
         blocks += map(_folder_lines, self.datasets)
         if self.stream:
             blocks.append(self.stream.lines())
         if self.datasets or (self.stream and self.micro_batches_per_epoch):
-            terms = " + ".join(_product(folder) for folder in self.datasets)
-            terms = f"{terms} = " if terms else ""
-            per_epoch = self.micro_batches_per_epoch / self.accumulation
-            if self.requested_epochs:
-                duration = f"{_epochs(self.requested_epochs)} = {_count(self.optimizer_steps, 'step')}"
-            else:
-                duration = f"{_count(self.optimizer_steps, 'step')} = {_epochs(self.epochs)}"
-            steps = f"{_number(per_epoch)} step{'s' * (per_epoch != 1)}"
-            if self.accumulation > 1:
-                batches = _count(self.micro_batches_per_epoch, "batch", "es")
-                steps = f"{batches}, {self.accumulation} for each step: {steps}"
-            samples = _count(self.samples_per_epoch, "sample")
-            blocks.append(f"  {terms}{samples} per epoch in {steps}; {duration}")
-        lines, warnings = self._told()
+            blocks.append(f"  {self._arithmetic()}")
+        notes, warnings = self._notes_and_warnings()
+        blocks += [f"  {line}" for line in notes]
         if warnings:
-            lines += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}:", *warnings]
-        return "\n".join([*blocks, *(f"  {line}" for line in lines)])
+            blocks.append(f"  {_count(len(warnings), 'warning')}:")
+            blocks += [f"  {line}" for line in warnings]
+        return "\n".join(blocks)
 
-    def _told(self) -> tuple[list[str], list[str]]:
-        """The lines behind the arithmetic: notes, and warnings."""
-        cut = (line for folder in self.datasets if (line := _cut_off(folder)).startswith(WARNING))
-        lines = [*self.notes, *(self.outlook.tail() if self.outlook else ())]
-        warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
-        return [line for line in lines if line not in warnings], [*warnings]
+    def _arithmetic(self) -> str:
+        """From the images to the steps of the run."""
+        terms = " + ".join(_product(folder) for folder in self.datasets)
+        samples = _count(self.samples_per_epoch, "sample")
+        if terms:
+            samples = f"{terms} = {samples}"
+        per_epoch = self.micro_batches_per_epoch / self.accumulation
+        steps = f"{_number(per_epoch)} {'step' if per_epoch == 1 else 'steps'}"
+        if self.accumulation > 1:
+            batches = _count(self.micro_batches_per_epoch, "batch", "batches")
+            steps = f"{batches}, {self.accumulation} for each step: {steps}"
+        all_steps = _count(self.optimizer_steps, "step")
+        if self.requested_epochs:
+            duration = f"{_epochs(self.requested_epochs)} = {all_steps}"
+        else:
+            duration = f"{all_steps} = {_epochs(self.epochs)}"
+        return f"{samples} per epoch in {steps}; {duration}"
+
+    def _notes_and_warnings(self) -> tuple[list[str], list[str]]:
+        """The lines after the arithmetic; a warning that appears twice is listed once."""
+        lines = list(self.notes)
+        if self.outlook:
+            lines += self.outlook.tail()
+        cut_off = map(_cut_off, self.datasets)
+        warnings = [line for line in (*cut_off, *lines) if line.startswith(WARNING)]
+        notes = [line for line in lines if not line.startswith(WARNING)]
+        return notes, list(dict.fromkeys(warnings))
 
 
-def _count(number: int, what: str, plural: str = "s") -> str:
-    return f"{number:,} {what}{plural * (number != 1)}"
+def _count(number: int, noun: str, plural: str = "") -> str:
+    """Example: `_count(1200, "step")` is "1,200 steps". plural: by default the noun and "s"."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {plural or noun + 's'}"
 
 
 def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
@@ -238,7 +257,8 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     if not uses or 2 * mean >= batch_size:
         return ""
     alike = "one size and as many layers" if any(layers for _, layers in uses) else "one size"
-    most, least = max(uses.values()), min(count % batch_size or batch_size for count in uses.values())
+    most = max(uses.values())
+    least = min(count % batch_size or batch_size for count in uses.values())
     sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"
     why = f"only images of {alike} share one, and the largest of {len(uses)} buckets has {most:,} uses per epoch"
     return f"{WARNING}batch_size {batch_size}: batches have {sizes}: {why}. Lower batch_size, or raise the repeats"
@@ -246,52 +266,75 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    crops: dict[tuple[int, str], dict[ResizeCrop, list[str]]] = {(each.dataset, each.folder): {} for each in folders}
+    crops_by_folder: dict[tuple[int, str], Crops] = {(folder.dataset, folder.folder): {} for folder in folders}
     for sample, crop in items:
-        crops[sample.dataset, sample.folder].setdefault(crop, []).append(sample.image)
-    plans = []
-    for folder in folders:
-        own, buckets = crops[folder.dataset, folder.folder], Counter[Size]()
-        for crop, names in own.items():
-            buckets[crop.bucket] += len(names)
-        cut = {crop: 1 - prod(crop.bucket) / prod(crop.scaled) for crop in own}
-        worst = sorted(own, key=cut.__getitem__, reverse=True)[:3]
-        most = {os.path.basename(name): cut[crop] for crop in worst[::-1] for name in own[crop][:12][::-1]}
-        images = [sample for sample in folder.samples if not any(sample.flip)]
-        plans.append(
-            FolderPlan(
-                folder=folder.folder,
-                images=len(images),
-                repeats=folder.repeats,
-                missing_captions=folder.missing_captions,
-                captions=dict(sorted(Counter(len(sample.texts) for sample in images).items())),
-                references=dict(sorted(Counter(len(sample.control_images) for sample in images).items())),
-                buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
-                flips=len(folder.samples) // max(1, len(images)),
-                masks=sum(sample.mask is not None for sample in images),
-                mask_share=fmean(look.share for look in folder.mask_looks) if folder.mask_looks else None,
-                converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
-                is_reg=folder.is_reg,
-                has_default=folder.has_default,
-                layers=dict(sorted(Counter(len(sample.layers) for sample in images if sample.layers).items())),
-                cut=sum(cut[crop] * len(names) for crop, names in own.items()) / max(1, buckets.total()),
-                most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
-            )
-        )
-    return tuple(plans)
+        crops_by_folder[sample.dataset, sample.folder].setdefault(crop, []).append(sample.image)
+    return tuple(_folder_plan(folder, crops_by_folder[folder.dataset, folder.folder]) for folder in folders)
+
+
+Crops = dict[ResizeCrop, list[str]]
+"""Crop -> the image files that are cropped so."""
+
+
+def _folder_plan(folder: FolderInfo, crops: Crops) -> FolderPlan:
+    images = [sample for sample in folder.samples if not any(sample.flip)]
+    buckets = Counter[Size]()
+    cut_images = 0.0
+    for crop, files in crops.items():
+        buckets[crop.bucket] += len(files)
+        cut_images += _cut_share(crop) * len(files)
+    return FolderPlan(
+        folder=folder.folder,
+        images=len(images),
+        repeats=folder.repeats,
+        missing_captions=folder.missing_captions,
+        captions=_frequencies(len(sample.texts) for sample in images),
+        references=_frequencies(len(sample.control_images) for sample in images),
+        buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
+        flips=len(folder.samples) // max(1, len(images)),
+        masks=sum(1 for sample in images if sample.mask is not None),
+        mask_share=fmean(mask.share for mask in folder.mask_looks) if folder.mask_looks else None,
+        converted=dict(Counter(image.colours for image in dict.fromkeys(folder.converted)).most_common()),
+        is_reg=folder.is_reg,
+        has_default=folder.has_default,
+        layers=_frequencies(len(sample.layers) for sample in images if sample.layers),
+        cut=cut_images / max(1, buckets.total()),
+        most_cut=_most_cut(crops),
+    )
+
+
+def _frequencies(numbers: Iterable[int]) -> dict[int, int]:
+    """Number -> how often it appears, in the order of the numbers."""
+    return dict(sorted(Counter(numbers).items()))
+
+
+def _cut_share(crop: ResizeCrop) -> float:
+    """The share of an image that its bucket cuts off."""
+    return 1 - prod(crop.bucket) / prod(crop.scaled)
+
+
+def _most_cut(crops: Crops) -> tuple[tuple[str, float], ...]:
+    """(name, share) of the three images whose buckets cut off most; of files with the same name the most cut one."""
+    worst = sorted(crops, key=_cut_share, reverse=True)[:3]
+    shares: dict[str, float] = {}
+    for crop in reversed(worst):
+        for file in reversed(crops[crop][:12]):
+            shares[os.path.basename(file)] = _cut_share(crop)
+    return tuple(sorted(shares.items(), key=lambda pair: -pair[1])[:3])
 
 
 def _folder_lines(folder: FolderPlan) -> str:
     references = ", ".join(f"{images} with {count}" for count, images in folder.references.items())
     if set(folder.references) == {0}:
         references = "each image itself" if folder.layers else "none"
-    buckets = ", ".join(f"{b.width}x{b.height} ({b.images})" for b in folder.buckets)
+    buckets = ", ".join(f"{bucket.width}x{bucket.height} ({bucket.images})" for bucket in folder.buckets)
     lines = [
         f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
         f"    control images: {references}",
         f"    buckets: {buckets}",
     ]
-    if (cut := _cut_off(folder)) and not cut.startswith(WARNING):
+    cut = _cut_off(folder)
+    if cut and not cut.startswith(WARNING):
         lines.append(f"    {cut}")
     if folder.layers:
         counts = ", ".join(f"{images} with {count}" for count, images in folder.layers.items())
@@ -304,9 +347,8 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        count = f"{folder.missing_captions} of {folder.images}"
-        told = f"    with 'default_caption': {count}" if folder.has_default else f"    without caption: {count}"
-        lines.insert(1, told)
+        captions = "with 'default_caption'" if folder.has_default else "without caption"
+        lines.insert(1, f"    {captions}: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
 
 
@@ -337,12 +379,11 @@ def _product(folder: FolderPlan) -> str:
 
 
 def _epochs(count: float) -> str:
-    """With at most 2 decimals; of less than a hundredth, the first digit that is not 0."""
+    """With at most 2 decimals; below a hundredth, the first digit that is not 0."""
     number = _number(count) if count >= 0.01 else f"{count:.1g}"
-    return f"{number} epoch{'s' * (number != '1')}"
+    return "1 epoch" if number == "1" else f"{number} epochs"
 
 
 def _number(value: float) -> str:
     """With thousands separators, at most 2 decimals."""
-    text = f"{value:,.2f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:,.2f}".rstrip("0").rstrip(".")

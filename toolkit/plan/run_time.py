@@ -1,8 +1,9 @@
-"""What a run takes, from its settings and the sizes of the model: the input of `toolkit.plan.step_time`. Imports no
+"""The work of a run, from its settings and the sizes of the model: the input of `toolkit.plan.step_time`. Imports no
 torch.
 
-Not counted: the passes of `train.few_step_loss` and of a survival score, network disks, what several GPUs say to each
-other. 8-bit products count like those of bf16.
+`SdPlanner` asks for it, and calculates from it how long a run takes on a card. Not counted: the passes of
+`train.few_step_loss` and of a survival score, network disks, the traffic between GPUs. 8-bit products count like
+products in bf16.
 """
 
 from __future__ import annotations
@@ -62,24 +63,27 @@ def run_work(
 
 class _RunWork:
     def __init__(self, section: DiffusionSection, groups: Sequence[ItemGroup], memory: MemoryEstimate) -> None:
-        self.section, self.groups, self.memory = section, groups, memory
-        self.family, folder = family_for(section.model), section.model.files_folder()
-        self.facts = self.family.footprint(folder)
+        self.section = section
+        self.groups = groups
+        self.memory = memory
+        self.family = family_for(section.model)
+        self.facts = self.family.footprint(section.model.files_folder())
         self.trained = count_trainable_params(section)
         self.sizes = BatchSizes(section, self.facts, groups)
         self.blocks = blocks_of(section, self.family, self.facts, self.trained, memory.modulation_table)
 
     def whole(self, steps: int, often: Often, save: SaveSize, base_images: Sequence[BaseImage]) -> RunWork:
-        section, train = self.section, self.section.train
+        section = self.section
         step = self.step()
         if steps == UNTIL_THE_DATA_ENDS:
             return RunWork(step, 0, self.memory.level)
         validations = 0
         if section.validation:
-            every = section.validation
-            validations = 1 + max(often((every.every, 0)), often((0, every.every_n_epochs)))
+            by_steps = often((section.validation.every, 0))
+            by_epochs = often((0, section.validation.every_n_epochs))
+            validations = 1 + max(by_steps, by_epochs)
         saves = often(section.save.interval())
-        samples, pictures = (PassWork(), 0) if train.disable_sampling else self.samples(often)
+        samples, pictures = self.samples(often)
         return RunWork(
             step,
             steps,
@@ -100,49 +104,60 @@ class _RunWork:
         """The mean of the images, each in a batch of its own size."""
         train = self.section.train
         images, micro_batches = share_of_rank(train)
-        kept = len(train.preservations())  # each makes a pass without gradients and a whole one
+        preservations = len(train.preservations())  # each makes a pass without gradients and a whole one
         trained = [group for group in self.groups if not group.held_out]
         uses = sum(group.uses for group in trained)
-        forward, backward = PassWork(), PassWork()
+        forward = PassWork()
+        backward = PassWork()
         for group in trained:
             batch = self.sizes.of_group(group, images)
-            one = self.blocks.forward(batch.tokens, pairs_of(batch))
-            is_pair = group.compared and train.preference is not None
             share = micro_batches * group.uses / uses
-            forward += one.times(share * (1 + 2 * kept + is_pair))
+            passes = 1 + 2 * preservations
+            if group.compared and train.preference:
+                passes += 1
+            forward += self._forward(batch).times(share * passes)
             forward += self._encoded_again(group, batch).times(share)
-            again = self.blocks.backward(batch.tokens, pairs_of(batch), self.memory.level)
-            backward += again.times(share * (1 + kept))
+            one_backward = self.blocks.backward(batch.tokens, pairs_of(batch), self.memory.level)
+            backward += one_backward.times(share * (1 + preservations))
         optimizer = STEP_ACCESSES * self.trained.weights + 2 * self.trained.optimizer_bytes(train)
-        optimizer += AVERAGE_ACCESSES * self.trained.weights * train.ema_config.use_ema
+        if train.ema_config.use_ema:
+            optimizer += AVERAGE_ACCESSES * self.trained.weights
         return StepWork(forward, backward, optimizer)
 
     def _encoded_again(self, group: ItemGroup, batch: LargestBatch) -> PassWork:
-        """What is encoded at each use."""
+        """Images and captions that are encoded at each use."""
         if group.streamed:
             return self._encoded(group, batch)
-        return self._encoded(group, batch, pictures=False) if group.shuffled else PassWork()
+        if group.shuffled:
+            return self._encoded(group, batch, pictures=False)
+        return PassWork()
 
     # ------------------------------------------------------------ the rest
 
     def samples(self, often: Often) -> tuple[PassWork, int]:
-        """All sets of a run, and their pictures. The set before step 1 may have pictures of its own."""
+        """All sets of a run, and their pictures. The set before step 1 may have other pictures (`first_sample`)."""
         section = self.section
-        if section.sample is None:
+        if section.sample is None or section.train.disable_sampling:
             return PassWork(), 0
-        later, first = section.sample.all_items(), section.sample.all_items()
-        if section.first_sample:
-            first = section.first_sample.sample_items()
-        sets, has_first = often(section.sample.interval()), section.draws_first()
-        work = total(map(self.picture, later)).times(sets) + total(map(self.picture, first)).times(has_first)
-        return work, sets * len(later) + has_first * len(first)
+        pictures = section.sample.all_items()
+        sets = often(section.sample.interval())
+        work = total(map(self.picture, pictures)).times(sets)
+        count = sets * len(pictures)
+        if section.draws_first():
+            if section.first_sample:
+                pictures = section.first_sample.sample_items()
+            work += total(map(self.picture, pictures))
+            count += len(pictures)
+        return work, count
 
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
         steps = item.sample_steps or self.family.sample_steps
         guidance = self.family.guidance if item.guidance_scale is None else item.guidance_scale
         if item.also:
-            steps, guidance = deployed_grid(item.also[1])[0], item.also[1].cfg
+            _, deployment = item.also
+            steps = deployed_grid(deployment)[0]
+            guidance = deployment.cfg
         decoded = item.layers if self.facts.stacks_layers else 1
         return self._generated(self.sizes.of_picture(item), steps, guidance, decoded)
 
@@ -152,48 +167,55 @@ class _RunWork:
 
     def validation(self) -> PassWork:
         """One validation: the losses, and the edits."""
-        section, settings = self.section, self.section.validation
-        if settings is None:
+        validation = self.section.validation
+        if validation is None:
             return PassWork()
         held_out = [group for group in self.groups if group.held_out]
         losses = total(self._forward(self.sizes.of_group(group)).times(group.items) for group in held_out)
-        edits = [group for group in held_out if group.references and settings.edits]
-        count = min(settings.edits, sum(group.items for group in edits))
-        sample = section.sample or SampleConfig()
-        guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
+        return losses.times(validation.timesteps) + self._edits(held_out, validation.edits)
+
+    def _edits(self, held_out: Sequence[ItemGroup], most: int) -> PassWork:
+        """The edits of one validation, at the mean of their sizes. most: `validation.edits`."""
+        groups = [group for group in held_out if group.references]
+        if not groups or not most:
+            return PassWork()
+        count = min(most, sum(group.items for group in groups))
+        sample = self.section.sample or SampleConfig()
         steps = sample.sample_steps or self.family.sample_steps
-        drawn = [self._generated(self.sizes.of_group(group), steps, guidance) for group in edits]
-        mean = total(drawn).times(count / len(drawn)) if drawn else PassWork()
-        return losses.times(settings.timesteps) + mean
+        guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
+        edits = [self._generated(self.sizes.of_group(group), steps, guidance) for group in groups]
+        return total(edits).times(count / len(edits))
 
     def encoding(self) -> PassWork:
         """All images and captions, where nothing is cached yet."""
-        kept = [group for group in self.groups if not group.streamed]
-        return total(self._encoded(group, self.sizes.of_group(group)).times(group.items) for group in kept)
+        cached = [group for group in self.groups if not group.streamed]
+        return total(self._encoded(group, self.sizes.of_group(group)).times(group.items) for group in cached)
 
     def _encoded(self, group: ItemGroup, batch: LargestBatch, pictures: bool = True) -> PassWork:
         """The encoders' work for a batch of a group. pictures: images too, not only captions."""
         tokens = batch.images * (batch.text_tokens + batch.encoder_tokens)
-        references = 0 if group.layers else batch.references  # a picture with layers is its own control image
-        pixels = batch.images * ((1 + group.layers) * batch.pixels + references * batch.reference_pixels)
+        pixels = 0
+        if pictures:
+            references = 0 if group.layers else batch.references  # a picture with layers is its own control image
+            pixels = batch.images * ((1 + group.layers) * batch.pixels + references * batch.reference_pixels)
         return PassWork(
             products=2.0 * self.facts.text.linear_params * tokens,
-            convolutions=ENCODE_FLOP * pixels * pictures,
+            convolutions=ENCODE_FLOP * pixels,
         )
 
     def _forward(self, batch: LargestBatch) -> PassWork:
         return self.blocks.forward(batch.tokens, pairs_of(batch))
 
     def _generated(self, batch: LargestBatch, steps: int, guidance: float, decoded: int = 1) -> PassWork:
-        """A sample. decoded: images of it that are decoded."""
+        """A generated image. decoded: number of images that the decoder makes of it."""
         passes = 2 if guidance > 1 else 1
         decoding = PassWork(convolutions=DECODE_FLOP * batch.pixels * decoded)
         return self._forward(batch).times(passes * steps) + decoding
 
 
 def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:
-    """What the time of a step depends on, as text: the device, and settings by which it is another. Sizes are rounded:
-    an image more or less changes nothing. gpu: the driver's name of it; empty: the CPU."""
+    """The device and the settings that the time of a step depends on, as text. Sizes are rounded, so that one image
+    more or less changes nothing. gpu: the driver's name of the device; empty: the CPU."""
     model, train, network = section.model, section.train, section.network
     trained = [group for group in groups if not group.held_out]
     uses = max(1, sum(group.uses for group in trained))
@@ -210,8 +232,9 @@ def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) 
         f"{train.batch_size} x {train.gradient_accumulation}",
         f"{pixels / 1e6:.2g} MP",
         f"{references:.1g} control images",
-        *([f"{layers:.2g} layers"] if layers else []),
     ]
+    if layers:
+        parts.append(f"{layers:.2g} layers")
     return ", ".join(parts)
 
 
@@ -228,7 +251,8 @@ def blocks_of(
     section: DiffusionSection, family: ModelFamily, facts: ModelSizeInfo, trained: TrainableParams, table: bool
 ) -> Blocks:
     """The blocks of a section's model. table: whether the modulation cache is used."""
-    model, number = section.model, DTYPE_BYTES[section.train.dtype]
+    model = section.model
+    number_bytes = DTYPE_BYTES[section.train.dtype]
     qtype = model.qtype if model.quantize else None
     used = facts.linear_params - facts.tabulated_weights
     units = facts.activation_units.get(section.network.type) or KINDS[section.network.type].units
@@ -238,15 +262,19 @@ def blocks_of(
         width=facts.width,
         blocks=facts.blocks,
         token_weights=used / streams,
-        number_bytes=number,
+        number_bytes=number_bytes,
         trains_model=section.network.trains_model,
         kernels_per_block=KERNELS_PER_BLOCK,
-        saved_units=units.everything[number > 2],
+        saved_units=units.everything[number_bytes > 2],
     )
-    extra = 0.0 if table else float(number * facts.tabulated_weights)
-    at_rest = facts.stored(used if table else facts.linear_params, qtype, number)
+    extra = 0.0
+    weights = used
+    if not table:
+        extra += number_bytes * facts.tabulated_weights
+        weights = facts.linear_params
+    at_rest = facts.stored(weights, qtype, number_bytes)
     if qtype:  # its codes are read, and a copy in the compute dtype is written
-        extra += facts.stored(used, qtype, number) + number * used
+        extra += facts.stored(used, qtype, number_bytes) + number_bytes * used
     swapped = min(model.blocks_to_swap, facts.blocks) / facts.blocks
     blocks = replace(blocks, extra_bytes=extra, swapped_bytes=swapped * at_rest)
     if section.network.trains_model:

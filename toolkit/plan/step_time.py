@@ -2,8 +2,8 @@
 
 A pass through the blocks is matrix products and attention, which the card's arithmetic limits, and bytes that its
 memory, or the bus to main memory, has to move. What each of them reaches of the published figures was measured on one
-H100 (docs/measured.md, "The 1.03 seconds of the default"), and is taken to be the same on every card. Tests hold the
-sum within 15 % of all step times that were measured.
+H100 (docs/measured.md, "The 1.03 seconds of the default"), and is taken to be the same on every card. Tests keep the
+sum within 15 % of all measured step times. `run_time.py` makes these records, and `Planner` turns them into seconds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from toolkit.plan.cards import Card
 PRODUCTS = 0.79
 """Share of the published operations per second that products reach: 784 of 989 TFLOP/s, over the layers of a block."""
 
-ATTENTION, ATTENTION_BACKWARD = 0.55, 0.53
-"""The same of attention by cuDNN: 52.9 TFLOP in 97 ms, 132 in 252 ms."""
+ATTENTION = 0.55
+"""The share that attention by cuDNN reaches in the forward pass: 52.9 TFLOP in 97 ms."""
+
+ATTENTION_BACKWARD = 0.53
+"""The same in the backward pass: 132 TFLOP in 252 ms."""
 
 CONVOLUTIONS = 0.3
 """The same of the VAE; an assumption."""
@@ -30,9 +33,12 @@ ADAPTER_ACCESSES = 3.8
 """Times that a number which a layer with an adapter reads or writes is moved by the adapter, in each of a pass forward,
 its recomputation and twice a backward pass: its small products wait for memory. 190 ms of the default."""
 
-ELEMENTWISE_FORWARD, ELEMENTWISE_BACKWARD = 69, 83
-"""Times that numbers as many as tokens x width are moved in a block by what is neither product nor attention. `cheap`
-computes the forward ones again: 206 ms of the default, copies included."""
+ELEMENTWISE_FORWARD = 69
+"""Times that a block moves tokens x width numbers in its forward pass by operations that are neither products nor
+attention. `cheap` computes them again: 206 ms of the default, copies included."""
+
+ELEMENTWISE_BACKWARD = 83
+"""The same in its backward pass."""
 
 EAGER = 1.46
 """The same, with the adapter, without compiling: the GPU was busy for 1.57 s instead of 1.33."""
@@ -64,9 +70,12 @@ COMPILE_S = {"none": 43.0, "cheap": 43.0, **dict.fromkeys(CHECKPOINTING_LEVELS[2
 """Level of checkpointing -> seconds that compiling the blocks takes, the first time on a machine with 16 cores. The
 levels that were not measured have the figure of their neighbour."""
 
-ENCODE_FLOP, DECODE_FLOP = 6.7e6, 16.2e6
-"""Operations of a VAE per pixel, of the two published ones that which takes more: `FlopCounterMode` of PyTorch 2.13 on
-diffusers 0.42.1 at 512 x 512 and 1024 x 1024 (Qwen-Image 6.66e6 and 1.07e7, Qwen-Image-2.1 2.96e6 and 1.62e7)."""
+ENCODE_FLOP = 6.7e6
+"""Operations per pixel that a VAE encodes, in the published VAE that takes more: `FlopCounterMode` of PyTorch 2.13 on
+diffusers 0.42.1 at 512 x 512 and 1024 x 1024 (Qwen-Image 6.66e6, Qwen-Image-2.1 2.96e6)."""
+
+DECODE_FLOP = 16.2e6
+"""The same per pixel that it decodes (Qwen-Image 1.07e7, Qwen-Image-2.1 1.62e7)."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +105,13 @@ class PassWork:
         return PassWork(*map(add, astuple(self), astuple(other)))
 
     def times(self, count: float) -> PassWork:
-        """So many of these passes."""
-        return PassWork(*(count * each for each in astuple(self)))
+        """This work, `count` times."""
+        return PassWork(*(count * amount for amount in astuple(self)))
 
     def busy_seconds(self, card: Card, compiled: bool = True) -> float:
         """Seconds for which the card computes."""
-        flops, memory = 1e12 * card.bf16_tflops, 1e9 * card.memory_gb_s
+        flops = 1e12 * card.bf16_tflops
+        memory = 1e9 * card.memory_gb_s
         moved = self.moved if compiled else EAGER * self.moved
         return (
             self.products / (PRODUCTS * flops)
@@ -113,9 +123,10 @@ class PassWork:
 
     def seconds(self, card: Card, compiled: bool = True) -> float:
         """Seconds that it takes: of the card, the bus or the host, whichever is the slowest."""
-        of_bus = self.bus / (BUS * 1e9 * card.bus_gb_s)
-        of_host = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
-        return max(self.busy_seconds(card, compiled), of_bus, of_host) + self.awaited / (BUS * 1e9 * card.bus_gb_s)
+        bus_bytes_s = BUS * 1e9 * card.bus_gb_s
+        bus_s = self.bus / bus_bytes_s
+        host_s = HOST_S * self.kernels * (COMPILED_HOST_SHARE if compiled else 1.0)
+        return max(self.busy_seconds(card, compiled), bus_s, host_s) + self.awaited / bus_bytes_s
 
 
 def total(works: Iterable[PassWork]) -> PassWork:
@@ -169,11 +180,18 @@ class Blocks:
         forward = self.forward(tokens, pairs)
         elementwise = ELEMENTWISE_FORWARD * self._unit(tokens)
         adapter = forward.moved - elementwise
-        elementwise_again = 0 if level == "none" else elementwise
-        products = (1 + self.trains_model + again) * 2.0 * self.token_weights * tokens
+        elementwise_again = 0.0 if level == "none" else elementwise
+        model_passes = 1 + again  # gradients of the inputs
+        if self.trains_model:
+            model_passes += 1  # and of the weights
+        products = model_passes * 2.0 * self.token_weights * tokens
         products += (2 + again) * 2.0 * self.adapter_weights * tokens
-        inputs = self._unit(tokens) if level in OFFLOADING_LEVELS else 0.0
-        saved = self.saved_units * self._unit(tokens) if level == "block_offload" else 0.0
+        inputs = 0.0
+        saved = 0.0
+        if level in OFFLOADING_LEVELS:
+            inputs = self._unit(tokens)
+        if level == "block_offload":
+            saved = self.saved_units * self._unit(tokens)
         return PassWork(
             products=products,
             attention=attention_again * forward.attention,

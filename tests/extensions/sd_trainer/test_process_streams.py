@@ -19,8 +19,9 @@ from toolkit.contracts.data import Size
 from toolkit.data.streams.stream_dataset import StreamDataset
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.plan.memory import Machine
 from toolkit.plan.memory_inputs import group_items, groups_of
-from toolkit.plan.memory_plan import Machine, plan_memory
+from toolkit.plan.memory_plan import plan_memory
 
 Run = Callable[..., tuple[bytes, list[dict]]]
 
@@ -103,7 +104,7 @@ def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
     assert result.returncode == 0, result.stderr
     assert f"stream of 3 shards: {shards}/0.tar to {shards}/2.tar; number of samples not known" in result.stdout
     assert f"first sample: {shards}/0.tar/000, 64x48 pixels, caption 'tok 0/0'" in result.stdout
-    assert "encoded as they come, at each use again; VAE and text encoder stay loaded" in result.stdout
+    assert "encoded as they arrive, again at each use; VAE and text encoder stay loaded" in result.stdout
     result = run_py(write_job(streamed()), "--dry-run", "--json")
     (plan,) = json.loads(result.stdout)["processes"]
     assert plan["stream"]["shards"] == 3 and plan["stream"]["samples"] is None and plan["datasets"] == []
@@ -140,7 +141,7 @@ def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(ma
     there, before = (phase(found, "training").parts for found in (plan, of_folder))
     assert there["VAE"] > 2e8 and there["text encoder"] > 1e10 and "text encoder" not in before
     assert "encoding ahead" not in there
-    assert "keep the whole text encoder (15.5 GB)" in plan.notes[0] and of_folder.notes == ()
+    assert "the whole text encoder (15.5 GB) stays in memory" in plan.notes[0] and of_folder.notes == ()
     ahead = phase(planned(2)[0], "training").parts["encoding ahead"]
     assert ahead > 2e8 and plan.peak_bytes < planned(2)[0].peak_bytes
 

@@ -165,7 +165,7 @@ def test_a_model_that_edits_one_image_says_where_none_is_given(plan, make_pictur
     model, picture = {"name_or_path": "Qwen/Qwen-Image-Edit"}, str(tmp_path / "ref" / "a.png")
     sample = {"samples": [{"prompt": "x"}, {"prompt": "y", "ctrl_img": picture}]}
     words = plan(model=model, sample=sample, datasets=[{"folder_path": folder}]).render()
-    made = "no control image, and Qwen-Image-Edit is made to edit one. Give"
+    made = "no control image, but Qwen-Image-Edit is made to edit one. Give"
     assert f"warning: 2 images have {made} control_path." in words
     assert f"warning: 1 sample prompt has {made} ctrl_img." in words
     paired = [{"folder_path": folder, "control_path": references}]
@@ -182,7 +182,7 @@ def test_texts_whose_end_the_model_does_not_get_are_named(plan, make_pictures, t
     changes = {"datasets": [{"folder_path": str(folder)}], "sample": sample}
     words = plan(model={"name_or_path": str(tmp_path / "model")}, **changes).render()
     cut = "606 text tokens, of which the model gets the first 512, as in its own pipeline. Shorten the text."
-    assert f"warning: {folder / 'b.png'}: its caption has {cut} So have 1 more." in words
+    assert f"warning: {folder / 'b.png'}: its caption has {cut} The same applies to 1 more caption." in words
     assert re.search(rf"warning: sample: 'a( cat)+ \[\.\.\.\]' has {re.escape(cut)}$", words, re.MULTILINE)
     assert "of which the model gets" not in plan(**changes).render()
 
@@ -303,7 +303,7 @@ def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypa
         (4, 2, 2, "4 processes share the 2 x 2 images of each step: 1 x 1 each"),
         (2, 3, 1, "2 processes share the 3 x 1 images of each step: some compute 2 batches, the others 1, and wait."),
         (2, 1, 1, "2 processes share the 1 x 1 images of each step: 1 are idle. "
-                  "A gradient_accumulation of 2 gives each one batch."),
+                  "A gradient_accumulation of 2 gives each process one batch."),
     ],
 )  # fmt: skip
 def test_the_plan_says_how_several_processes_share_a_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from toolkit.contracts.data import BucketedSample, CaptionRules, ResizeCrop, Sam
 from toolkit.errors import RunError
 from toolkit.memory.estimate import GB
 from toolkit.models import kept as kept_model
+from toolkit.plan import memory_plan
 from toolkit.plan.memory import Machine, MemoryEstimate
 from toolkit.plan.memory_inputs import ItemGroup, count_trainable_params, group_items
 from toolkit.plan.memory_plan import plan_memory
@@ -185,6 +187,18 @@ def test_what_waits_of_the_captions_counts_up_to_its_limit() -> None:
     assert waits(100_000) == waits(10_000_000)
 
 
+def test_the_worked_example_of_the_module_is_the_plan() -> None:
+    """The docstring of `memory_plan` explains one GPU in figures."""
+    rows = re.findall(r"^    ([a-z ]+?) +([0-9.]+)(?: |$)", memory_plan.__doc__ or "", re.MULTILINE)
+    example = {name: float(gb) for name, gb in rows}
+    estimate = plan(model=INT8, train={"gradient_checkpointing": "auto"}, machine=Machine("cuda", 24 * GB))
+    training = phase(estimate, "training")
+    assert {name: round(size / GB, 2) for name, size in training.parts.items()} | {
+        "total": round(training.total / GB, 2)
+    } == example
+    assert (estimate.level, estimate.modulation_table) == ("full", True)
+
+
 # ------------------------------------------------------------ what decides activations
 
 
@@ -247,7 +261,7 @@ def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytes
         assert taken(found, "weights") == pytest.approx(alone / 4, abs=0.1)
         assert taken(found, "whole blocks") == pytest.approx(2 * 0.68, abs=0.01)
         assert taken(found, "modulation table") == 0
-        assert "of each of 4 processes" in found.notes[0]
+        assert "figures are per process; each of the 4 processes needs its own main memory" in found.notes[0]
 
 
 @pytest.mark.parametrize(("full_bf16", "together"), [(False, 57), (True, 46)])
@@ -308,7 +322,7 @@ def test_weights_that_wait_in_the_kept_model_take_a_window_of_main_memory(monkey
         kept(swapped, "swapped blocks") == 2 * 256 * 2**20 and kept(swapped, "weights of the table") == 2 * 64 * 2**20
     )
     (note,) = swapped.notes
-    assert note.startswith("14.0 GB of weights that wait are read from the kept model (model.keep_quantized)")
+    assert note.startswith("14.0 GB of waiting weights are read from the kept model (model.keep_quantized)")
     assert plan(model={"blocks_to_swap": 32}).notes == ()  # not quantized, so not kept
     on_cpu = plan(model=INT4 | {"blocks_to_swap": 32}, machine=Machine("cpu"))
     copied = plan(model=INT4 | {"blocks_to_swap": 32, "keep_quantized": False}, machine=Machine("cpu"))
@@ -347,8 +361,8 @@ def test_shuffled_captions_keep_the_whole_text_encoder_on_the_device_or_beside_i
     assert taken(here, "text encoder") == 0 and kept(here, "text encoder") / GB == pytest.approx(15.5, abs=0.1)
     assert taken(plan(), "text encoder") == 0 and plan().notes == ()
     assert plan(item(**SHUFFLED), model=INT8 | {"keep_quantized": False}).notes == (
-        "captions that are encoded at each use, shuffled or of a stream, keep the whole text encoder (15.5 GB) in "
-        "memory",
+        "the whole text encoder (15.5 GB) stays in memory, because shuffled captions and captions of a stream are "
+        "encoded at each use",
     )
 
 

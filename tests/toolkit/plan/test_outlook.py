@@ -126,7 +126,7 @@ def test_a_card_that_is_asked_for_is_not_passed_over_in_silence(job, plan: Plan,
 def test_a_job_in_float32_gets_no_calculated_time(job, plan: Plan, here) -> None:
     found, words = plan(job(device="cuda:0"))
     assert found["time"] is None
-    assert line_of_time(words) == "time: the first steps will tell; the table of cards has no rate of float32"
+    assert line_of_time(words) == "time: the first steps will tell; the table of cards has no rate for float32"
 
 
 @pytest.mark.parametrize("model", [PUBLISHED, INT4])

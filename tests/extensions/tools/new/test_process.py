@@ -149,7 +149,7 @@ def test_the_training_adapter_is_on_and_the_plan_says_what_happens_without_it(tm
     plan = plan_of(text, tmp_path)
     assert f"train.assistant: {name} is not in the hub cache: the run downloads it first" in plan
     assert "training_adapter.safetensors times 1 is on in training, off in samples and validation" in plan
-    assert 'licence: what is published of this training has to display "Built with Qwen" and come with' in plan
+    assert 'licence: what you publish of this training must display "Built with Qwen" and include' in plan
     without = plan_of(text.replace(f"        assistant: {name}\n", ""), tmp_path)
     assert "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls" in without
     assert f"others avoid it with {name} (docs/models.md)" in without
