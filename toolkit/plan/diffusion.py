@@ -47,8 +47,10 @@ from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.run_time import run_work, times_key
 from toolkit.plan.step_time import RunTime
+from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
+from toolkit.version import COMMAND
 
 _ON_DISK = {
     "always": ", each state {} on disk",
@@ -193,7 +195,9 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from yet_to_come(self.section.model, self.job)
         if terms := self.family.terms:
             kept = f'what is published of this training has to display "{terms.display}" and come with a notice'
-            yield f"licence: {kept}, which run.py publish writes ({terms.link})"
+            tool = hinted_tool("publication")
+            by_hand = f", which {COMMAND} {tool} writes" if tool else ""
+            yield f"licence: {kept}{by_hand} ({terms.link})"
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)
         yield from self._made(data)

@@ -184,7 +184,7 @@ config:
   process:
     - {type: cache}
     - {type: sd_trainer, network: {rank: 4}}
-    - {type: tiny_model, path: tiny}
+    - {type: writer, path: tiny}
 """
 
 
@@ -241,12 +241,12 @@ def test_two_trainers_of_one_folder_are_refused(mistakes, load, tmp_path: Path) 
 
 def test_a_model_written_earlier_in_the_job_need_not_exist(load, mistakes) -> None:
     text = (
-        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: tiny_model, path: output/tiny}\n"
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: writer, path: output/tiny}\n"
         "    - {type: sd_trainer, datasets: [{folder_path: photos}], model: {name_or_path: ./output/tiny}}\n"
     )
     assert load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
     # Of a process whose type is unknown nobody knows what it writes: nothing is said of the folder.
-    assert len(mistakes(text.replace("tiny_model", "tiny_modle"))) == 1
+    assert len(mistakes(text.replace("writer", "wirter"))) == 1
     (line,) = mistakes(text.replace("path: output/tiny}", "path: output/other}", 1))
     assert "process[1].model.name_or_path: './output/tiny' does not exist" in line
 
@@ -293,7 +293,6 @@ def test_loading_imports_no_torch() -> None:
     code = (
         "import sys, toolkit.config, toolkit.config.reading.reference\n"
         "import extensions.sd_trainer.config, extensions.tools.cache.config\n"
-        "import extensions.from_scratch.new_model_config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[4]

@@ -288,7 +288,7 @@ config:
       validation: {folder_path: photos}
       stop_when: {threshold: 2}
     - {type: drop_in, train: {steps: 1, mine: [1]}, datasets: none}
-    - {type: tiny_model, path: tiny}
+    - {type: writer, path: tiny}
 """
 
 
@@ -335,7 +335,7 @@ def test_a_process_that_knows_none_of_them_is_left_alone(load) -> None:
 
 
 def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(load, mistakes) -> None:
-    """`tiny_model` knows no `train`; both trainers have one of their own."""
+    """`writer` knows no `train`; both trainers have one of their own."""
     both = JOB.replace("name: a}", "name: a, train: {batch_size: 2}}")
     train = load(both).processes[0].section.train
     assert (train.batch_size, train.steps) == (2, 7)

@@ -118,7 +118,7 @@ def test_a_switch_of_another_family_is_a_note_when_it_is_off(load, value: str) -
 
 
 def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
-    tiny = "- {type: tiny_model, path: output/tiny}"
+    tiny = "- {type: writer, path: output/tiny}"
     text = trainer("model: {name_or_path: output/tiny}").replace("process:\n", f"process:\n    {tiny}\n")
     assert load(text).warnings == ()
 

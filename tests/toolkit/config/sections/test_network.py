@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.sections.trainer import network
+from toolkit.config.sections import network
 from toolkit.errors import UserError, install_command
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.sections import output as section_module
 from toolkit.config.sections.output import PACKAGES, LoggingConfig
-from toolkit.config.sections.trainer import output as section_module
 from toolkit.errors import install_command
 
 WANDB_VARIABLES = ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE", "NETRC")
