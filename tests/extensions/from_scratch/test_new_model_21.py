@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.diffusers_21 import open_21
+from tests.toolkit.models.qwen_image21.conftest import tiny_21 as tiny_21
 from toolkit.contracts.data import PromptEmbeds
 
 SMALL = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
 
 
-def test_new_model_makes_one_that_is_trained(run_py, write_job, tiny_21: Path, tmp_path: Path) -> None:
-    section = {"type": "new_model", "path": "new", "base": str(tiny_21), "transformer": SMALL}
+def test_new_model_makes_one_that_is_trained(run_py, write_job, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    section = {
+        "type": "new_model",
+        "path": "new",
+        "base": str(request.getfixturevalue("tiny_21")),
+        "transformer": SMALL,
+    }
     result = run_py(write_job(section))
     assert result.returncode == 0, result.stderr
     model = open_21(tmp_path / "new", torch.float32)

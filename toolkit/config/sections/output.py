@@ -130,8 +130,10 @@ class SaveConfig(SaveIntervalConfig):
         yield from super().check(job)
         if self.push_to_hub and not self.hf_repo_id:
             yield error("push_to_hub", "needs a repository: set hf_repo_id, such as 'owner/name'.")
-        if self.push_to_hub and not hinted_tool("publication"):
-            yield error("push_to_hub", f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Write false.")
+        elif self.push_to_hub and not hinted_tool("publication"):
+            yield error(
+                "push_to_hub", f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Leave it out."
+            )
         if "merged_lora_rank" in self.model_fields_set and "merged_lora" not in self.also:
             yield warning("merged_lora_rank", "has no effect without 'also: [merged_lora]'.")
 
