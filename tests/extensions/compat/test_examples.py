@@ -7,17 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.config.test_examples import CONFIG, examples_with, plans_of
+from tests.config.test_examples import CONFIG, examples_with
 
 
-def test_the_file_of_fluxflows_guide_is_planned(tmp_path: Path) -> None:
-    examples = examples_with(lambda types: not types)
-    assert examples == ["config/examples/fluxflow.yaml"]
-    assert all(plan["processes"] for plan in plans_of(examples, tmp_path).values())
+def test_the_file_of_fluxflows_guide_is_planned(workplace: Path, run_py: Callable) -> None:
+    (example,) = examples_with(lambda types: not types)
+    result = run_py(example, "--dry-run", "--json", cwd=workplace)
+    assert (example, result.returncode) == ("config/examples/fluxflow.yaml", 0), result.stderr
+    assert json.loads(result.stdout)["processes"]
 
 
 @pytest.fixture

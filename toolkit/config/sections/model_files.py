@@ -225,8 +225,8 @@ def _remedy() -> str:
 def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(title for family in families() for title in family.published.values())
     own = [f"{family.title}s of its own" for family in families() if not family.published]
-    *kinds, last = [*titles, "what is made from them", *own]
-    known = f"{', '.join(kinds)}, and {last}"
+    kinds = [*titles, "what is made from them", *own]
+    known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
 
 
