@@ -1,4 +1,4 @@
-"""The command line: `run.py config/my_char.yaml`, or the flags of FluxFlow's training guide.
+"""The command line: `run.py config/my_char.yaml`, or the name of a tool with its flags.
 
 One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
 `accelerate launch`, several processes run one config together (docs/multi_gpu.md).
@@ -27,10 +27,20 @@ from typing import TYPE_CHECKING
 from jobs import ExtensionJob, JobOptions, exit, multi_run, sweep
 from toolkit.commands import command
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE, UserError
-from toolkit.extension import FIRST_STAGE, discover
+from toolkit.extension import FIRST_STAGE, discover, do_without
 from toolkit.files import log, redact
 from toolkit.files.writing import find_config, moved_examples, read_source
-from toolkit.registry import FOREIGN_FLAGS, FOREIGN_TOOLS, collection_paused, load_object
+from toolkit.registry import (
+    FOREIGN_FLAGS,
+    FOREIGN_TOOLS,
+    HELP_ON_FLAGS,
+    HINTED_TOOLS,
+    collection_paused,
+    find_object,
+    hinted_tool,
+    is_present,
+    load_object,
+)
 from toolkit.system import distributed, signals, threads
 from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.system.torch_version import check_torch_version, prepare_allocator
@@ -39,12 +49,14 @@ from toolkit.version import COMMAND, NAME, VERSION
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
 
+PAGE_WORDS = ("web", "gui", "serve", "webui")
+
 OTHER_WORDS = {
     **dict.fromkeys(("check", "plan", "validate", "test"), f"{COMMAND} {{}} --dry-run"),
     **dict.fromkeys(("resume", "continue"), f"{COMMAND} {{}} (a job that is run again resumes)"),
     **dict.fromkeys(("sample", "infer", "inference"), f"{COMMAND} generate --lora FILE --prompt TEXT"),
     **dict.fromkeys(("train", "run", "start"), f"{COMMAND} {{}}"),
-    **dict.fromkeys(("web", "gui", "serve", "webui"), f"{COMMAND} ui"),
+    **dict.fromkeys(PAGE_WORDS, f"{COMMAND} {HINTED_TOOLS['page']}"),
     **dict.fromkeys(("stop", "pause", "cancel"), "touch RUN/control/stop (or Ctrl-C where it runs)"),
     **dict.fromkeys(("delete", "remove"), "rm -r RUN (a run is its folder)"),
     **dict.fromkeys(("quickstart", "demo", "example"), f"{COMMAND} config/examples/quickstart.yaml"),
@@ -83,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the arguments ask for and returns the exit code."""
     prepare_streams()
     prepare_allocator()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, absent = without_parts(sys.argv[1:] if argv is None else argv)
+    if absent:
+        code = exit.run_with_exit_code(leave_parts_out, absent)
+        if code != EXIT_DONE:
+            return code
     if argv[:1] == ["help"] and not is_config("help"):
         argv = [*argv[1:2], "--help"]
     if argv[:1] == ["import"]:
@@ -107,6 +123,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def without_parts(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each `--without NAME`, and the names. Jobs and tools take them alike."""
+    parser = argparse.ArgumentParser(prog=COMMAND, add_help=False, allow_abbrev=False)
+    parser.add_argument("--without", action="append", default=[])
+    end = list(argv).index("--") if "--" in argv else len(argv)  # what follows it are file names
+    arguments, rest = parser.parse_known_args(argv[:end])
+    return [*rest, *argv[end:]], arguments.without
+
+
+def leave_parts_out(names: Sequence[str]) -> int:
+    do_without(names)
+    return EXIT_DONE
+
+
 def is_config(argument: str) -> bool:
     """Whether there is a config of this name."""
     with suppress(UserError):
@@ -121,10 +151,13 @@ def other_word(argv: Sequence[str]) -> str:
         return ""
     if word in RUN_WORDS and others:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
-    if word in OTHER_WORDS:
+    if word in OTHER_WORDS and (word not in PAGE_WORDS or hinted_tool("page")):
         return (
             f"{word}: neither a config nor a tool. Write: {OTHER_WORDS[word].format(shlex.join(others) or 'JOB.yaml')}"
         )
+    hidden = [one.without for one in discover().hidden if one.concerns(word)]
+    if hidden:
+        return f"{word}: neither a config nor a tool. '--without {hidden[0]}' leaves it out."
     near = get_close_matches(word, [*discover().tools(), "import", *(RUN_WORDS if others else ())], n=1, cutoff=0.7)
     if near and near[0] in RUN_WORDS:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
@@ -255,14 +288,15 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     from toolkit.config.reading.foreign import is_command
     from toolkit.config.reading.tool import ToolConfig, tool_parser
 
-    if not is_command(text):
+    find_tool = find_object(FOREIGN_TOOLS)
+    if find_tool is None or not is_command(text):
         return None
     extensions, known = discover(), {}
     for uid in extensions.tools():
         model = extensions.find_command(uid)
         if model is not None and issubclass(model, ToolConfig):
             known[uid] = set(tool_parser(uid, model, model.positional)._option_string_actions)
-    made: tuple[list[str], list[str]] | None = load_object(FOREIGN_TOOLS)(text, known)
+    made: tuple[list[str], list[str]] | None = find_tool(text, known)
     return made
 
 
@@ -499,25 +533,30 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--restart-from", metavar="PROCESS", help="start over from this process; old results are moved aside")
     add("--allow-change", action="store_true", help="resume even if the job differs from the saved one")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
-    add("--memory", action="store_true", help="with --dry-run: measure the memory of vae_trainer and flow_trainer")
+    add("--memory", action="store_true", help="with --dry-run: measure the memory, where the trainer can")
     add("--card", metavar="NAME", help="with --dry-run: the time on this card, such as 'RTX 4070', or GB")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
+    add(
+        "--without",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="do as if this extension were not installed: its type, or its folder; may be repeated",
+    )
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
     add("--map", action="append", default=[], metavar="OLD=NEW", help="replace OLD by NEW at the beginning of paths")
-    add("--config", metavar="CONFIG", help="the same as CONFIG, as FluxFlow's guide writes it")
-    parser.add_argument_group(
-        "FluxFlow",
-        "The flags of FluxFlow's training guide (--data_path, --train_vae, ...) make a job without a file, or change "
-        "one of its files: docs/coming_from_fluxflow.md",
-    )
+    add("--config", metavar="CONFIG", help="the same as CONFIG")
+    if is_present(HELP_ON_FLAGS):
+        parser.add_argument_group(*load_object(HELP_ON_FLAGS))
     for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
         parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
     for word in argv:
         if word.startswith("--") and word[2:] in OTHER_FLAGS:
             parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
     try:
-        flags, rest = load_object(FOREIGN_FLAGS)(argv, list(parser._option_string_actions))
+        split_flags = find_object(FOREIGN_FLAGS)
+        flags, rest = split_flags(argv, list(parser._option_string_actions)) if split_flags else ({}, argv)
     except UserError as error:
         parser.error(str(error))
     # Intermixed: flags may stand between two configs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -549,16 +550,31 @@ COMMANDS: dict[str, str] = {
     "lint datasets/odd": "Write one (run.py caption does).",
     "lint datasets/odd --trigger-word zibo": "Write the word as the job has it.",
     "grid output/other": "Write '--lora output/other'.",
-    "best other": "Did you mean 'output/other'?",
-    "doctor zero.safetensors": "Write the alpha of the training into the file (usually the rank).",
     "report nosuch": "Give the folder of a run.",
     "caption nosuch": "'nosuch' is not a folder",
     "import README.md": "Give the command that starts the training in quotes to 'run.py import'",
-    "ui 8080": "Write '--port 8080'.",
-    "ui --port abc": "Write a whole number, such as 8675, the default.",
     "compare a b": "Write: run.py grid --lora FILE FILE --prompt TEXT",
     "sample --prompt x": "Write: run.py generate --lora FILE --prompt TEXT",
-    "web": "Write: run.py ui",
     "download Qwen/Qwen-Image": "Write: hf download OWNER/NAME",
 }
 """Behind `run.py`, in a folder with job.yaml, images, and the run output/other -> a part of the answer."""
+
+
+class SlipsOfPart(NamedTuple):
+    """What a part adds to these tables: `slips.json` in the folder of its tests."""
+
+    commands: dict[str, str]
+    """Rows of `COMMANDS`."""
+
+    elsewhere: dict[str, str]
+    """Rows of the table `ELSEWHERE` in test_first_hour.py: words of a message of the part -> the test that has them."""
+
+
+def slips_of_parts() -> list[SlipsOfPart]:
+    """Those of the parts that are there."""
+    files = sorted((ROOT / "tests" / "extensions").rglob("slips.json"))
+    return [SlipsOfPart(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+for part in slips_of_parts():
+    COMMANDS |= part.commands

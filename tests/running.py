@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from extensions.from_scratch.plan import StepBytes
 from jobs import ExtensionJob, JobOptions
 from toolkit.config import load_job
 from toolkit.config.reading.tool import load_tool
 from toolkit.extension import discover
-from toolkit.plan.run_plan import SaveSize
 
 
 def lines(path: Path) -> list[dict]:
@@ -41,14 +39,3 @@ def run_tool(uid: str, flags: Sequence[object]) -> Any:
     config = load_tool(uid, extensions.find_command(uid), [*map(str, flags)])
     ExtensionJob(config, extensions).run()
     return config.processes[0].section
-
-
-MEASURE = "extensions.from_scratch.plan.MEASURE"
-UNMEASURED = "tests.running:step_of_nothing"
-"""In the place of MEASURE: jobs from scratch do without a step on fake tensors, which takes longer than small ones do.
-
-Whole jobs that measure their memory are in jobs/process/test_image_trainer.py."""
-
-
-def step_of_nothing(*_: object) -> StepBytes:
-    return StepBytes(trained={}, weights=0, step=0, optimizer=0, average=0, save=SaveSize(0, 0))

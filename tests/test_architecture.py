@@ -436,6 +436,93 @@ def test_a_family_that_is_cited_as_a_source_is_let_be() -> None:
     assert family_words('"""Qwen."""\ndef f():\n    """Source: pipeline_qwenimage."""\nX = 1\n"""Of Qwen."""') == []
 
 
+# ------------------------------------------------------------ parts that may be absent
+
+CORE = ("run.py", "launch.py", "jobs", "toolkit", "extensions/sd_trainer")
+
+TABLE_OF_PARTS = "toolkit/registry.py"
+"""The one file of the core that names what lies in a part."""
+
+TESTS_OF_THE_CORE = ("tests/toolkit", "tests/config", "tests/jobs", "tests/extensions/sd_trainer")
+
+TOOLS_THAT_ARE_PARTS = ("influence", "align", "best", "doctor", "ara", "prefer", "publish", "ui")
+
+COMMON_WORDS = {"best", "align", "ara"}
+"""Tools whose names are words of the core too: of the best weights, of aligned memory, of the cached adapters."""
+
+TYPES_FROM_SCRATCH = r"(?:vae_trainer|flow_trainer|tiny_model|new_model)"
+
+
+def words_of_a_tool(tool: str) -> str:
+    """What names a tool: its command in a message or in code, its folder, its name as a text."""
+    told = rf"(?:run\.py|atelier|COMMAND\}}) {tool}\b|extensions[./]tools[./]{tool}\b"
+    asked = rf"(?:command|run_tool|section_of)\([\"']{tool}[\"']"
+    return f"{told}|{asked}" if tool in COMMON_WORDS else rf"{told}|{asked}|[\"']{tool}[\"']"
+
+
+WORDS_OF_PARTS = {
+    # The names of files (tiny_model.json) are those of a format that the core reads.
+    "from_scratch": rf"from_scratch|\b{TYPES_FROM_SCRATCH}\b(?!\.json)|(?i:latent_?flow|spade)",
+    "compat": r"extensions[./]compat|\bcompat\b|(?i:fluxflow)",
+    **{tool: words_of_a_tool(tool) for tool in TOOLS_THAT_ARE_PARTS},
+}
+"""Part -> a pattern of what names it: its folder, its types, its keys, its commands."""
+
+USES_OF_PARTS = {
+    "from_scratch": rf"extensions[./]from_scratch|[\"']?type[\"']?: [\"']?{TYPES_FROM_SCRATCH}|(?i:latent_?flow|spade)",
+    "compat": r"extensions[./]compat|(?i:fluxflow)",
+    **{tool: words_of_a_tool(tool).removesuffix(rf"|[\"']{tool}[\"']") for tool in TOOLS_THAT_ARE_PARTS},
+}
+"""The same for tests, which have a fixture `tiny_model` and jobs of many kinds."""
+
+
+def parts_named(name: str, text: str, words: dict[str, str]) -> list[str]:
+    """The lines of a file that name a part."""
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        found += [f"{name}:{number}: {part}: {line.strip()}" for part, word in words.items() if re.search(word, line)]
+    return found
+
+
+def test_the_core_names_no_part_but_in_one_table() -> None:
+    files = [name for name in tracked(*CORE) if name != TABLE_OF_PARTS]
+    assert len(files) > 200
+    assert [line for name in files for line in parts_named(name, source(name), WORDS_OF_PARTS)] == []
+
+
+def test_the_tests_of_the_core_use_no_part() -> None:
+    files = [name for name in tracked(*TESTS_OF_THE_CORE) if Path(name).name != "test_architecture.py"]
+    files += [name for name in tracked("tests") if name.count("/") == 1 and not name.endswith("test_architecture.py")]
+    assert [line for name in files for line in parts_named(name, source(name), USES_OF_PARTS)] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("from extensions.from_scratch import plan", "from_scratch"),
+        ("if section.type == 'flow_trainer':", "from_scratch"),
+        ('"""Loads the SPADE."""', "from_scratch"),
+        ("load_object('extensions.compat.keys:KEYS')", "compat"),
+        ("if save.fluxflow_files:", "compat"),
+        ('remedy = "See run.py doctor."', "doctor"),
+        ('f"{COMMAND} ui"', "ui"),
+        ("command('best', folder)", "best"),
+        ('("publish", str(folder))', "publish"),
+    ],
+)
+def test_a_part_that_is_named_in_the_core_is_seen(line: str, part: str) -> None:
+    (found,) = parts_named("x.py", f"x = 1\n{line}\n", WORDS_OF_PARTS)
+    assert found == f"x.py:2: {part}: {line}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['TINY_MODEL = "tiny_model.json"', 'prepare_network(run, "best")', '"""Source: musubi-tuner."""', "quietly = 1"],
+)
+def test_a_word_that_names_no_part_is_let_be(line: str) -> None:
+    assert parts_named("x.py", line, WORDS_OF_PARTS) == []
+
+
 # ------------------------------------------------------------ names that lead somewhere
 
 
@@ -455,7 +542,8 @@ def test_every_registry_entry_loads() -> None:
         for name in INSTALLED if registry is OPTIMIZERS else registry:
             try:
                 loaded = registry.load(name)
-                assert callable(loaded) or isinstance(loaded, ModelFacts), "is neither callable nor a model family"
+                is_known = callable(loaded) or isinstance(loaded, ModelFacts) or hasattr(loaded, "reads")
+                assert is_known, "is neither callable, nor a model family, nor a reader of files"
             except Exception as error:  # noqa: BLE001 - all of them are to be listed
                 nowhere.append(f"{place}[{name!r}]: {error!r}")
     assert nowhere == []
@@ -470,7 +558,7 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
 
     table = discover([EXTENSIONS_ROOT])
     assert [str(broken) for broken in table.broken] == []
-    assert {"sd_trainer", "cache", "tiny_model", "example"} <= {found.uid for found in table.found}
+    assert {"sd_trainer", "cache", "example"} <= {found.uid for found in table.found}
     for found in table.found:
         config = table.find_config(found.uid)
         assert config is None or issubclass(config, BaseModel), found
@@ -601,4 +689,7 @@ def test_what_the_program_imports_is_what_it_requires() -> None:
     used = set().union(
         *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", *PROGRAMS))
     )
-    assert (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER) == modules
+    needed = (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER)
+    assert needed <= modules
+    if all((ROOT / "extensions" / folder).is_dir() for folder in ("compat", "from_scratch", "tools/ui")):
+        assert needed == modules, "nothing is required for a part that is not there"

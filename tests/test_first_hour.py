@@ -17,7 +17,7 @@ import pytest
 
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
-from tests.first_hour import COMMANDS, JOB, JOBS, MEANT, Slip, images, job_with
+from tests.first_hour import COMMANDS, JOB, JOBS, MEANT, Slip, images, job_with, slips_of_parts
 from toolkit.config import load_job
 from toolkit.errors import UserError
 from toolkit.extension import discover
@@ -123,7 +123,7 @@ def test_what_stands_behind_a_flag_is_no_slip(work: Path, run_py: Callable[..., 
 
 # ---------------------------------------------------------------- every message with a remedy
 
-CONFIG, DATA, COMPAT = "toolkit/config", "toolkit/data", "extensions/compat"
+CONFIG, DATA = "toolkit/config", "toolkit/data"
 
 ELSEWHERE: dict[str, str] = {
     "write whole numbers from 1 on": "jobs/test_sweep.py",
@@ -157,18 +157,6 @@ ELSEWHERE: dict[str, str] = {
     "inductor needs ": "toolkit/memory/test_compiling.py",
     "inductor cannot compile here": "toolkit/memory/test_compiling.py",
     "Write model.qtype: int8, or": "toolkit/memory/test_compiling.py",
-    "is not a kind of dataset. Write local or webdataset.": f"{COMPAT}/test_fluxflow.py",
-    "is not a size": f"{COMPAT}/test_musubi.py",
-    "Write a job: docs/preferences.md": "extensions/tools/ui/test_preference_job.py",
-    "Write one by hand: docs/preferences.md": "extensions/tools/ui/test_preference_job.py",
-    "has no value. Write one, or leave the flag out.": f"{COMPAT}/test_command.py",
-    "is not a mapping. Write '- name: vae_warmup' and its keys.": f"{COMPAT}/test_fluxflow.py",
-    "is an old name. Write": f"{COMPAT}/test_fluxflow.py",
-    "unknown key. Write": f"{COMPAT}/test_fluxflow.py",
-    ": a loss is to fall. Write min, or leave it out.": f"{COMPAT}/test_fluxflow_optimizers.py",
-    "write it without quotes": f"{COMPAT}/test_fluxflow.py",
-    "is not a share. Write a number from 0 to 1.": f"{COMPAT}/test_names.py",
-    "has no distribution over its": "extensions/from_scratch/test_vae_config.py",
     "is the name for pip; in Python the package is called": "toolkit/test_class_source.py",
     ". Write 'prompts: ": f"{CONFIG}/test_prompts.py",
     "names several images in a row. Write a row for each": f"{DATA}/test_dataset_layouts.py",
@@ -176,7 +164,11 @@ ELSEWHERE: dict[str, str] = {
     "Write a comma instead": f"{DATA}/test_foreign_syntax.py",
     "Write a row for each image": f"{DATA}/test_tables.py",
 }
-"""Words of a message -> the test that has them, where more than a line of a job brings it about."""
+"""Words of a message -> the test that has them, where more than a line of a job brings it about. Those of a part are in
+its `slips.json`."""
+
+for part in slips_of_parts():
+    ELSEWHERE |= part.elsewhere
 
 NO_MISTAKE = (
     "check, scan the datasets, print the plan",  # the help

@@ -215,7 +215,7 @@ def test_help_lists_each_tool_once_by_when_it_is_used(capsys) -> None:
     named = [line.split()[0] for line in listed if line.startswith("  ")]
     assert sorted(named) == sorted([*discover().tools(), "import"])
     assert [line for line in listed if line.endswith(":") and line[0] != " "] == [f"{stage}:" for stage in STAGES[:3]]
-    assert named[:4] == ["new", "ui", "lint", "generate"]
+    assert named[0] == "new" and named.index("lint") < named.index("generate") < named.index("grid")
 
 
 @pytest.mark.parametrize("uid", sorted(discover().tools()))
@@ -656,3 +656,43 @@ def test_a_pipe_is_read_once(write_job: Write, steps: None, tmp_path, monkeypatc
     writer = subprocess.Popen(["sh", "-c", f"cat {path} > {pipe}"])
     assert main(["import", str(pipe)]) == 0
     assert "- type: good" in capfd.readouterr().out and writer.wait(30) == 0
+
+
+# ---------------------------------------------------------------- --without
+
+
+def test_without_hides_a_type_everywhere(run: Run, job) -> None:
+    listed = run("--without", "good", "--list-extensions").stdout.splitlines()
+    assert {"crash", "cannot"} <= {line.split()[0] for line in listed} and "good" not in [line[:4] for line in listed]
+    result = run(job("good"), "--without", "good", "--without=crash")
+    assert (result.returncode, result.stdout) == (2, "")
+    first, *others = result.stderr.splitlines()
+    assert "process[0].type: unknown process type 'good'" in first and "crash" not in first
+    assert "'--without good' leaves it out." in others
+    assert run(job("good"), "--without", "crash").stdout == "good good\n"
+
+
+def test_without_hides_a_tool_of_the_help_and_of_the_command_line(run: Run) -> None:
+    assert "\n  grid " in run("--help").stdout
+    shown = run("--without", "grid", "--help")
+    assert shown.returncode == 0 and "\n  grid " not in shown.stdout and "\n  report " in shown.stdout
+    result = run("--without", "grid", "grid", "--lora", "x")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "grid: neither a config nor a tool. '--without grid' leaves it out.\n",
+    )
+    assert run("grid", "--help", "--without", "report").stdout.startswith("usage:")
+
+
+def test_without_takes_known_names_alone(run: Run) -> None:
+    result = run("--without", "gird", "--list-extensions")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("--without gird: there is no such extension. Did you mean 'grid'? Known names: ")
+    assert "expected one argument" in run("--without").stderr
+
+
+def test_what_the_program_starts_does_without_it_too(run: Run, job) -> None:
+    """Each of several jobs is a process of its own."""
+    result = run(job("good"), job("tells"), "--recover", "--without", "tells")
+    assert result.returncode == 2 and "good good\n" in result.stdout
+    assert "'--without tells' leaves it out." in result.stderr and "lost" not in result.stdout

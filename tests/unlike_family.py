@@ -145,6 +145,12 @@ class UnlikeFamily(ModelFamily):
 FAMILY = UnlikeFamily()
 
 
+class FamilyOfV(UnlikeFamily):
+    """One that predicts v instead of the velocity."""
+
+    prediction = "v"
+
+
 class UnlikeAdapter(DiffusionModel):
     family: ModelFacts = FAMILY
     dynamic_shift = Shift()

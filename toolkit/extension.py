@@ -28,10 +28,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import toolkit.old_names  # noqa: F401 - extensions of 0.2 import by them
-from toolkit.errors import Interrupted, RunError, UserError
+from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
 from toolkit.files.log import show_extension
 from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT
-from toolkit.registry import MISSING_PARTS, load_object
+from toolkit.registry import MISSING_PARTS, find_object, leave_out, left_out
 from toolkit.version import COMMAND, IS_INSTALLED
 
 if TYPE_CHECKING:
@@ -118,6 +118,27 @@ class RegisteredExtension:
     folder: Path
     extension: type[Any]
 
+    def names(self) -> set[str]:
+        """What `--without` may call it: its type, its package, and the folders in it that its process lies in."""
+        inside = str(getattr(self.extension, "process", "")).partition(":")[0].split(".")[:-1]
+        return {self.uid, self.folder.name, *filter(None, inside)}
+
+
+@dataclass(frozen=True)
+class HiddenExtension:
+    """An extension, or a folder of some, that `--without` leaves out."""
+
+    without: str
+    """The name that was given."""
+
+    folder: Path
+    uid: str = ""
+    """Empty: all of the folder, which is not imported."""
+
+    def concerns(self, uid: str) -> bool:
+        """Whether somebody who asks for `uid` means this one."""
+        return uid == self.uid if self.uid else mentions(self.folder, uid)
+
 
 @dataclass(frozen=True)
 class FailedExtension:
@@ -133,16 +154,21 @@ class FailedExtension:
 
     def concerns(self, uid: str) -> bool:
         """Whether this is the folder somebody means who asks for `uid`."""
-        if self.folder.name == uid:
-            return True
-        try:
-            source = (self.folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return False
-        return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
+        return mentions(self.folder, uid)
 
     def __str__(self) -> str:
         return f"failed to import extension {self.folder}:\n{_indent(self.details)}"
+
+
+def mentions(folder: Path, uid: str) -> bool:
+    """Whether a folder that is not imported looks like the one with this type: by its name, or by its source."""
+    if folder.name == uid:
+        return True
+    try:
+        source = (folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,9 @@ class ExtensionTable:
     skipped: tuple[Path, ...] = ()
     """Packages that list no process types."""
 
+    hidden: tuple[HiddenExtension, ...] = ()
+    """What `--without` leaves out."""
+
     def __getitem__(self, uid: str) -> RegisteredExtension:
         """The one extension of this uid. Raises UserError when there is none, or more than one."""
         named = [found for found in self.found if found.uid == uid]
@@ -164,7 +193,9 @@ class ExtensionTable:
             raise UserError(f"more than one extension has the uid {uid!r}; keep one of:{folders}")
         if asked := [broken for broken in self.broken if broken.concerns(uid)]:
             raise UserError("\n".join(map(str, asked)))
-        raise UserError("\n".join([f"unknown process type {uid!r}. {self._remedy(uid)}", *map(str, self.broken)]))
+        lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
+        lines += [f"'--without {one.without}' leaves it out." for one in self.hidden if one.concerns(uid)]
+        raise UserError("\n".join([*lines, *map(str, self.broken)]))
 
     def _remedy(self, uid: str) -> str:
         """What to write instead of a type that nobody has: the one like it, or the trainer of most jobs."""
@@ -255,6 +286,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
+    hidden: list[HiddenExtension] = []
     packages: dict[Path, str] = {}  # each with its module; a dict keeps the order and drops a folder that comes twice
     for folder in _default_folders() if folders is None else folders:
         try:
@@ -270,14 +302,36 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
             reason = f"entry point {point.name!r} in {ENTRY_POINTS}: there is no package {point.module!r}"
             broken.append(FailedExtension(Path(point.module), reason))
     for package, module in packages.items():
+        if package.name in left_out():
+            hidden.append(HiddenExtension(package.name, package))
+            continue
         listed = _listed_in(package, module)
         if isinstance(listed, FailedExtension):
             broken.append(listed)
-        elif listed is None:
+            continue
+        if listed is None:
             skipped.append(package)
-        else:
-            found += listed
-    return ExtensionTable(tuple(found), tuple(broken), tuple(skipped))
+            continue
+        for extension in listed:
+            absent = [name for name in left_out() if name in extension.names()]
+            if absent:
+                hidden.append(HiddenExtension(absent[0], package, extension.uid))
+            else:
+                found.append(extension)
+    return ExtensionTable(tuple(found), tuple(broken), tuple(skipped), tuple(hidden))
+
+
+def do_without(names: Iterable[str]) -> None:
+    """`--without`: these extensions, by type or by folder, are absent from now on. Raises UserError for a name that
+    none has."""
+    table = discover()
+    known = {name for extension in table.found for name in extension.names()}
+    known |= {folder.name for folder in table.skipped} | {broken.folder.name for broken in table.broken}
+    known |= {name for hidden in table.hidden for name in (hidden.without, hidden.folder.name, hidden.uid) if name}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--without {name}: there is no such extension. {did_you_mean(name, known)}")
+    leave_out(names)
 
 
 def _default_folders() -> list[Path]:
@@ -385,7 +439,9 @@ def _traceback(error: BaseException, package: Path) -> str:
     while frames is not None and not Path(frames.tb_frame.f_code.co_filename).is_relative_to(package):
         frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames)).rstrip()
-    return "\n".join(filter(None, (text, load_object(MISSING_PARTS)(error))))
+    missing_parts = find_object(MISSING_PARTS)
+    more = missing_parts(error) if missing_parts else ""
+    return f"{text}\n{more}" if more else text
 
 
 def _indent(text: str) -> str:

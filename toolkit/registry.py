@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from toolkit.errors import UserError, did_you_mean
 
+LEFT_OUT = "ATELIER_WITHOUT"
+"""Environment variable with the parts that `--without` names, separated by commas. What this program starts inherits
+it."""
+
+
+def left_out() -> tuple[str, ...]:
+    """The parts that `--without` names."""
+    return tuple(name for name in os.environ.get(LEFT_OUT, "").split(",") if name)
+
+
+def part_of(path: str) -> str:
+    """The part that "module:attribute" is a piece of, as the package of its folder: `extensions.NAME`, of a tool
+    `extensions.tools.NAME`. Empty for what is always there."""
+    words = path.partition(":")[0].split(".")
+    if words[0] != "extensions":
+        return ""
+    return ".".join(words[: 3 if words[1] == "tools" else 2])
+
+
+def is_present(path: str) -> bool:
+    """Whether the part that "module:attribute" is a piece of is there, and not left out. Nothing is imported."""
+    part = part_of(path)
+    if not part:
+        return True
+    if set(part.split(".")[1:]) & set(left_out()):
+        return False
+    package = "extensions"
+    for word in part.split(".")[1:]:
+        package = f"{package}.{word}"
+        if find_spec(package) is None:
+            return False
+    return True
+
 
 class Registry(dict[str, str]):
-    """Maps a name to "module:attribute". `what` names the kind of thing in error messages."""
+    """Maps a name to "module:attribute". `what` names the kind of thing in error messages.
+
+    Entries of a part that is absent are left out:
+
+        FAMILIES = Registry("model family", {"my_family": "extensions.my_part.family:FAMILY"})
+        FAMILIES.load("my_family")  # an error that lists the known names, where there is no such part
+    """
 
     def __init__(self, what: str, entries: dict[str, str]) -> None:
-        super().__init__(entries)
+        super().__init__({name: path for name, path in entries.items() if is_present(path)})
         self.what = what
+
+    def leave_out(self) -> None:
+        """Removes the entries of the parts that `--without` names."""
+        for name, path in [*self.items()]:
+            if not is_present(path):
+                del self[name]
 
     def path_of(self, name: str) -> str:
         """The "module:attribute" of `name`. Raises UserError with a did-you-mean when the name is unknown."""
@@ -34,6 +81,21 @@ def load_object(path: str) -> Any:
     module, attribute = path.split(":")
     with collection_paused():
         return getattr(import_module(module), attribute)
+
+
+def find_object(path: str) -> Any:
+    """What "module:attribute" names; None where its part is absent."""
+    return load_object(path) if is_present(path) else None
+
+
+def load_needed(path: str, needed_by: str) -> Any:
+    """What "module:attribute" names. Raises UserError, which begins with `needed_by`, where its part is absent."""
+    if is_present(path):
+        return load_object(path)
+    name = part_of(path).rpartition(".")[2]
+    if name in left_out():
+        raise UserError(f"{needed_by} needs the extension '{name}', which '--without {name}' leaves out.")
+    raise UserError(f"{needed_by} needs the extension '{name}', which is not installed.")
 
 
 @contextmanager
@@ -65,18 +127,34 @@ FAMILIES = Registry(
 PARTS_AROUND = "toolkit.models.beside:parts_around"
 """What is around the file of a transformer: `(name, arch, revision, part -> file) -> Around or None`."""
 
-SPADE_LOADER = "extensions.from_scratch.spade:load_spade"
-"""Gives an autoencoder the SPADE that lies in its folder: `(autoencoder, folder)`."""
+VAE_ADDITIONS = {"_spade": "extensions.from_scratch.spade:load_spade"}
+"""Key in the config of an autoencoder -> what gives it the weights that lie beside its own: `(autoencoder, folder)`."""
+
+HINTED_TOOLS = {"page": "ui", "examination": "doctor", "publication": "publish"}
+"""What a message may advise -> the tool that does it; see `hinted_tool`."""
+
+
+def hinted_tool(what: str) -> str:
+    """The tool for one of `HINTED_TOOLS`; empty where it is absent, so that nobody is sent to it."""
+    tool = HINTED_TOOLS[what]
+    return tool if is_present(f"extensions.tools.{tool}") else ""
+
 
 MISSING_PARTS = "extensions.compat.ai_toolkit_process:missing_parts"
 """What an extension imports of ai-toolkit that is not here, with what to use instead: `(error) -> text`, or ''."""
 
-FOREIGN_FILES = {
-    "not_read": "extensions.compat.not_read:FILES",
-    "musubi": "extensions.compat.musubi:JOBS",
-    "fluxflow": "extensions.compat.fluxflow:GUIDE",
-}
+FOREIGN_FILES = Registry(
+    "program",
+    {
+        "not_read": "extensions.compat.not_read:FILES",
+        "musubi": "extensions.compat.musubi:JOBS",
+        "fluxflow": "extensions.compat.fluxflow:GUIDE",
+    },
+)
 """What makes a job of a file written for another program, each a `toolkit.config.reading.foreign.ForeignFile`."""
+
+FILE_OF_FLAGS = "extensions.compat.fluxflow:GUIDE"
+"""The one of `FOREIGN_FILES` whose flags `FOREIGN_FLAGS` takes."""
 
 FOREIGN_COMMANDS = "extensions.compat.command:read_command"
 """Makes a root of what was pasted from a terminal: `(text, diagnostics) -> root`, for one of `FOREIGN_FILES`."""
@@ -96,8 +174,18 @@ FOREIGN_TOOLS = "extensions.compat.musubi_tools:tool_command"
 FOREIGN_FLAGS = "extensions.compat.fluxflow_keys:split_flags"
 """Takes another program's flags out of a command line: `(argv, own options) -> (flag -> texts, the rest)`."""
 
+HELP_ON_FLAGS = "extensions.compat.fluxflow_keys:HELP"
+"""What `run.py --help` says of these flags: `(heading, text)`."""
+
 FLUXFLOW_FILES = "extensions.compat.fluxflow_files:FluxflowFiles"
 """The callback of `save.fluxflow_files`."""
 
 FOREIGN_KEYS = "extensions.compat.keys:KEYS"
 """What is known of the keys of other programs: a `toolkit.config.reading.foreign.ForeignKeys`."""
+
+
+def leave_out(names: Iterable[str]) -> None:
+    """`--without`: parts, by the names of their folders or of their process types, are absent from now on."""
+    os.environ[LEFT_OUT] = ",".join(dict.fromkeys([*left_out(), *names]))
+    FAMILIES.leave_out()
+    FOREIGN_FILES.leave_out()

@@ -34,7 +34,7 @@ from toolkit.config.reading.normalise import merge_aliases
 from toolkit.config.reading.validate import validate
 from toolkit.config.reading.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
-from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
+from toolkit.files.run_files import CHECKPOINT_PARTS, SAVED_LEARNING_RATES
 from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.system.nvidia import half_precision
 
@@ -509,7 +509,7 @@ class _Reader:
         switch = self.shared.get("preserve_lr")
         if switch is None or not switch.value:
             return
-        file = path.parent / FLUXFLOW_LEARNING_RATES
+        file = path.parent / SAVED_LEARNING_RATES
         try:
             rates = json.loads(file.read_text(encoding="utf-8"))
             self.rates = {role: at(switch, float(rate)) for role, rate in rates.items()}
@@ -862,7 +862,7 @@ def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
             header = read_header(file)
     except (OSError, ValueError) as error:
         return None, f"is not a safetensors file ({error})."
-    of_this_program = header.get(METADATA, {}).get(FLUXFLOW_PARTS)
+    of_this_program = header.get(METADATA, {}).get(CHECKPOINT_PARTS)
     if of_this_program is None:
         names = {name.partition(".")[0] for name in header if name != METADATA}
         theirs = sorted(names & {"compressor", "expander", "flow_processor", "diffuser", "text_encoder", "D_img"})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.contracts.training import StepResult
-from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, utc_now
+from toolkit.files.run_files import CHECKPOINT_PARTS, GRAPH, SAMPLE_FILE, SAMPLES, SAVED_LEARNING_RATES, utc_now
 from toolkit.files.safetensors_io import merge_files
 from toolkit.files.writing import (
     TEMP_FILE_GLOB,
@@ -103,7 +103,7 @@ class FluxflowFiles(Callback):
         place = {"epoch": epoch, "batch": batch_of(self._run, step, epoch), "global_step": step}
         write_json(self.folder / STATE, {"step_name": self._run.name, **place})
         if step in self._rates:
-            write_json(self.folder / FLUXFLOW_LEARNING_RATES, self._rates[step])
+            write_json(self.folder / SAVED_LEARNING_RATES, self._rates[step])
         self._rates = {number: rates for number, rates in self._rates.items() if number > step}
 
     def _write_weights(self, step: int) -> None:
@@ -113,7 +113,7 @@ class FluxflowFiles(Callback):
         files = dict(sorted((file, prefix_of(file.relative_to(folder))) for file in folder.rglob("*.safetensors")))
         parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
         where = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
-        metadata = {"format": "pt", FLUXFLOW_PARTS: json.dumps(where), "step": str(step)}
+        metadata = {"format": "pt", CHECKPOINT_PARTS: json.dumps(where), "step": str(step)}
         with os_error_as_run_error(path), atomic_write(path) as temporary:
             merge_files(files, temporary, metadata)
         if self.place != "step":

@@ -195,6 +195,14 @@ def names_in(place: str) -> list[str]:
     return [name for name, key in KEYS.items() if place in key.places]
 
 
+HELP = (
+    "FluxFlow",
+    "The flags of FluxFlow's training guide (--data_path, --train_vae, ...) make a job without a file, or change "
+    "one of its files: docs/coming_from_fluxflow.md",
+)
+"""The heading and the text of the flags in `run.py --help`."""
+
+
 def split_flags(argv: Sequence[str], own_options: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The guide's flags with the texts behind them, and all other arguments. own_options: the program's own options.
 

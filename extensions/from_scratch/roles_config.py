@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.losses_config import DISCRIMINATOR, DiscriminatorConfig, LossesConfig, discriminator_params
+from toolkit.config.reading.field_types import OneOf
 from toolkit.config.reading.findings import below
 from toolkit.config.reading.process import Diagnostic, JobContext
+from toolkit.config.sections.output import SaveIntervalConfig
 from toolkit.config.sections.train import OptimizerConfig, RoleOptimizerConfig
 from toolkit.config.sections.trainer import ImageTrainingSection, TrainerConfig
 from toolkit.data.batches.image_data import ImageData, open_stream
+from toolkit.files.run_files import GRAPH
 from toolkit.plan.run_plan import RunPlan
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
     from toolkit.data.streams.stream_dataset import StreamDataset
+
+
+class SaveFoldersConfig(SaveIntervalConfig):
+    """`save`: when weights and states are saved, how many are kept, and in which other files."""
+
+    fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
+    """Also write the files that FluxFlow's guide names into the job's folder, the parent of the run's: weights in one
+    file, metrics, learning rates, training position, samples. Set by a job that is read from a file of the guide: step,
+    for one of several processes; last, for the last of them; only, for a single one."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,16 @@ class RolesSection(ImageTrainingSection, TrainerConfig):
 
     planner: ClassVar[str]
     """Its `Planner`, as "module:Class"; it reads this section."""
+
+    save: SaveFoldersConfig = Field(default_factory=SaveFoldersConfig)
+    """When the weights are written, and how."""
+
+    def diagrams_place(self, folder: Path) -> tuple[Path, str]:
+        """FluxFlow's guide has the diagrams in the folder above, under its own names."""
+        place = self.save.fluxflow_files
+        if place == "none":
+            return super().diagrams_place(folder)
+        return folder.parent / GRAPH, "" if place == "only" else f"_{folder.name}"
 
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps, memory. Raises DataErrors naming every offending file."""

@@ -35,6 +35,7 @@ from toolkit.contracts.training import StepResult
 from toolkit.data.batches.image_data import ImageData
 from toolkit.errors import RunError, UserError
 from toolkit.networks.save import to_cpu_copies
+from toolkit.registry import FLUXFLOW_FILES, load_needed
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
 from toolkit.train.run import Callback, Run
@@ -91,6 +92,12 @@ class RolesTrainer(ImageTrainer):
 
     def memory_advice(self) -> str:
         return memory_advice(self.section)
+
+    def build_callbacks(self) -> list[Callback]:
+        callbacks, place = super().build_callbacks(), self.section.save.fluxflow_files
+        if place == "none" or not self.section.name:
+            return callbacks
+        return [load_needed(FLUXFLOW_FILES, "save.fluxflow_files")(place), *callbacks]
 
     def refuse_parts(self) -> None:
         _ = self._perceptual  # its files are read before anything else

@@ -47,6 +47,7 @@ from toolkit.networks.save import (
     write_shards_in_turn,
 )
 from toolkit.networks.spelling import ALPHA, STORED, Spelling, spelled
+from toolkit.registry import hinted_tool
 from toolkit.system.device import DTYPES
 from toolkit.train.collectives import network_tensors_in_turn
 from toolkit.train.flow_step import NETWORK
@@ -109,8 +110,10 @@ class LoraWriter:
     def _report(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Logs what is wrong with a last file of a run."""
         wrong = [one for one in health(tensors, metadata) if one.severity == "error" and one.check != "unknown_keys"]
+        tool = hinted_tool("examination")
+        more = f" See run.py {tool}." if tool else ""
         for one in wrong[:1]:
-            logger.warning(f"{file}: {one.message} {one.remedy} See run.py doctor.")
+            logger.warning(f"{file}: {one.message} {one.remedy}{more}")
 
     def _report_limits(self, file: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Logs the programs in which the last file of a run does not have its whole effect, once: the raw file has the

@@ -1,6 +1,8 @@
 """The tools: processes that are also commands (`run.py TOOL`). One table of all; a tool's folder is imported when it is
 used. A tool imports nothing of another, only what they share (`shared/`)."""
 
+from pathlib import Path
+
 from toolkit.extension import STAGES, Extension
 
 
@@ -23,7 +25,7 @@ def _tool(stage: str, uid: str, name: str, purpose: str, folder: str = "", comma
 
 BEGIN, AFTER, FILES, _ = STAGES
 
-AI_TOOLKIT_EXTENSIONS = [
+_TOOLS = [
     _tool(BEGIN, "new", "New job", "write a job for a folder of images and this GPU, check it and show its plan"),
     _tool(BEGIN, "ui", "Web page", "show all runs live in a browser; edit datasets, start jobs"),
     _tool(
@@ -105,3 +107,6 @@ AI_TOOLKIT_EXTENSIONS = [
         "make a LoRA that compensates for a model's quantization error",
     ),
 ]
+
+AI_TOOLKIT_EXTENSIONS = [tool for tool in _TOOLS if (Path(__file__).parent / tool.process.split(".")[1]).is_dir()]
+"""The tools whose folder is there: each can be left out by deleting it."""

@@ -41,12 +41,13 @@ ELSEWHERE = {
     (
         "docs/architecture.md",
         "flowchart",
-    ): "tests/toolkit/config/reading/test_reference.py::test_the_generated_pages_are_fresh",
+    ): "tests/docs/test_reference.py::test_the_generated_pages_are_fresh",
     ("docs/coming_from_fluxflow.md", "config/examples/fluxflow-train"): (
         "tests/faults/test_fluxflow_guide.py::test_the_commands_of_the_page_are_planned"
     ),
     ("docs/extending.md", ""): DIFFS,
     ("docs/extensions.md", ""): "tests/docs/test_extensions.py::test_the_trainer_with_a_loss_of_its_own_trains",
+    ("docs/write_an_extension.md", ""): ("tests/docs/test_write_an_extension.py::test_the_tutorial_runs_word_by_word"),
     ("docs/models.md", "datasets:\n  - folder_path: datasets/posters"): (
         "tests/docs/test_yaml_blocks.py::test_the_block_of_layers_is_a_job"
     ),

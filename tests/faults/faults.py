@@ -54,7 +54,7 @@ def unmeasured() -> None:
     """Jobs from scratch measure no memory."""
     from extensions.from_scratch import plan
 
-    plan.MEASURE = "tests.running:step_of_nothing"
+    plan.MEASURE = "tests.extensions.from_scratch.unmeasured:step_of_nothing"
 
 
 def environment(values: dict[str, str]) -> None:

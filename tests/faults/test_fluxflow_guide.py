@@ -25,10 +25,10 @@ from extensions.compat.fluxflow import sized, transformer_size
 from extensions.compat.fluxflow_keys import FLAGS, KEYS, split_flags
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
-from tests import fluxflow_guide as guide
 from tests.conftest import ROOT
+from tests.extensions.compat import fluxflow_guide as guide
+from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
 from tests.faults.nursery import Child, Nursery
-from tests.running import MEASURE, UNMEASURED
 from toolkit.config import JobConfig, load_job
 from toolkit.config.reading.foreign import COMMAND_LINE
 from toolkit.config.reading.located import ConfigNode, SourceLocation

@@ -86,15 +86,16 @@ def test_mistakes_of_all_processes_come_at_once_each_line_once() -> None:
 
 
 def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
-    write_job, make_pictures, tmp_path
+    write_job, make_pictures, tmp_path, tiny_model: Path
 ) -> None:
     from toolkit.config import load_job
     from toolkit.extension import discover
 
     def notes(folder: Path) -> tuple[str, ...]:
         dataset = {"folder_path": str(folder / "pictures"), "resolution": 64}
-        training = {"type": "vae_trainer", "training_folder": str(tmp_path / "out"), "datasets": [dataset]}
-        training |= {"name": "vae", "device": "cpu", "train": {"steps": 1}}
+        training = {"type": "sd_trainer", "training_folder": str(tmp_path / "out"), "datasets": [dataset]}
+        training |= {"name": "lora", "device": "cpu", "train": {"steps": 1}}
+        training |= {"model": {"name_or_path": str(tiny_model)}, "network": {"linear": 4}}
         training |= {"validation": {"folder_path": str(folder / "edits" / "after")}}
         path = write_job({"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training)
         return plan_job(load_job(path, discover().find_config)).processes[1].notes

@@ -25,12 +25,12 @@ def test_they_are_relative_to_the_working_directory_and_quoted(tmp_path: Path, m
 def test_an_installation_has_its_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "IS_INSTALLED", True)
     monkeypatch.setattr(commands, "COMMAND", "atelier")
-    assert command("ui") == command_for_others("ui") == "atelier ui"
+    assert command("new") == command_for_others("new") == "atelier new"
 
 
 def test_what_import_prints_is_run_by_the_same_interpreter(
     run_py, write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run_py("import", write_job({"type": "tiny_model", "name": "a", "path": "model"}), "--output", "ours.yaml")
+    done = run_py("import", write_job({"type": "example", "name": "a", "folder_path": "."}), "--output", "ours.yaml")
     assert f"ours.yaml: written. Next: {command('ours.yaml', '--dry-run')}\n" in done.stdout, done.stderr

@@ -11,8 +11,9 @@ import pytest
 
 from toolkit import extension
 from toolkit.errors import Interrupted, RunError, UserError
-from toolkit.extension import Extension, discover
+from toolkit.extension import Extension, discover, do_without
 from toolkit.files.writing import EXTENSIONS_ROOT
+from toolkit.registry import LEFT_OUT
 
 Write = Callable[..., Path]
 
@@ -334,3 +335,63 @@ LISTED = """
 
     AI_TOOLKIT_EXTENSIONS = [Own]
 """
+
+
+# ------------------------------------------------------------ --without
+
+
+@pytest.fixture
+def two(tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The types `one` and `two`, in folders of these names; nothing is left out before or after."""
+    simple_extension("one")
+    simple_extension("two")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+    monkeypatch.setenv(LEFT_OUT, "")
+
+
+def test_what_without_names_is_not_found(two: None) -> None:
+    before = discover()
+    do_without(["one"])
+    table = discover()
+    assert {extension.uid for extension in before.found} - {extension.uid for extension in table.found} == {"one"}
+    with pytest.raises(UserError) as caught:
+        table["one"]
+    first, last = str(caught.value).splitlines()
+    assert first.startswith("unknown process type 'one'. ") and "two" in first
+    assert last == "'--without one' leaves it out."
+    with pytest.raises(UserError) as caught:
+        table["three"]
+    assert "leaves it out" not in str(caught.value)
+
+
+def test_a_folder_that_without_names_is_not_imported(
+    tmp_path: Path, write_extension: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_extension("harmful", "open('touched', 'w')\nAI_TOOLKIT_EXTENSIONS = []\n# 'its_type'")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+    monkeypatch.setenv(LEFT_OUT, "harmful")
+    monkeypatch.chdir(tmp_path)
+    table = discover()
+    assert not Path("touched").exists()
+    with pytest.raises(UserError, match="'--without harmful' leaves it out"):
+        table["its_type"]
+
+
+def test_a_name_that_no_extension_has_is_refused(two: None) -> None:
+    with pytest.raises(UserError) as caught:
+        do_without(["tow"])
+    assert str(caught.value).startswith("--without tow: there is no such extension. Did you mean 'two'? Known names: ")
+    assert os.environ[LEFT_OUT] == ""
+
+
+def test_a_type_may_be_called_by_the_folder_of_its_process(
+    write_extension: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "from toolkit.extension import Extension\n\n\n"
+    for uid, folder in (("first", "shared_folder"), ("second", "shared_folder"), ("third", "other_folder")):
+        source += f"class {uid}(Extension):\n    uid, process = {uid!r}, '.{folder}.process:X'\n\n\n"
+    write_extension("several", f"{source}AI_TOOLKIT_EXTENSIONS = [first, second, third]\n")
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+    monkeypatch.setenv(LEFT_OUT, "")
+    do_without(["shared_folder"])
+    assert {"first", "second", "third"} & {extension.uid for extension in discover().found} == {"third"}

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.registry import Registry, load_object
+from toolkit.registry import (
+    HINTED_TOOLS,
+    LEFT_OUT,
+    Registry,
+    find_object,
+    hinted_tool,
+    is_present,
+    load_needed,
+    load_object,
+    part_of,
+)
 
 SHAPES = Registry("shape", {"path": "pathlib:Path", "queue": "collections:deque", "absent": "no_such_module:X"})
 
@@ -39,3 +49,52 @@ def test_no_cycles_are_looked_for_while_a_module_is_imported(monkeypatch: pytest
         assert not gc.isenabled(), "whoever disabled it enables it"
     finally:
         gc.enable()
+
+
+# ------------------------------------------------------------ parts that may be absent
+
+NOWHERE = "extensions.no_such_part.module:NAME"
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("toolkit.errors:UserError", ""),
+        ("extensions.example.config:ExampleConfig", "extensions.example"),
+        ("extensions.tools.grid.config:GridConfig", "extensions.tools.grid"),
+        ("extensions.tools.grid", "extensions.tools.grid"),
+    ],
+)
+def test_the_part_of_an_entry_is_its_folder(path: str, part: str) -> None:
+    assert part_of(path) == part
+
+
+def test_entries_of_a_part_that_is_not_installed_are_left_out() -> None:
+    shapes = Registry("shape", {"path": "pathlib:Path", "ours": NOWHERE, "tool": "extensions.tools.no_such_tool.x:X"})
+    assert [*shapes] == ["path"]
+    assert find_object(NOWHERE) is None
+    with pytest.raises(UserError, match=r"^vae: x needs the extension 'no_such_part', which is not installed\.$"):
+        load_needed(NOWHERE, "vae: x")
+
+
+@pytest.mark.parametrize("name", ["example", "other,example"])
+def test_entries_of_a_part_that_without_names_are_left_out(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = "extensions.example.config:ExampleConfig"
+    shapes = Registry("shape", {"ours": path, "path": "pathlib:Path"})
+    assert find_object(path) is shapes.load("ours") is load_needed(path, "x")
+    monkeypatch.setenv(LEFT_OUT, name)
+    shapes.leave_out()
+    assert [*shapes] == ["path"]
+    assert not is_present(path) and find_object(path) is None
+    with pytest.raises(UserError, match=r"^x needs the extension 'example', which '--without example' leaves out\.$"):
+        load_needed(path, "x")
+
+
+@pytest.mark.parametrize("what", HINTED_TOOLS)
+def test_a_message_advises_a_tool_only_where_it_is_there(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setenv(LEFT_OUT, HINTED_TOOLS[what])
+    assert hinted_tool(what) == ""
+    monkeypatch.setenv(LEFT_OUT, "tools")
+    assert hinted_tool(what) == ""
+    monkeypatch.delenv(LEFT_OUT)
+    assert hinted_tool(what) in (HINTED_TOOLS[what], "")

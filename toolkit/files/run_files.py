@@ -48,7 +48,7 @@ NEW_MODEL = "new_model.json"
 """In a folder of a model that began with random weights: what decided them."""
 
 TINY_MODEL = "tiny_model.json"
-"""In a folder that `type: tiny_model` wrote: its settings."""
+"""In the folder of a small model for tests: its settings (`toolkit.models.tiny`)."""
 
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
@@ -63,12 +63,12 @@ _MODEL_FILES = ("model_index.json", "config.json")
 FINISHED = "finished"
 """`status` in run.json of a run that is complete, everything written."""
 
-FLUXFLOW_LEARNING_RATES = "lr_sav.json"
-"""Role -> its learning rate at the last save, in the folder of a job of FluxFlow's guide."""
+SAVED_LEARNING_RATES = "lr_sav.json"
+"""Role -> its learning rate at the last save, in the folder of a job that was written for another program."""
 
-FLUXFLOW_PARTS = "parts"
-"""In the metadata of a checkpoint under FluxFlow's name: JSON with `folder`, the model's own, relative to the file, and
-`parts`, what stands before the first dot of the tensors' names."""
+CHECKPOINT_PARTS = "parts"
+"""In the metadata of a checkpoint under another program's name: JSON with `folder`, the model's own, relative to the
+file, and `parts`, what stands before the first dot of the tensors' names."""
 
 RECORD = "record"
 """In run.json of a run without states: what a checkpoint records of its job (`ResumePlan.record`)."""

@@ -96,7 +96,7 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
     The spec is kept in `tiny_model.json`, written last: a folder that holds it is complete.
     """
     family = FAMILIES.load(spec.arch)
-    with global_generator(spec.seed, "tiny_model"):
+    with global_generator(spec.seed, Path(TINY_MODEL).stem):
         make_scheduler().save_pretrained(folder / "scheduler")
         transformer = load_object(family.tiny_parts)(folder, family, spec)
         shard_bytes = sum(p.numel() * p.element_size() for p in transformer.parameters()) // 2

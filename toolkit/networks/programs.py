@@ -1,5 +1,5 @@
-"""What other programs make of a LoRA file: one table, which the end of a run, `run.py doctor --for`, the model card and
-docs/use_your_lora.md read.
+"""What other programs make of a LoRA file: one table, which the end of a run, the examination of a file, the model
+card and docs/use_your_lora.md read.
 
 Each row was found by running the program, of the version that its title names, on files of many writers and comparing
 the change of every layer (`benchmarks/bench_interop.py`, tests/golden/interop.json). ComfyUI's names of layers,

@@ -53,9 +53,11 @@ from toolkit.plan.planning import Planner, times_in_run
 from toolkit.plan.run_plan import SaveSize
 from toolkit.plan.run_time import run_work, times_key
 from toolkit.plan.step_time import RunTime
+from toolkit.registry import hinted_tool
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, gpu_name
 from toolkit.train.accumulation import splits_per_micro_batch
+from toolkit.version import COMMAND
 
 _ON_DISK = {
     "always": ", each state {} on disk",
@@ -238,9 +240,11 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from yet_to_come(self.section.model, self.job)
         terms = self.family.terms
         if terms:
+            tool = hinted_tool("publication")
+            writer = f", which {COMMAND} {tool} writes" if tool else ""
             yield (
-                f'licence: what you publish of this training must display "{terms.display}" and include a notice, '
-                f"which run.py publish writes ({terms.link})"
+                f'licence: what you publish of this training must display "{terms.display}" and include a notice'
+                f"{writer} ({terms.link})"
             )
         if not read_distributed_env().is_single_process:
             yield from data_parallel_notes(self.section.train)

@@ -13,6 +13,7 @@ from toolkit.config.sections.trainer import DiffusionSection
 from toolkit.data.scan.captions import inject_trigger
 from toolkit.files.run_files import final_files, step_files, step_in
 from toolkit.files.writing import CONFIG_ROOT
+from toolkit.registry import hinted_tool
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""
@@ -63,10 +64,12 @@ def lead_on(section: object, own_images: bool) -> list[str]:
         return []
     if not section.model.folder().is_relative_to((CONFIG_ROOT / "examples").resolve()):
         return []
-    return [
-        f"{command('new', 'my_char', 'datasets/my_char')}   # your own images, in that folder: docs/first_character.md",
-        f"{command('ui')}   # all of it in a browser: docs/web.md",
-    ]
+    new = command("new", "my_char", "datasets/my_char")
+    lines = [f"{new}   # your own images, in that folder: docs/first_character.md"]
+    page = hinted_tool("page")
+    if page:
+        lines.append(f"{command(page)}   # all of it in a browser: docs/web.md")
+    return lines
 
 
 def _flags(section: HasSamples) -> Iterator[object]:

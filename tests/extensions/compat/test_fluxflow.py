@@ -12,7 +12,7 @@ import pytest
 
 from extensions.compat import fluxflow
 from extensions.compat.fluxflow import GUIDE, sized
-from tests import fluxflow_guide as guide
+from tests.extensions.compat import fluxflow_guide as guide
 from toolkit.config.reading.located import Diagnostics
 from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.errors import ConfigErrors

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from extensions.compat.fluxflow_optimizers import RoleOptimizers
-from tests import fluxflow_guide as guide
+from tests.extensions.compat import fluxflow_guide as guide
 from toolkit.config import load_job
 from toolkit.config.reading.located import ConfigNode, Diagnostics
 from toolkit.config.reading.yaml_reader import read_yaml

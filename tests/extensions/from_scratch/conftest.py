@@ -14,7 +14,8 @@ from transformers import Qwen3Config, Qwen3Model
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.autoencoders import make_autoencoder, measure_latents, write_autoencoder
 from extensions.from_scratch.latent_flow.text import make_tokenizer
-from tests.running import MEASURE, UNMEASURED, run_job
+from tests.extensions.from_scratch.unmeasured import MEASURE, UNMEASURED
+from tests.running import run_job
 from tests.toolkit.data.conftest import make_stream as make_stream
 from toolkit.data.pixels.images import to_tensor
 from toolkit.files.log import shown

@@ -15,7 +15,7 @@ from extensions.from_scratch.arguments import SOURCES, autoencoder_fault, faults
 from extensions.from_scratch.autoencoder_config import AutoencoderConfig
 from extensions.from_scratch.latent_flow.family import FAMILY
 from tests.extensions.from_scratch.conftest import SMALL, TEXT, TRANSFORMERS, write_vae
-from tests.model_folders import write_flow_model
+from tests.extensions.from_scratch.flow_models import write_flow_model
 from tests.quantized import mark
 from toolkit.config.reading.process import JobContext
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from extensions.from_scratch.flow_config import FLOW, TEXT_ENCODER, FlowTrainerConfig
+from tests.extensions.from_scratch.flow_models import write_flow_model
 from tests.findings import warnings
-from tests.model_folders import write_flow_model
 from toolkit.config import load_job
 from toolkit.config.reading.process import JobContext
 from toolkit.errors import ConfigErrors, DataErrors

@@ -24,8 +24,8 @@ from tests.extensions.from_scratch.conftest import (
     write_measured_vae,
     write_vae,
 )
+from tests.extensions.from_scratch.flow_models import write_flow_model
 from tests.failing_programs import ERRORS, NAME, programs
-from tests.model_folders import write_flow_model
 from tests.running import lines
 from toolkit.contracts.data import PromptEmbeds
 from toolkit.errors import DataErrors, RunError, UserError

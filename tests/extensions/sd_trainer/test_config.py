@@ -9,6 +9,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.tools.cache.config import CacheConfig
+from tests.parts import needs_foreign_names
 from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors
 
@@ -155,6 +156,7 @@ def faults(load: Callable[[str], JobConfig], text: str) -> list[str]:
     return [line.split(": process[0].", 1)[1] for line in str(caught.value).splitlines()]
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(("process_type", "model"), [("sd_trainer", SdTrainerConfig), ("cache", CacheConfig)])
 def test_seed_001_loads_with_only_paths_changed(load, process_type: str, model: type) -> None:
     job = load(SEED_001.replace("'sd_trainer'", process_type))
@@ -183,6 +185,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
     assert section.requested_text_cache(section.datasets[0]) is True
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -219,11 +222,13 @@ def test_mistakes_that_need_the_file_system_or_several_keys(load, old: str, new:
     assert found.startswith(message)
 
 
+@needs_foreign_names
 def test_epochs_may_stand_for_steps(load) -> None:
     section = load(SEED_001.replace("steps: 3400", "steps: 0\n        epochs: 10")).processes[0].section
     assert (section.train.steps, section.train.epochs) == (0, 10)
 
 
+@needs_foreign_names
 def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     text = QUIET.replace("lr: 0.0002", "lr: 0").replace("linear_alpha: 16", "linear_alpha: 0")
     assert load(text.replace("quantize: true", "quantize: false")).warnings == (
@@ -233,6 +238,7 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     )
 
 
+@needs_foreign_names
 def test_curly_quotes_that_become_a_part_of_a_value_are_one_warning_each(load) -> None:
     text = QUIET.replace('trigger_word: "maya_char"', "trigger_word: \u201cmaya_char\u201d")
     text = text.replace('- "maya_char, portrait', '- "maya_char says \u201chi\u201d, portrait')

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.diffusers_reference import rewrite_json
-from tests.running import lines, run_job, run_tool
+from tests.running import lines, run_job
 from toolkit.config.sections.dataset import LOSS, loss_in
 from toolkit.errors import UserError
 from toolkit.models.tiny import TinySpec, write_tiny_model
@@ -165,8 +165,7 @@ ALSO = [
 def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Path) -> None:
     sample = {**SAMPLE, "samples": [{"prompt": "a fox"}, {"prompt": "a hat", "seed": 5}], "format": "png"}
     plain = run("plain", sample=sample)
-    # At this rate two steps change so much that a pixel which `best` rounds otherwise does not move the score.
-    also = run("also", {"assistant": "assistant.safetensors", "lr": 0.2}, sample={**sample, "also": ALSO})
+    also = run("also", {"assistant": "assistant.safetensors"}, sample={**sample, "also": ALSO})
     names = [path.name.partition("_")[2] for path in sorted((also / "samples").glob("000000000_*"))]
     assert names == ["0.png", "1.png", "2_fast.png", "3_fast.png", "4_assistant.png", "5_assistant.png"]
     first = [(folder / "samples" / "000000000_0.png").read_bytes() for folder in (plain, also)]
@@ -183,9 +182,6 @@ def test_samples_are_also_generated_in_the_ways_that_are_named(run, tmp_path: Pa
     *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
     assert event["survival"].keys() == {"fast", "assistant"}
     assert json.loads((also / "run.json").read_text())["survival"] == event["survival"]
-    run_tool("best", [str(also), "--steps", "2", "--prompts", "a lake"])
-    *_, final = json.loads((also / "best.json").read_text())["files"]
-    assert final["survival"] == pytest.approx(event["survival"], abs=1e-3)
     last = json.loads((also / "validation.jsonl").read_text().splitlines()[-1])
     assert len({last[LOSS], last[loss_in("fast")], last[loss_in("assistant")]}) == 3
 
@@ -232,9 +228,7 @@ def test_samples_of_another_model_are_those_of_the_lora_on_it(run, turbo: tuple[
         assert first[0] == first[1]
     assert [sample.prompt for sample in list_samples(also)][1:3] == ["a fox [turbo, 3 steps]", "a fox [also, 2 steps]"]
     *_, event = [line for line in read_events(also).rows if line["event"] == "sample"]
-    run_tool("best", [str(also), "--steps", "2", "--images", "2"])
-    *_, final = json.loads((also / "best.json").read_text())["files"]
-    assert final["survival"].keys() == event["survival"].keys() == {"turbo", "also"}
+    assert event["survival"].keys() == {"turbo", "also"}
     lora = {**keys["network"], "pretrained_lora_path": str(also / "job.safetensors")}
     sample = {**sample, "sample_steps": None}
     there = run("there", {"steps": 1}, {**model, "name_or_path": other}, sample=sample, validation=None, network=lora)

@@ -10,60 +10,40 @@ from typing import Any
 
 import pytest
 
-from extensions.from_scratch.memory import step_bytes
-from extensions.from_scratch.plan import StepBytes, Work
 from jobs.dry_run import plan_job
-from tests.extensions.from_scratch.conftest import SMALL, TRANSFORMERS
-from tests.extensions.from_scratch.conftest import flow_job as flow_job
-from tests.extensions.from_scratch.conftest import vae as vae
-from tests.extensions.from_scratch.conftest import vae_job as vae_job
-from tests.running import MEASURE, run_job
+from tests.running import run_job
 from toolkit.config import load_job
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.files.log import shown
 from toolkit.plan import memory
 
-GAN = {"channels": 4, "layers": 1}
-ALONG = {"autoencoder": {"losses": {"kl": 0}}}
-WIDER = {"transformer": {"config": TRANSFORMERS["SD3Transformer2DModel"] | {"num_layers": 3}}}
-OTHER_VAE = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"] | {"latent_channels": 8}}
-
-TRAINERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "sd_trainer, LoRA": ("trainer", {}, {"network": {"type": "lora", "linear": 8}}),
-    "sd_trainer, full": ("trainer", {"network": {"type": "full"}}, {"network": {"type": "lora"}}),
-    "vae_trainer": ("vae_job", {}, {"model": OTHER_VAE}),
-    "vae_trainer, GAN": ("vae_job", {"discriminator": GAN}, {"discriminator": GAN | {"layers": 2}}),
-    "flow_trainer": ("flow_job", {}, {"model": WIDER}),
-    "flow_trainer, joint": ("flow_job", ALONG, {"model": WIDER}),
+TRAINERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "sd_trainer, LoRA": ({}, {"network": {"type": "lora", "linear": 8}}),
+    "sd_trainer, full": ({"network": {"type": "full"}}, {"network": {"type": "lora"}}),
 }
-"""The fixture that makes its section, what is particular to it, and a change that a resume cannot take."""
+"""What is particular to a trainer, and a change that a resume cannot take. A part with a trainer runs these tests too,
+with its own `trains`."""
 
 
-steps_of: dict[str, StepBytes] = {}
-
-
-def step_bytes_once(section: Any, work: Work, on_gpu: bool) -> StepBytes:
-    """As `step_bytes`, which takes a second, once for each model and way to train it."""
-    key = f"{section.model} {section.trained_autoencoder()} {section.train.optimizer} {work}"
-    if key not in steps_of:
-        steps_of[key] = step_bytes(section, work, on_gpu)
-    return steps_of[key]
-
-
-SLOW = ("vae_trainer", "flow_trainer", "flow_trainer, joint")
-
-
-@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TRAINERS])
+@pytest.fixture(params=TRAINERS)
 def trains(
-    request: pytest.FixtureRequest, make_pictures, write_job, tmp_path: Path, monkeypatch
+    request: pytest.FixtureRequest, trainer, make_pictures, write_job, tmp_path: Path, monkeypatch
 ) -> Callable[..., Path]:
     """The file of a job of this trainer, with these changes; `changed`: with the one that a resume cannot take."""
-    fixture, own, impossible = TRAINERS[request.param]
-    section = request.getfixturevalue(fixture)
+    own, impossible = TRAINERS[request.param]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(MEASURE, f"{__name__}:step_bytes_once")
-    images = make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32))
+    return job_of(trainer, write_job, make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32)), own, impossible)
+
+
+def job_of(
+    section: Callable[..., dict[str, Any]],
+    write_job: Callable[..., Path],
+    images: Path,
+    own: dict[str, Any],
+    impossible: dict[str, Any],
+) -> Callable[..., Path]:
+    """What `trains` gives. section: makes that of the trainer, for a folder of images."""
 
     def job(changed: bool = False, **changes: Any) -> Path:
         train = {"steps": 2, **changes.pop("train", {})}

@@ -8,17 +8,28 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from extensions.from_scratch.new_model_config import TinyModelConfig
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.tools.cache.config import CacheConfig
 from tests.model_folders import write_model
 from toolkit.config import JobConfig, load_job
+from toolkit.config.reading.process import JobContext, ProcessConfig
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
+
+
+class WriterConfig(ProcessConfig):
+    """`type: writer`: a process that writes a model folder, which later ones of its job read."""
+
+    path: str
+    """The folder."""
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        return frozenset({Path(self.path).resolve()})
+
 
 MODELS: dict[str, type[BaseModel] | None] = {
     **dict.fromkeys(SdTrainerConfig.process_types, SdTrainerConfig),
     "cache": CacheConfig,
-    "tiny_model": TinyModelConfig,
+    "writer": WriterConfig,
     "drop_in": None,
 }
 

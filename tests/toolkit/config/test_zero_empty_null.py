@@ -17,6 +17,7 @@ import pytest
 
 from docs.config_page import distinct_sections
 from extensions.sd_trainer.config import SdTrainerConfig
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.foreign import foreign_keys
@@ -100,6 +101,7 @@ def steps_of(section: SdTrainerConfig) -> int:
     return optimizer_steps(section.train.steps, section.train.epochs, 10, section.train.gradient_accumulation)
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("name", ZERO)
 def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
     case = ZERO[name]
@@ -189,6 +191,7 @@ def test_a_key_that_is_required_needs_a_value(faults, key: str, blank: str) -> N
     assert faults("datasets:", f"  - folder_path: {blank}") == [f"datasets[0]: {NO_IMAGES}"]
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("value", ["", "null", "''", "[]"])
 @pytest.mark.parametrize("key", ["base_loras", "base_weights"])
 def test_no_base_loras(section, key: str, value: str) -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jobs.dry_run import plan_job
-from tests.model_folders import write_flow_model
 from tests.running import run_job
 from tests.unlike_family import write_unlike_model
 from toolkit.config import load_job
@@ -26,13 +25,14 @@ from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.models.tiny import TinySpec, write_tiny_model
-from toolkit.registry import FAMILIES
+from toolkit.registry import FAMILIES, part_of
 
-WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}
-"""How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`."""
+WRITERS = {"unlike": write_unlike_model}
+"""How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`. A part that has families
+runs these tests too, with its own `arch` and `written`."""
 
 
-@pytest.fixture(params=[*FAMILIES, "unlike"])
+@pytest.fixture(params=[*(arch for arch in FAMILIES if not part_of(FAMILIES[arch])), "unlike"])
 def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
     return request.param

@@ -81,14 +81,14 @@ def test_every_field_of_the_installed_peft_has_a_row(config: type[PeftConfig]) -
 def test_a_setting_that_is_not_in_the_table_is_refused(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    _set(tmp_path, unheard_of=None)
+    put_settings(tmp_path, unheard_of=None)
     assert load_adapter_file(file, LAYERS)
-    _set(tmp_path, unheard_of=2)
+    put_settings(tmp_path, unheard_of=2)
     with pytest.raises(UserError, match=r"adapter_config\.json says unheard_of: 2: this setting is not known"):
         load_adapter_file(file, LAYERS)
 
 
-def _set(folder: Path, **values: object) -> None:
+def put_settings(folder: Path, **values: object) -> None:
     config = folder / CONFIG_FILE
     config.write_text(json.dumps({**json.loads(config.read_text(encoding="utf-8")), **values}), encoding="utf-8")
 
@@ -186,7 +186,7 @@ def test_a_lora_bias_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 def test_the_rank_is_the_size_of_the_matrix_whatever_the_settings_say(tmp_path: Path) -> None:
     expected = saved_by_peft(LoraConfig(r=4, lora_alpha=2, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, r=64, rank_pattern={"to_q": 128})
+    put_settings(tmp_path, r=64, rank_pattern={"to_q": 128})
     assert_same_changes(tmp_path / "adapter_model.safetensors", expected)
 
 
@@ -243,7 +243,7 @@ CHANGED_MEANING = {
 @pytest.mark.parametrize("name", CHANGED_MEANING)
 def test_a_setting_that_changes_what_the_matrices_mean_is_refused_by_name(name: str, tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, **CHANGED_MEANING[name])
+    put_settings(tmp_path, **CHANGED_MEANING[name])
     ((key, value),) = CHANGED_MEANING[name].items()
     shown = value if isinstance(value, str) else ""
     with pytest.raises(UserError, match=rf"adapter_model\.safetensors: adapter_config\.json says {key}.*{shown}"):
@@ -290,7 +290,7 @@ def test_a_pattern_matches_the_names_that_it_matches_in_peft() -> None:
 
 def test_a_pattern_that_is_not_a_regular_expression_is_named(tmp_path: Path) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, alpha_pattern={"to_(q": 8})
+    put_settings(tmp_path, alpha_pattern={"to_(q": 8})
     with pytest.raises(UserError, match=r"'to_\(q' is not a regular expression"):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
@@ -298,7 +298,7 @@ def test_a_pattern_that_is_not_a_regular_expression_is_named(tmp_path: Path) -> 
 def test_a_pattern_that_takes_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "MATCH_SECONDS", 0.2)
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, alpha_pattern={"([a-z_.0-9]+)+!": 8})
+    put_settings(tmp_path, alpha_pattern={"([a-z_.0-9]+)+!": 8})
     with pytest.raises(UserError, match="is not done with the names of the layers"):
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
@@ -432,27 +432,19 @@ def _save_weights(transformer: QwenImageTransformer2DModel, folder: Path) -> Non
 # ------------------------------------------------------------ every reader
 
 
-@pytest.mark.parametrize("tool", ["inspect", "convert", "resize", "doctor"])
+@pytest.mark.parametrize("tool", ["inspect", "convert", "resize"])
 def test_every_tool_names_the_setting_that_the_training_refuses(
     tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, init_lora_weights="pissa")
+    put_settings(tmp_path, init_lora_weights="pissa")
     output = tmp_path / "out.safetensors"
-    flags = {"inspect": [], "doctor": [], "convert": [output, "--to", "comfyui"], "resize": [output, "--rank", 2]}
+    flags = {"inspect": [], "convert": [output, "--to", "comfyui"], "resize": [output, "--rank", 2]}
     with pytest.raises((UserError, RunError)) as error:
         run_tool(tool, [tmp_path / "adapter_model.safetensors", *flags[tool]])
     said = f"{error.value} {capsys.readouterr().out}"
     assert 'adapter_config.json says init_lora_weights: "pissa": the start of this adapter was subtracted' in said
     assert not output.exists()
-
-
-def test_doctor_reports_settings_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    (tmp_path / CONFIG_FILE).unlink()
-    with pytest.raises(RunError, match="settings_missing"):
-        run_tool("doctor", [tmp_path / "adapter_model.safetensors"])
-    assert "Their strength is in adapter_config.json, which is missing." in capsys.readouterr().out
 
 
 # ------------------------------------------------------------ settings that no writer means
@@ -502,15 +494,6 @@ def test_a_header_of_other_parts_alone_says_nothing_of_the_transformer(tmp_path:
     assert load_adapter_file(file, LAYERS)[LAYERS[0]].scale == 1
 
 
-@pytest.mark.parametrize("header", ["[" * 100_000, "3", "null", "[1]", '"transformer."'])
-def test_doctor_for_a_program_outlives_a_header_that_is_no_mapping(header: str, tmp_path: Path) -> None:
-    file = tmp_path / "x.safetensors"
-    tensors = {f"transformer.{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
-    save_file(tensors, file, metadata={HEADER_METADATA: header})
-    with pytest.raises(RunError, match="bad_header"):
-        run_tool("doctor", [file, "--for", "diffusers"])
-
-
 # ------------------------------------------------------------ peft 0.13 and older
 
 OLD = {"auto_mapping": None, "inference_mode": True}
@@ -557,15 +540,6 @@ def test_a_config_that_is_no_text_is_named(tmp_path: Path) -> None:
         load_adapter_file(tmp_path / "adapter_model.safetensors", LAYERS)
 
 
-def test_doctor_names_the_file_whose_patterns_take_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter_settings, "MATCH_SECONDS", 0.0)
-    file = tmp_path / "x.safetensors"
-    tensors = {f"{LAYERS[0]}.lora_{matrix}.weight": torch.ones(1, 1) for matrix in "AB"}
-    save_file(tensors, file, metadata={HEADER_METADATA: json.dumps({"r": 1, "alpha_pattern": {".*x": 3}})})
-    with pytest.raises(UserError, match=r"x\.safetensors: .*its 1 patterns are not done"):
-        run_tool("doctor", [file])
-
-
 @pytest.mark.parametrize("form", ["comfyui", "kohya", "aitk"])
 def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(form: str, tmp_path: Path) -> None:
     expected = saved_by_peft(CONFIGS["lokr, whole factors, patterns"](), tmp_path)
@@ -578,7 +552,7 @@ def test_convert_keeps_the_strength_that_peft_gives_two_whole_factors(form: str,
 def test_a_dora_whose_magnitudes_were_lost_is_refused(tmp_path: Path) -> None:
     """peft would begin them at the norms of the weight: another change."""
     saved_by_peft(LoraConfig(r=4, target_modules=TARGETS), tmp_path)
-    _set(tmp_path, use_dora=True)
+    put_settings(tmp_path, use_dora=True)
     with pytest.raises(
         UserError, match=r"adapter_config\.json says use_dora, and .*to_. has no magnitude: it was lost"
     ):

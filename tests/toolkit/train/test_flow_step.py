@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.golden_tables import FOLDER, drawn, golden
 from tests.measured import at_most
+from tests.unlike_family import FamilyOfV
 from toolkit.contracts.data import BatchSpec, PromptEmbeds, Size
 from toolkit.contracts.model import DynamicShift
 from toolkit.data.batches.dataloader import BatchLoader, LatentBatch
@@ -75,7 +75,7 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
 
 def test_of_a_family_that_predicts_v_the_loss_is_that_of_v() -> None:
     model = FakeModel(velocity=0.5)
-    model.family = LatentFlowFamily(prediction="v")
+    model.family = FamilyOfV()
     step = FlowMatchingStep(model, seed=1, timestep_type="sigmoid", roles=("flow", "text_encoder"))
     batch = make_batch(LATENTS)
     noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])

@@ -11,7 +11,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from extensions.from_scratch.latent_flow.model import LatentFlowModel
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
     REFERENCES,
@@ -23,11 +22,8 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_least, at_most
-from tests.model_folders import write_flow_model
-from toolkit.contracts.data import PromptEmbeds, Size
+from toolkit.contracts.data import Size
 from toolkit.data.batches.latent_cache import ItemEncoder
-from toolkit.flow.loss import INTERPOLANTS
-from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_image.forward import pack
 from toolkit.models.qwen_image.model import QwenImageModel
 from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, to_pil
@@ -258,41 +254,3 @@ def test_pixels_are_rounded_to_the_nearest_of_256() -> None:
     values: Sequence[float] = [-1.0, 1.0, 0.0, -2.0, 2.0, 2 * (100.4 / 255) - 1]
     pixels_BCHW = torch.tensor(values).expand(1, 3, 1, len(values))
     assert [picture[0] for picture in to_pil(pixels_BCHW).getdata()] == [0, 255, 128, 0, 255, 100]
-
-
-# ------------------------------------------------------------ a family with another path
-
-
-@pytest.mark.parametrize("prediction", INTERPOLANTS)
-def test_what_predicts_one_image_on_its_path_draws_it(tmp_path: Path, prediction: str) -> None:
-    model = LatentFlowModel(
-        ModelLoadOptions(
-            folder=write_flow_model(tmp_path / "model", prediction=prediction),
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-        )
-    )
-    prompt = sample_prompt(0, Size(32, 16), steps=400, guidance_scale=3.0, negative="")
-    image_BCHW = torch.randn((1, 4, 8, 16), generator=torch.Generator().manual_seed(7))
-    noise_BCHW = torch.randn((1, 4, 8, 16), generator=torch.Generator().manual_seed(prompt.seed))
-
-    def predict(x_t_BCHW: torch.Tensor, t_B: torch.Tensor, prompts: object, references: object) -> torch.Tensor:
-        return INTERPOLANTS[prediction].mix(image_BCHW, noise_BCHW, t_B)[1]
-
-    drawn = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores(), predict).latents(0)
-    at_most("distance to the image", (drawn - image_BCHW).abs().max().item(), 0.02)
-
-
-def test_the_negative_prompt_of_such_a_family_is_the_dropped_caption(tmp_path: Path) -> None:
-    folder = write_flow_model(tmp_path / "model")
-    model = LatentFlowModel(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
-    asked: list[torch.Tensor] = []
-
-    def predict(x_t_BCHW: torch.Tensor, t_B: torch.Tensor, prompts: PromptEmbeds, references: object) -> torch.Tensor:
-        asked.append(prompts.embeds_BLD)
-        return torch.zeros_like(x_t_BCHW)
-
-    prompt = sample_prompt(0, Size(32, 16), steps=1, negative="")
-    Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores(), predict).latents(0)
-    with torch.no_grad():
-        assert torch.equal(asked[1][0], model.encode_prompt("", ()))

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from extensions.from_scratch.latent_flow.family import LatentFlowFamily
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
+from tests.unlike_family import FamilyOfV
 from toolkit.contracts.data import CaptionRules, PromptEmbeds, Size
 from toolkit.data.batches.latent_cache import EncodedDataset
 from toolkit.models.qwen_image.family import FAMILY
@@ -91,7 +91,7 @@ def test_the_losses_are_the_plain_means_of_the_squared_velocity(photos: EncodedD
 
 def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDataset) -> None:
     recording = Recording()
-    recording.family = LatentFlowFamily(prediction="v")
+    recording.family = FamilyOfV()
     losses = Validator(recording, photos, timesteps=1, seed=0).losses()
     expected = []
     for entries, (x_t_BCHW, *_) in zip(photos.entries, recording.asked, strict=True):
@@ -105,7 +105,7 @@ def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDatase
 def test_texture_is_that_of_the_predicted_image_over_that_of_the_image(photos: EncodedDataset, prediction: str) -> None:
     """Of a prediction of zero the image is x_t, or cos(pi t / 2) x_t."""
     recording = Recording()
-    recording.family = LatentFlowFamily(prediction=prediction) if prediction == "v" else FAMILY
+    recording.family = FamilyOfV() if prediction == "v" else FAMILY
     found = Validator(recording, photos, timesteps=1, seed=0).losses()["validation/texture"]
     scale, pairs = (1, 0.5**0.5)[prediction == "v"], zip(photos.entries, recording.asked, strict=True)
     shares = [high_energy(scale * x_t) / high_energy(one.latents.read()[None]) for one, (x_t, *_) in pairs]

@@ -1,5 +1,5 @@
-"""What the core asks about the keys and files of other programs. The answers lie in `extensions/compat`, which is found
-by its name in `toolkit.registry`."""
+"""What the core asks about the keys and files of other programs. The answers lie in a part that `toolkit.registry`
+names. Without that part no other program has any."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel
 
 from toolkit.config.reading.located import ConfigNode, Diagnostics
-from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, load_object
+from toolkit.registry import FOREIGN_FILES, FOREIGN_KEYS, find_object, load_object
 
 NO_DEFAULT: Any = object()
 
@@ -79,10 +79,32 @@ class ForeignKeys(Protocol):
         """What to write instead of a flag of another program; empty for all others."""
 
 
+class NoForeignKeys:
+    """That no other program has any key: what is known without the part that knows them."""
+
+    def rewritten(self, model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics, known: Noted) -> ConfigNode:
+        return node
+
+    def rows(self, section: type[BaseModel]) -> Mapping[str, ForeignName]:
+        return {}
+
+    def hint(self, key: str) -> str:
+        return ""
+
+    def named(self, place: str) -> Iterable[str]:
+        return ()
+
+    def own_flag(self, word: str, keys: Iterable[str]) -> str:
+        return word
+
+    def flag_remedy(self, word: str) -> str:
+        return ""
+
+
 @cache
 def foreign_keys() -> ForeignKeys:
     """The table of this program."""
-    keys: ForeignKeys = load_object(FOREIGN_KEYS)
+    keys: ForeignKeys = find_object(FOREIGN_KEYS) or NoForeignKeys()
     return keys
 
 

@@ -44,7 +44,7 @@ from toolkit.errors import ConfigErrors, Diagnostic, UserError, did_you_mean
 from toolkit.files.redact import contains_secret, register_secret, wandb_keys
 from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
 from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.registry import FOREIGN_COMMANDS, FOREIGN_FILES, load_object
+from toolkit.registry import FILE_OF_FLAGS, FOREIGN_COMMANDS, load_needed, load_object
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -91,8 +91,8 @@ def load_job(
     """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
     file system, for a job that has run.
 
-    path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
-    with the texts behind them; they go before what a file of the guide's shape says. moved: folder -> where it is now,
+    path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of another program,
+    with the texts behind them; they go before what a file of that program says. moved: folder -> where it is now,
     for every path in the file. command: of another program, instead of a file; path is then COMMAND_LINE. as_job:
     `unexpanded_text` is the job under our names, whatever the file is. earlier_outputs: as `JobContext` has it, of jobs
     that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
@@ -164,7 +164,7 @@ def read_written(
         text = text or read_text(path, diagnostics)
         suffix = Path(path).suffix.lower()
         if command or is_command(text) or suffix in SHELL_SUFFIXES:
-            root = load_object(FOREIGN_COMMANDS)(text, diagnostics)
+            root = load_needed(FOREIGN_COMMANDS, f"{path}: a command of another program")(text, diagnostics)
         elif suffix in (".py", ".ipynb"):
             diagnostics.fatal(SourceLocation(1, 1), (), NO_COMMAND)
         elif suffix in (".md", ".rst", ".html", ".log"):
@@ -184,7 +184,7 @@ def read_written(
         else:
             root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     if flags:
-        root = load_object(FOREIGN_FILES["fluxflow"]).with_flags(root, flags, diagnostics)
+        root = load_object(FILE_OF_FLAGS).with_flags(root, flags, diagnostics)
     assert root is not None  # there is a file, or there are flags
     return text, root
 

@@ -206,9 +206,9 @@ class ModelConfig(StrictModel):
 
     name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers format; its `model_index.json` must be that of a Qwen-Image
-    model (2.1, 2512, Edit, Edit-2509, Edit-2511), of a finetune of one, or of a flow_trainer. Or a transformer in one
-    file, as for ComfyUI, whose VAE and text encoder are then found beside it. What looks like a path is never taken for
-    a hub id (`docs/models.md`)."""
+    model (2.1, 2512, Edit, Edit-2509, Edit-2511), of a finetune of one, or of another family that `arch` lists. Or a
+    transformer in one file, as for ComfyUI, whose VAE and text encoder are then found beside it. What looks like a path
+    is never taken for a hub id (`docs/models.md`)."""
 
     transformer_path: PathStr | None = None
     """Single safetensors file with the transformer's weights, used instead of those in the model folder: bf16, fp8
@@ -248,8 +248,8 @@ class ModelConfig(StrictModel):
     accuracy_recovery_adapter: PathStr | None = None
     """A LoRA that compensates for the quantization error: a local file, or `owner/repo/file.safetensors` on the hub. It
     is added to the frozen model, never trained and never saved; layers it does not cover are quantized to `int8`.
-    `auto`: one is computed from the weights when the model is first loaded (`run.py ara` trains better ones), and
-    cached."""
+    `auto`: one is computed from the weights when the model is first loaded, and cached. One that is trained
+    is better."""
 
     quantize_te: bool = False
     """Quantize the weights of the text encoder to `qtype_te`. Without it the embeddings are those of the published

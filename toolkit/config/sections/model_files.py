@@ -232,8 +232,9 @@ def _remedy() -> str:
 
 def _another(name: str, what: str) -> str:
     titles = dict.fromkeys(title for family in families() for title in family.published.values())
-    own = "".join(f" and {family.title}s of its own" for family in families() if not family.published)
-    known = f"{', '.join(titles)}, what is made from them,{own}"
+    own = [f"{family.title}s of its own" for family in families() if not family.published]
+    kinds = [*titles, "what is made from them", *own]
+    known = f"{', '.join(kinds[:-1])}, and {kinds[-1]}"
     return f"{name!r} is another model{what}, and this program trains {known}. {_remedy()}"
 
 

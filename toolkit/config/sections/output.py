@@ -24,6 +24,7 @@ from toolkit.config.sections.model_files import vae_file_fault
 from toolkit.config.sections.prompts import prompts_to_samples, read_flags
 from toolkit.errors import install_command
 from toolkit.files.redact import REDACTED, contains_secret
+from toolkit.registry import HINTED_TOOLS, hinted_tool
 
 
 class SaveIntervalConfig(StrictModel):
@@ -58,11 +59,6 @@ class SaveIntervalConfig(StrictModel):
 
     no_metadata: bool = False
     """Save no metadata about the training (and nothing of `meta`), only what loading the files needs."""
-
-    fluxflow_files: Annotated[Literal["none", "step", "last", "only"], OneOf()] = "none"
-    """Also write the files that FluxFlow's guide names into the job's folder, the parent of the run's: weights in one
-    file, metrics, learning rates, training position, samples. Set by a job that is read from a file of the guide: step,
-    for one of several processes; last, for the last of them; only, for a single one."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
@@ -121,8 +117,8 @@ class SaveConfig(SaveIntervalConfig):
     exact for a LoHa of rank r."""
 
     push_to_hub: bool = False
-    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished, as `run.py publish` does. If
-    the upload fails, the run does not; the command that repeats it is printed."""
+    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished. If the upload fails, the
+    run does not; the command that repeats it is printed."""
 
     hf_repo_id: str = ""
     """For `push_to_hub`: the repository, `owner/name`, or `name` in your own namespace; created if it does not
@@ -142,6 +138,10 @@ class SaveConfig(SaveIntervalConfig):
         yield from super().check(job)
         if self.push_to_hub and not self.hf_repo_id:
             yield error("push_to_hub", "needs a repository: set hf_repo_id, such as 'owner/name'.")
+        elif self.push_to_hub and not hinted_tool("publication"):
+            yield error(
+                "push_to_hub", f"needs the tool {HINTED_TOOLS['publication']!r}, which is absent. Leave it out."
+            )
         if "merged_lora_rank" in self.model_fields_set and "merged_lora" not in self.also:
             yield warning("merged_lora_rank", "has no effect without 'also: [merged_lora]'.")
 

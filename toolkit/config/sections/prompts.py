@@ -19,7 +19,7 @@ from toolkit.config.reading.located import ConfigNode, Diagnostics, show
 from toolkit.config.reading.normalise import merge_aliases
 from toolkit.files.unreadable import in_its_place
 from toolkit.files.writing import read_source
-from toolkit.registry import FOREIGN_PROMPTS, load_object
+from toolkit.registry import FOREIGN_PROMPTS, load_needed
 
 _FILE = re.compile(r"\S+\.(?:txt|json|toml)", re.IGNORECASE)
 
@@ -48,7 +48,8 @@ def _items(prompts: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     else:
         suffix = ""
     if suffix in (".json", ".toml"):
-        return replace(prompts, value=load_object(FOREIGN_PROMPTS)(prompts, diagnostics))
+        read_prompts = load_needed(FOREIGN_PROMPTS, f"{prompts.value}: a file of prompts of another program")
+        return replace(prompts, value=read_prompts(prompts, diagnostics))
     if suffix == ".txt":
         lines = _lines(prompts, diagnostics)
     elif isinstance(prompts.value, list):

@@ -369,7 +369,7 @@ def _not_trained(value: bool) -> bool:
     if value:
         raise value_error(
             "true is not supported: Qwen-Image's text encoder is a frozen vision-language model, whose "
-            "embeddings are computed once. Write false. (For a flow_trainer use 'model.text_encoder.train'.)"
+            "embeddings are computed once. Write false."
         )
     return value
 

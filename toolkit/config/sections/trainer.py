@@ -31,6 +31,7 @@ from toolkit.config.sections.output import (
 )
 from toolkit.config.sections.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
+from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import file_in_the_way, sha256_of
 from toolkit.rounding import round_up
 
@@ -223,6 +224,10 @@ class TrainingSection(ProcessConfig):
 
     save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
     """When the weights are written, and how."""
+
+    def diagrams_place(self, folder: Path) -> tuple[Path, str]:
+        """The folder of the diagrams of a run, and what is added to their names. folder: of the run's files."""
+        return folder / GRAPH, ""
 
     on_resume: ClassVar = {
         **dict.fromkeys(("device", "logging", "resume", "memory_check", "save"), "harmless"),

@@ -15,7 +15,7 @@ from toolkit.models.encoder_weights import of_wan
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, block_import, load_blockwise, load_frozen, with_decoder
 from toolkit.models.qwen_image.forward import with_fused_norms, with_shared_projections
-from toolkit.registry import SPADE_LOADER, load_object
+from toolkit.registry import VAE_ADDITIONS, load_needed
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -37,7 +37,7 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
 def load_vae(
     part: Path, dtype: torch.dtype, file: Path | None = None, decoder: Path | None = None
 ) -> AutoencoderKLQwenImage:
-    """The VAE with its SPADE, frozen, on the CPU.
+    """The VAE with what is trained beside it, frozen, on the CPU.
 
     file: see `load_frozen`; decoder: see `ModelLoadOptions`. Their names are those of diffusers or of Wan's VAE, which
     is the same module. Raises RunError when the weights are not those of its config, or not finite.
@@ -45,8 +45,9 @@ def load_vae(
     vae = load_frozen(part, AutoencoderKLQwenImage, dtype, file, of_wan)
     if decoder:
         vae = with_decoder(vae, decoder, dtype, of_wan)
-    if vae.config.get("_spade"):  # trained by this program's vae_trainer
-        load_object(SPADE_LOADER)(vae, part)
+    for key, load_addition in VAE_ADDITIONS.items():
+        if vae.config.get(key):
+            load_needed(load_addition, f"the VAE in '{part}' ('{key}' in its config)")(vae, part)
     return expect_one_frame(vae).requires_grad_(False)
 
 

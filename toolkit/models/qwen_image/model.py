@@ -123,7 +123,7 @@ class QwenImageModel(QwenModel):
         stays 0.
 
         Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`), where 0 / 0 makes
-        NaN of it: a transformer that `new_model` made predicts zeros.
+        NaN of it: a transformer that is not trained yet predicts zeros.
         """
         if not self.family.keeps_length:
             return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)

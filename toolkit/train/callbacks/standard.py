@@ -11,9 +11,8 @@ from typing import Any
 from toolkit.config.sections.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections.trainer import TrainerConfig
 from toolkit.files.log import StatusLine
-from toolkit.files.run_files import EVENTS, GRAPH, EventLog
+from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.kept_times import remember_compile_seconds
-from toolkit.registry import FLUXFLOW_FILES, load_object
 from toolkit.system.nvidia import gpu_name
 from toolkit.train.anomalies import SILENT_STEPS, steps_to_wait
 from toolkit.train.callbacks.anomalies import AnomalyCallback
@@ -51,8 +50,6 @@ def standard_callbacks(
     saving = SaveCallback(prepare_weights, interval, keep, save.max_states_to_keep, save.states)
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     callbacks: list[Callback] = []
-    if save.fluxflow_files != "none" and section.name:
-        callbacks.append(load_object(FLUXFLOW_FILES)(save.fluxflow_files))
     # Saving comes before sampling: a crash while sampling loses nothing. Validation comes before saving: its results
     # are in the checkpoint of the step.
     callbacks += [MetricsCallback(), *_measuring(section, validation, saving), saving]
@@ -106,14 +103,11 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
 def _tracking(section: TrainerConfig, folder: Path) -> Iterator[Callback]:
     """The trackers and diagrams of `logging`."""
     logging = section.logging
-    place = section.save.fluxflow_files
     if logging.trackers():
         # `<job>/<process>`, or the job's
         yield TrackerCallback(logging, f"{folder.parent.name}/{folder.name}" if section.name else folder.name, folder)
-    if logging.diagrams and place == "none":
-        yield diagrams_at_saves(folder)
-    elif logging.diagrams:  # FluxFlow's guide has them in the folder above, under its own names
-        yield diagrams_at_saves(folder, folder.parent / GRAPH, "" if place == "only" else f"_{folder.name}")
+    if logging.diagrams:
+        yield diagrams_at_saves(folder, *section.diagrams_place(folder))
 
 
 def _overview(section: TrainerConfig, folder: Path) -> Iterator[Callback]:

@@ -14,6 +14,7 @@ from threading import Lock
 from toolkit.errors import missing_package
 from toolkit.files.run_files import GRAPH
 from toolkit.files.writing import TOOLKIT_ROOT
+from toolkit.registry import HINTED_TOOLS
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)
@@ -121,4 +122,4 @@ def report_at_saves(folder: Path) -> ToolCallback:
 def publish_at_end(folder: Path, repo: str, private: bool) -> ToolCallback:
     """`save.push_to_hub`."""
     flags = ("--repo", repo, "--private", str(private).lower())
-    return ToolCallback("upload", ("publish", str(folder), *flags), only_finished=True)
+    return ToolCallback("upload", (HINTED_TOOLS["publication"], str(folder), *flags), only_finished=True)

@@ -11,7 +11,7 @@ import torch
 
 from extensions.from_scratch.latent_flow.family import TRANSFORMERS
 from extensions.from_scratch.latent_flow.model import LatentFlowModel
-from tests.model_folders import write_flow_model
+from tests.extensions.from_scratch.flow_models import write_flow_model
 from toolkit.contracts.data import PromptEmbeds, Size
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.models.families import ModelLoadOptions

@@ -13,7 +13,7 @@ from transformers import BertModel, Qwen3Model
 from extensions.from_scratch.latent_flow import new, text
 from tests.conftest import ROOT, child_environment
 from tests.extensions.from_scratch.conftest import write_qwen3
-from tests.model_folders import SMALL_TEXT
+from tests.extensions.from_scratch.flow_models import SMALL_TEXT
 from toolkit.errors import RunError
 
 CAPTIONS = ["a red square", "a blue circle on grass", "a red circle"]

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,13 +25,12 @@ from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipe
 from tests.failing_programs import ERRORS, NAME, programs
 from tests.findings import warnings
 from tests.measured import at_least
-from tests.model_folders import write_flow_model
-from tests.running import run_job, run_tool, section_of
+from tests.running import run_tool, section_of
 from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.sections.model import ModelConfig
 from toolkit.contracts.data import Size
-from toolkit.errors import Interrupted, RunError, UserError
+from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
 from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.families import family_for
@@ -309,27 +307,6 @@ def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(generate, tmp_pat
     assert done.returncode == 0, done.stderr
     (there,) = (tmp_path / "there").iterdir()
     at_least("generate on the stand-in device, dB", psnr(Image.open(there), Image.open(here)), 50)
-
-
-def test_a_flow_model_draws_from_text_and_takes_no_references(
-    generate, tmp_path: Path, write_job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = write_flow_model(tmp_path / "model", positions=32)
-    lora = write_lora(model, tmp_path / "lora.safetensors")
-    line = f"--model {model} --prompt 'a cat' --steps 2 --dtype float32 --device cpu --output out"
-    keys = {"model": {"name_or_path": str(model)}, "prompt": "a cat", "steps": 2, "dtype": "fp32", "output": "out"}
-    run_job(write_job({"type": "generate", **keys}))
-    (made,) = (tmp_path / "out").iterdir()
-    assert generate(line) == [made], "the keys of a job are the flags of the command"
-    plain, changed = Image.open(made), Image.open(generate(f"{line} --lora {lora}")[-1])
-    assert plain.size == (128, 128) and psnr(plain, changed) < 60
-    monkeypatch.setattr(Sampler, "latents", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(RunError, match="Give --quantize"):
-        generate(f"{line} --seed 7")
-    with pytest.raises(UserError, match="1 control images: latent flow model takes none"):
-        generate(f"{line} --reference {REFERENCES[0]}")
-    with pytest.raises(UserError, match="size 256x64: this model generates images with sides of 4 to 128 pixels"):
-        generate(f"{line} --width 256 --height 64")
 
 
 def test_latents_are_kept_and_decoded_to_the_same_image(generate, tiny_model: Path, tmp_path: Path, said) -> None:

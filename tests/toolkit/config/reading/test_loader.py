@@ -10,15 +10,17 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from tests.conftest import ROOT
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config import load_job
 from toolkit.config.reading.loader import LONGEST_RUN_NAME, warn_of_cut_texts
 from toolkit.config.reading.located import Diagnostics
 from toolkit.config.reading.yaml_reader import read_yaml
 from toolkit.config.sections.model import ModelConfig
-from toolkit.errors import ConfigErrors
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.files.run_files import FILE_SUFFIXES, step_stem
 from toolkit.files.writing import atomic_write
+from toolkit.registry import FOREIGN_COMMANDS, LEFT_OUT, part_of
 
 FIVE_MISTAKES = """\
 job: extension
@@ -184,10 +186,11 @@ config:
   process:
     - {type: cache}
     - {type: sd_trainer, network: {rank: 4}}
-    - {type: tiny_model, path: tiny}
+    - {type: writer, path: tiny}
 """
 
 
+@needs_foreign_names
 def test_defaults_are_merged_under_each_process(load) -> None:
     cache, train, tiny = (process.section for process in load(DEFAULTS).processes)
     assert (cache.network.linear, cache.network.dropout) == (8, 0.1)
@@ -196,6 +199,7 @@ def test_defaults_are_merged_under_each_process(load) -> None:
     assert tiny.path == "tiny"
 
 
+@needs_foreign_names
 def test_a_default_that_no_process_knows_is_a_mistake_where_it_stands(mistakes) -> None:
     text = DEFAULTS.replace("dropout: 0.1", "dropuot: 0.1")
     assert mistakes(text) == ["6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"]
@@ -241,12 +245,12 @@ def test_two_trainers_of_one_folder_are_refused(mistakes, load, tmp_path: Path) 
 
 def test_a_model_written_earlier_in_the_job_need_not_exist(load, mistakes) -> None:
     text = (
-        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: tiny_model, path: output/tiny}\n"
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: writer, path: output/tiny}\n"
         "    - {type: sd_trainer, datasets: [{folder_path: photos}], model: {name_or_path: ./output/tiny}}\n"
     )
     assert load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
     # Of a process whose type is unknown nobody knows what it writes: nothing is said of the folder.
-    assert len(mistakes(text.replace("tiny_model", "tiny_modle"))) == 1
+    assert len(mistakes(text.replace("writer", "wirter"))) == 1
     (line,) = mistakes(text.replace("path: output/tiny}", "path: output/other}", 1))
     assert "process[1].model.name_or_path: './output/tiny' does not exist" in line
 
@@ -284,16 +288,25 @@ def test_an_unchecked_section_is_handed_over_as_plain_data(load) -> None:
     assert entry.raw == {"type": "drop_in", "n": None, "deep": {"x": [1, "yes", 1e-4]}}
 
 
+@needs_foreign_names
 def test_raw_keeps_old_names(load) -> None:
     entry = load(DEFAULTS).processes[1]
     assert entry.raw["network"] == {"rank": 4, "linear": 8, "dropout": 0.1}
+
+
+def test_a_command_of_another_program_names_the_part_that_would_read_it(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = part_of(FOREIGN_COMMANDS).rpartition(".")[2]
+    monkeypatch.setenv(LEFT_OUT, name)
+    with pytest.raises(UserError) as caught:
+        load("accelerate launch train.py --steps 3", file="train.sh")
+    needs = f"needs the extension '{name}', which "
+    assert str(caught.value).startswith(f"train.sh: a command of another program {needs}")
 
 
 def test_loading_imports_no_torch() -> None:
     code = (
         "import sys, toolkit.config, toolkit.config.reading.reference\n"
         "import extensions.sd_trainer.config, extensions.tools.cache.config\n"
-        "import extensions.from_scratch.new_model_config\n"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
     )
     root = Path(__file__).resolve().parents[4]

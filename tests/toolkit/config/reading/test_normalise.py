@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.parts import needs_foreign_names
 from tests.running import section_of
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.reading import normalise
 from toolkit.errors import UserError
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "path", "value"),
     [
@@ -88,6 +90,7 @@ def test_shapes_of_our_own_are_read_without_a_word_of_other_programs(
     assert found == value
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -216,6 +219,7 @@ def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, mes
     assert not found.endswith(("..", ":."))
 
 
+@needs_foreign_names
 def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(load) -> None:
     job = load(
         trainer(
@@ -228,6 +232,7 @@ def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(
     ]
 
 
+@needs_foreign_names
 def test_a_key_without_effect_is_one_warning_line(load) -> None:
     job = load(trainer("model:", "  name_or_path: ./model", "  is_flux: false", "performance_log_every: 10"))
     assert job.warnings == (
@@ -246,6 +251,7 @@ def test_the_folder_of_a_run_stands_for_its_file(tmp_path: Path, tiny_model: Pat
     assert list(section.lora) == [f"{run / 'my.safetensors'}{strength}"]
 
 
+@needs_foreign_names
 def test_a_key_that_was_removed_names_the_tool(load) -> None:
     job = load(trainer("train: {ema_config: {use_ema: true, power_averages: true}}"))
     [line] = job.warnings
@@ -277,6 +283,7 @@ def test_int8_matmul_of_the_defaults_is_accepted_with_one_warning(load) -> None:
     assert line.startswith("job.yaml:7:36: config.defaults.model.int8_matmul: was removed in 0.3")
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("key", ["text_encoder_cpu: true", "te_device: cpu"])
 def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None:
     (line,) = load(trainer(f"model: {{name_or_path: ./model, {key}}}")).warnings
@@ -284,6 +291,7 @@ def test_where_the_text_encoder_runs_is_no_longer_chosen(load, key: str) -> None
     assert line.endswith(f"model.{key.partition(':')[0]}: has no effect: {reason}.")
 
 
+@needs_foreign_names
 def test_the_flag_for_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"The text encoder is read layer by layer. Leave it out\."):
         section_of("generate", ["--model", tmp_path, "--prompt", "x", "--text-encoder-cpu"])
@@ -311,10 +319,11 @@ config:
       validation: {folder_path: photos}
       stop_when: {threshold: 2}
     - {type: drop_in, train: {steps: 1, mine: [1]}, datasets: none}
-    - {type: tiny_model, path: tiny}
+    - {type: writer, path: tiny}
 """
 
 
+@needs_foreign_names
 def test_what_a_process_does_not_give_comes_from_the_defaults(load) -> None:
     section = load(JOB).processes[0].section
     assert (len(section.datasets), section.datasets[0].num_repeats) == (2, 2)
@@ -322,6 +331,7 @@ def test_what_a_process_does_not_give_comes_from_the_defaults(load) -> None:
     assert (section.validation.fraction, section.stop_when.below, section.stop_when.smooth) == (0.1, 1, 4)
 
 
+@needs_foreign_names
 def test_mappings_merge_at_every_depth_and_lists_and_zeros_replace(load) -> None:
     section = load(JOB).processes[1].section
     assert [dataset.num_repeats for dataset in section.datasets] == [None]
@@ -330,12 +340,14 @@ def test_mappings_merge_at_every_depth_and_lists_and_zeros_replace(load) -> None
     assert (section.stop_when.below, section.stop_when.smooth) == (2, 4)
 
 
+@needs_foreign_names
 def test_a_list_of_sections_that_is_replaced_is_told(load) -> None:
     (told,) = (line for line in load(JOB).warnings if "process[1].datasets" in line)
     assert told.endswith("replaces the whole list of config.defaults.datasets, line 6; lists are not merged.")
     assert not [line for line in load(JOB).warnings if "process[0]" in line]
 
 
+@needs_foreign_names
 def test_where_two_keys_exclude_each_other_the_process_wins(load) -> None:
     validation = load(JOB).processes[1].section.validation
     assert (validation.folder_path, validation.fraction, validation.every, validation.timesteps) == (
@@ -346,6 +358,7 @@ def test_where_two_keys_exclude_each_other_the_process_wins(load) -> None:
     )
 
 
+@needs_foreign_names
 def test_an_unchecked_section_is_given_the_merged_mapping(load) -> None:
     raw = load(JOB).processes[2].raw
     assert (raw["train"]["steps"], raw["train"]["lr"], raw["train"]["mine"]) == (1, 0.5, [1])
@@ -353,12 +366,14 @@ def test_an_unchecked_section_is_given_the_merged_mapping(load) -> None:
     assert raw["train"]["ema_config"] == {"use_ema": True, "ema_decay": 0.5}
 
 
+@needs_foreign_names
 def test_a_process_that_knows_none_of_them_is_left_alone(load) -> None:
     assert load(JOB).processes[3].section.path == "tiny"
 
 
+@needs_foreign_names
 def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(load, mistakes) -> None:
-    """`tiny_model` knows no `train`; both trainers have one of their own."""
+    """`writer` knows no `train`; both trainers have one of their own."""
     both = JOB.replace("name: a}", "name: a, train: {batch_size: 2}}")
     train = load(both).processes[0].section.train
     assert (train.batch_size, train.steps) == (2, 7)
@@ -368,6 +383,7 @@ def test_a_default_is_known_though_every_process_that_knows_it_adds_to_it(load, 
     ]
 
 
+@needs_foreign_names
 def test_the_defaults_of_one_process_are_not_changed_by_another(load) -> None:
     first, second = load(JOB), load(JOB.replace("name: a}", "name: a, train: {ema_config: {use_ema: false}}}"))
     assert first.processes[1].raw == second.processes[1].raw

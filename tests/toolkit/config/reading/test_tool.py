@@ -9,6 +9,7 @@ import pytest
 from pydantic import Field
 
 from extensions.tools.lint.config import LintConfig
+from tests.parts import needs_foreign_names
 from tests.running import section_of
 from toolkit.config.reading.base import StrictModel
 from toolkit.config.reading.field_types import StrOrList
@@ -151,6 +152,7 @@ def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
         assert str(refused.value).startswith(message)
 
 
+@needs_foreign_names
 def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
     told = load_tool("lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]).warnings
     assert sorted(line.partition(": has no effect")[0] for line in told) == [

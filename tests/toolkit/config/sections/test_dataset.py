@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.sections.dataset import ColumnsConfig, Rectangle, area_of
 from toolkit.config.sections.trainer import ImageTrainingSection
@@ -13,6 +14,7 @@ from toolkit.data.streams.sample_keys import SampleKeys
 from toolkit.train.config_diff import diff_configs
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "field", "value"),
     [
@@ -48,6 +50,7 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
     assert getattr(found, field) == value
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -219,6 +222,7 @@ def test_what_a_change_means_for_a_resume(old: dict, new: dict, kinds: set) -> N
 # ------------------------------------------------------------ validation
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("place", [("validation:",), ("train:", "  validation:")])
 def test_it_stands_in_the_process_or_in_train(section, place) -> None:
     indent = "  " * len(place)
@@ -231,11 +235,13 @@ def test_there_is_none_by_default(section) -> None:
     assert section("validation:").validation is None
 
 
+@needs_foreign_names
 def test_two_places_that_differ_are_a_mistake(faults) -> None:
     (found,) = faults("validation: {fraction: 0.1}", "train: {validation: {fraction: 0.2}}")
     assert "mean the same" in found
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
@@ -261,10 +267,12 @@ def test_a_mistake_is_named_at_its_place(faults, given: str, fault: str) -> None
     assert fault in found[0]
 
 
+@needs_foreign_names
 def test_the_other_trainers_section_is_not_this_one(faults) -> None:
     assert "not supported yet" in faults("train: {validation_config: {validation_items: []}}")[0]
 
 
+@needs_foreign_names
 def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(section, tmp_path: Path) -> None:
     (tmp_path / "val").mkdir(exist_ok=True)
     job = section(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 
 A, B = "a.safetensors", "b.safetensors"
@@ -30,6 +31,7 @@ def loras(section):
     return loras
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
@@ -51,6 +53,7 @@ def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[
     assert loras(keys) == expected
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -103,6 +106,7 @@ def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> 
     assert found[0].startswith(message)
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("value", ["true", "1", "yes", "'true'"])
 @pytest.mark.parametrize("key", ["is_flux", "is_xl", "is_v3", "is_pixart", "is_lumina2"])
 def test_a_switch_of_another_family_is_refused_when_it_is_on(faults, key: str, value: str) -> None:
@@ -110,6 +114,7 @@ def test_a_switch_of_another_family_is_refused_when_it_is_on(faults, key: str, v
     assert line.startswith(f"model.{key}: ") and "only Qwen-Image models and what is made from them" in line
 
 
+@needs_foreign_names
 @pytest.mark.parametrize("value", ["false", "'False'", "0"])
 def test_a_switch_of_another_family_is_a_note_when_it_is_off(load, value: str) -> None:
     (line,) = load(trainer(f"model: {{name_or_path: ./model, is_flux: {value}}}")).warnings
@@ -117,11 +122,12 @@ def test_a_switch_of_another_family_is_a_note_when_it_is_off(load, value: str) -
 
 
 def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
-    tiny = "- {type: tiny_model, path: output/tiny}"
+    tiny = "- {type: writer, path: output/tiny}"
     text = trainer("model: {name_or_path: output/tiny}").replace("process:\n", f"process:\n    {tiny}\n")
     assert load(text).warnings == ()
 
 
+@needs_foreign_names
 def test_what_has_no_effect_is_told(load) -> None:
     keys = "base_loras: [{path: a.safetensors, multiplier: 0}], base_weights_multiplier: [2]"
     first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
@@ -132,6 +138,7 @@ def test_what_has_no_effect_is_told(load) -> None:
 # ------------------------------------------------------------ quantization
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

@@ -27,10 +27,13 @@ from toolkit.config.sections.model_files import (
 from toolkit.errors import UserError
 from toolkit.registry import FAMILIES
 
+MADE_FROM_THEM = ["what is made from them", *(f"{one.title}s of its own" for one in families() if not one.published)]
+"""What is trained beside the published models; a part may add a family of its own."""
+
 OURS = (
     "and this program trains Qwen-Image-Edit-2509, Qwen-Image-Edit-2511, Qwen-Image, Qwen-Image-2512, Qwen-Image-Edit, "
-    "Qwen-Image-Layered, Qwen-Image-2.1, Qwen-Image-2.1-Turbo, what is made from them, and latent flow models of its "
-    "own."
+    "Qwen-Image-Layered, Qwen-Image-2.1, Qwen-Image-2.1-Turbo, "
+    f"{', '.join([*MADE_FROM_THEM[:-1], f'and {MADE_FROM_THEM[-1]}'])}."
 )
 REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
 

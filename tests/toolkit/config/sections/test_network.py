@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from tests.conftest import ROOT
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.sections import network
 from toolkit.errors import UserError, install_command
@@ -35,6 +36,7 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
     assert section(line).network.type == kind
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -110,6 +112,7 @@ def test_a_pattern_or_a_list_of_them(section) -> None:
     assert (network.include_patterns, network.exclude_patterns) == ((".*attn.*",), ("a", "b"))
 
 
+@needs_foreign_names
 def test_a_factor_without_lokr_is_told(load) -> None:
     (warning,) = load(trainer("network: {type: lora, lokr_factor: 8, lokr_full_rank: true}")).warnings
     assert warning.endswith("network.lokr_factor: has no effect: it concerns LoKr only.")
@@ -117,6 +120,7 @@ def test_a_factor_without_lokr_is_told(load) -> None:
     assert load(trainer("network: {type: lycoris, factor: 8, network_kwargs: {algo: lokr}}")).warnings == ()
 
 
+@needs_foreign_names
 def test_the_size_in_words(section) -> None:
     words = {
         "{rank: 4}": "rank 4, alpha 4 (not given: the rank)",
@@ -131,6 +135,7 @@ def test_the_size_in_words(section) -> None:
         assert section(f"network: {line}").network.size() == expected
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "whole"),
     [
@@ -147,6 +152,7 @@ def test_a_whole_second_factor_may_be_asked_for_among_the_kwargs(section, line: 
     assert network.network_kwargs.only_if_contains == (("attn",) if "attn" in line else ())
 
 
+@needs_foreign_names
 def test_a_factor_may_be_given_among_the_kwargs_too(section, faults) -> None:
     network = section("network: {type: lycoris, network_kwargs: {algo: lokr, factor: 8}}").network
     assert (network.type, network.factor) == ("lokr", 8)

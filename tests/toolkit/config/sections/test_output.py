@@ -6,9 +6,12 @@ import os
 
 import pytest
 
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
+from toolkit.registry import HINTED_TOOLS, LEFT_OUT
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "steps", "epochs"),
     [
@@ -27,6 +30,7 @@ def test_steps_above_zero_decide_where_they_are_given(section, keys: str, steps:
     assert section(f"save: {{{keys}}}").save.interval() == (steps, epochs)
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "kept"),
     [
@@ -44,6 +48,7 @@ def test_as_many_files_stay_as_the_deciding_interval_says(section, keys: str, ke
     assert section(f"save: {{{keys}}}").save.files_to_keep() == kept
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "warning"),
     [
@@ -64,6 +69,7 @@ def test_jobs_without_contradiction_are_silent(load, keys: str) -> None:
     assert load(trainer(f"save: {{{keys}}}")).warnings == ()
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -78,6 +84,14 @@ def test_jobs_without_contradiction_are_silent(load, keys: str) -> None:
 def test_mistakes_of_a_save_section(faults, keys: str, message: str) -> None:
     (found,) = faults(f"save: {{{keys}}}")
     assert found.startswith(f"save.{message}")
+
+
+def test_push_to_hub_without_the_tool_that_uploads_is_refused(faults, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = HINTED_TOOLS["publication"]
+    monkeypatch.setenv(LEFT_OUT, tool)
+    assert faults("save: {push_to_hub: true, hf_repo_id: me/x}") == [
+        f"save.push_to_hub: needs the tool {tool!r}, which is absent. Leave it out."
+    ]
 
 
 # ------------------------------------------------------------ sample
@@ -123,6 +137,7 @@ def test_epochs_above_zero_decide(section, keys: str, steps: int, epochs: int) -
     assert section(f"sample: {{{keys}}}").sample.interval() == (steps, epochs)
 
 
+@needs_foreign_names
 def test_a_file_of_prompts_has_one_per_line(section, tmp_path) -> None:
     text = "\ufeff# portraits\na cat, smiling -- happy\n\n   # none\r\n  a dog [trigger] --w 96 --n bad  \n"
     (tmp_path / "my prompts.txt").write_text(text, encoding="utf-8")
@@ -146,11 +161,13 @@ def test_a_pipe_is_no_file_of_prompts(faults, tmp_path) -> None:
     assert "'p.txt' is not a file." in faults("sample: {prompts: p.txt}")[0]
 
 
+@needs_foreign_names
 def test_the_shift_comes_from_the_section(section) -> None:
     keys = "flow_shift: 3, samples: [{prompt: a}, {prompt: b, discrete_flow_shift: 2}, {prompt: c --fs 1.5}]"
     assert [item.flow_shift for item in section(f"sample: {{{keys}}}").sample.sample_items()] == [3, 2, 1.5]
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.sections import output as section_module
 from toolkit.config.sections.output import PACKAGES, LoggingConfig
@@ -45,6 +46,7 @@ def warnings(load):
 # ------------------------------------------------------------ which trackers
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "trackers"),
     [
@@ -72,16 +74,19 @@ def test_the_trackers_follow_from_the_keys_of_either_style(logging, offline, lin
     assert logging(*lines).trackers() == trackers
 
 
+@needs_foreign_names
 def test_names_of_other_programs_mean_the_same(logging, offline) -> None:
     found = logging("use_wandb: true", "project_name: faces", "run_name: third")
     assert (found.wandb_project, found.wandb_run_name) == ("faces", "third")
 
 
+@needs_foreign_names
 def test_log_dir_of_the_process_is_logging_dir(section) -> None:
     assert section("log_dir: tb").logging.logging_dir == "tb"
     assert section("log_dir: null").logging.logging_dir == ""
 
 
+@needs_foreign_names
 def test_the_process_wins_over_a_default(load, offline) -> None:
     defaults = "  defaults: {logging: {use_wandb: true, logging_dir: tb}}\n"
     text = trainer("logging: {log_with: tensorboard}") + defaults
@@ -90,6 +95,7 @@ def test_the_process_wins_over_a_default(load, offline) -> None:
     assert load(text).processes[0].section.logging.trackers() == ()
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -166,6 +172,7 @@ def test_a_secret_is_no_name_of_a_folder(faults, key: str) -> None:
 # ------------------------------------------------------------ what does nothing
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

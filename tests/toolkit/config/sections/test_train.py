@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from tests.parts import needs_foreign_names
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.sections.train import BACKENDS, TrainConfig
 from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
@@ -17,6 +18,7 @@ def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
     assert FlowSettings(**FlowSettings.named_in(TrainConfig())) == FlowSettings()
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "field", "value"),
     [
@@ -119,6 +121,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
 # ------------------------------------------------------------ contradictions
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -178,6 +181,7 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
     assert found.startswith(message)
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("line", "warning"),
     [
@@ -210,6 +214,7 @@ def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warni
     assert warning in found.split(": process[0].train.", 1)[1]
 
 
+@needs_foreign_names
 def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None:
     """With epochs nothing is said of how many batches `steps` would be."""
     found = load(trainer("training: {steps: 3400, epochs: 10}", "train: {gradient_accumulation_steps: 4}")).warnings
@@ -220,6 +225,7 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
     ]
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     "line",
     [
@@ -243,6 +249,7 @@ def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> 
     assert load(trainer(f"train: {{{line}}}")).warnings == ()
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     ("lines", "place"),
     [
@@ -277,6 +284,7 @@ def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(faults, li
 # ------------------------------------------------------------ lr_groups
 
 
+@needs_foreign_names
 def test_an_entry_gives_a_rate_or_a_factor_or_both(section) -> None:
     entries = "[{match: a, lr: 0.5}, {pattern: b, lr_scale: 3, name: c}, {match: d, lr: 2, lr_scale: 3}, {match: e}]"
     groups = section(f"train: {{lr_groups: {entries}}}").train.lr_groups
@@ -284,6 +292,7 @@ def test_an_entry_gives_a_rate_or_a_factor_or_both(section) -> None:
     assert {group.label(): group.rate(0.1) for group in groups} == rates
 
 
+@needs_foreign_names
 def test_the_transformers_rate_is_the_rate(section) -> None:
     assert section("train: {unet_lr: 0.25}").train.lr == 0.25
 
@@ -295,6 +304,7 @@ def test_prodigy_can_leave_layers_untrained(section) -> None:
 # ------------------------------------------------------------ stop_when
 
 
+@needs_foreign_names
 @pytest.mark.parametrize(
     "lines",
     [

@@ -20,6 +20,7 @@ from toolkit.flow.sampler import sigmas
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.folder_family import dynamic_shift
 from toolkit.models.loading import WEIGHTS
+from toolkit.models.qwen_image import loading
 from toolkit.models.qwen_image.loading import TEXT_ENCODER, load_transformer
 from toolkit.models.tiny import TinySpec, write_tiny_model
 from toolkit.models.vl_prompts import load_text_model, load_tokenizer
@@ -35,6 +36,13 @@ def options(folder: Path, dtype: torch.dtype = torch.float32, **more) -> ModelLo
 def copy(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy of the model that a test may damage."""
     return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def test_a_vae_with_weights_of_an_absent_part_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewrite_json(copy / "vae" / "config.json", _more=True)
+    monkeypatch.setitem(loading.VAE_ADDITIONS, "_more", "extensions.no_such_part.x:load")
+    with pytest.raises(UserError, match=r"vae' \('_more' in its config\) needs the extension 'no_such_part'"):
+        loading.load_vae(copy / "vae", torch.float32)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.files.log import StatusLine
+from toolkit.registry import HINTED_TOOLS
 from toolkit.train.callbacks import tool_at_saves as module
 from toolkit.train.callbacks.standard import standard_callbacks
 from toolkit.train.callbacks.tool_at_saves import (
@@ -90,14 +91,14 @@ def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said
 
 def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(run, said, tmp_path: Path) -> None:
     tool = publish_at_end(run.folder, "me/x", private=True)
-    assert tool._command[2:] == ["publish", str(run.folder), "--repo", "me/x", "--private", "true"]
+    assert tool._command[2:] == [HINTED_TOOLS["publication"], str(run.folder), "--repo", "me/x", "--private", "true"]
     begun = tmp_path / "begun"
-    doing(tool, f"open({str(begun)!r}, 'w'); raise SystemExit('Later: python run.py publish')")
+    doing(tool, f"open({str(begun)!r}, 'w'); raise SystemExit('Later: upload it')")
     tool.event("save", step=1)
     tool.on_end(run, finished=False)
     assert not begun.exists()
     tool.on_end(run, finished=True)
-    assert begun.exists() and said == ["no upload: Later: python run.py publish. The run goes on without."]
+    assert begun.exists() and said == ["no upload: Later: upload it. The run goes on without."]
 
 
 def test_a_job_that_asks_for_it_uploads_behind_its_report(tmp_path: Path) -> None:
