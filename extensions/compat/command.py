@@ -309,7 +309,7 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
 
 
 def _precision(words: Sequence[_Word]) -> list[_Word]:
-    """Of what `accelerate` is told, its flag for the number type and the value behind it."""
+    """The flag for the number type among what `accelerate` is told, and the value behind it."""
     flag = "--mixed_precision"
     chosen = []
     for index, word in enumerate(words):

@@ -31,7 +31,7 @@ Names = dict[str, ForeignName]
 
 
 def renamed_to(ours: str, note: str = "", *, default: Any = NO_DEFAULT, tool: str = "") -> ForeignName:
-    """A key of ours has another name there; the value means the same. It is read without a word.
+    """A key of ours has another name there; the value means the same, and no line is printed.
 
     Row: `"learning_rate": renamed_to("train.lr", "0: nothing is learned, one warning", default=2e-6)`
     Job: `train: {learning_rate: 2e-4}` is read as `train: {lr: 2e-4}`.
