@@ -257,18 +257,18 @@ def run_outlook(
     section: TrainerConfig,
     job: JobContext,
     plan: RunPlan,
-    found: Callable[[], DatasetHashes],
+    dataset_hashes: Callable[[], DatasetHashes],
     needed_bytes: int | None = None,
     model: ModelConfig | None = None,
     will_not_start: tuple[str, ...] = (),
 ) -> Outlook:
     """The outlook of a trainer's run.
 
-    found: as of `plan_start`. needed_bytes: of all states and files that are on the disk at once.
+    dataset_hashes: as for `plan_start`. needed_bytes: of all states and files that are on the disk at once.
     will_not_start: further reasons not to start.
     """
     folder, steps = section.run_folder(job), plan.optimizer_steps
-    start = _start(folder, section, job, steps, found)
+    start = _start(folder, section, job, steps, dataset_hashes)
     models = ModelOutlook.of(model, job) if model else None
     if start.what == "complete":  # a run that has nothing to do needs nothing
         will_not_start = ()
@@ -277,11 +277,11 @@ def run_outlook(
         will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
     disk = None
     if needed_bytes is not None:
-        there = sum(state.size for state in list_checkpoints(folder))
-        there += sum(file.size for file in list_network_files(folder))
-        kept = kept_outlook(section) if isinstance(section, DiffusionSection) else None
-        kept_bytes = kept.bytes if kept and not kept.lack else 0
-        disk = DiskOutlook(needed_bytes, min(needed_bytes, there), free_space(folder), kept_bytes)
+        there_bytes = sum(state.size for state in list_checkpoints(folder))
+        there_bytes += sum(file.size for file in list_network_files(folder))
+        kept_model = kept_outlook(section) if isinstance(section, DiffusionSection) else None
+        kept_bytes = kept_model.bytes if kept_model and not kept_model.lack else 0
+        disk = DiskOutlook(needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes)
     time, no_time = time_left(section, plan, start.step)
     if not plan.time and job.card:
         no_time = "no time on a card is calculated for such a job, so --card has no effect"
@@ -301,29 +301,34 @@ GROWS = ("steps", "samples", "validation", "saving")
 """Parts of a run of which a resume has those left that its steps are."""
 
 
-def time_outlook(found: RunTime, training_folder: str, done: int, compiled: bool) -> tuple[TimeOutlook | None, str]:
+def time_outlook(time: RunTime, training_folder: str, done: int, compiled: bool) -> tuple[TimeOutlook | None, str]:
     """How long the rest of a run takes; where that is not known None, and why, if there is a reason to say.
 
     done: optimizer steps that are done. compiled: whether the blocks are.
     """
-    work, card = found.work, found.card
-    kept = None if found.is_asked else run_times(training_folder, found.key)
-    if kept is None and card is None:
-        return None, found.no_card
-    step_s, parts = 0.0, dict[str, float]()
+    work, card = time.work, time.card
+    measured = None if time.is_asked else run_times(training_folder, time.key)
+    if measured is None and card is None:
+        return None, time.no_card
+    step_s = 0.0
+    parts: dict[str, float] = {}
+    called = time.gpu or "this CPU"
     if card:
         step_s = work.step.seconds(card, compiled)
-        parts = work.parts(card, compiled, None if found.is_asked else compile_seconds(found.gpu))
-    if kept:
-        step_s = kept.step_s
-        parts |= {"steps": work.steps * kept.step_s}
-        if kept.picture_s:
-            parts |= {"samples": work.pictures * kept.picture_s}
+        parts |= work.parts(card, compiled, None if time.is_asked else compile_seconds(time.gpu))
+    if measured:
+        step_s = measured.step_s
+        parts["steps"] = work.steps * measured.step_s
+        if measured.picture_s:
+            parts["samples"] = work.pictures * measured.picture_s
+    elif card:
+        called = card.called
     left = max(0, work.steps - done)
     share = left / work.steps if work.steps else 0.0
-    parts = {name: seconds * (share if name in GROWS else 1.0) for name, seconds in parts.items()}
-    named = card.called if card and not kept else found.gpu or "this CPU"
-    return TimeOutlook(left, step_s, sum(parts.values()), named, bool(kept), parts), ""
+    for name in GROWS:
+        if name in parts:
+            parts[name] *= share
+    return TimeOutlook(left, step_s, sum(parts.values()), called, bool(measured), parts), ""
 
 
 def _start(
@@ -331,7 +336,7 @@ def _start(
     section: TrainerConfig,
     job: JobContext,
     steps: int,
-    found: Callable[[], DatasetHashes],
+    dataset_hashes: Callable[[], DatasetHashes],
 ) -> StartOutlook:
     """As the run decides it, but for the hashes of a state's files: only their sizes are compared."""
     lock = read_lock(folder)
@@ -339,11 +344,10 @@ def _start(
         return StartOutlook(folder, "refused", reason=why_locked(folder, lock.owner))
     try:
         check_writable(checkpoint_dir(folder))
-        start = (
-            Start(None, moves_aside=True)
-            if job.begins_anew
-            else plan_start(folder, section, steps, found, job.restart, job.allow_change, by_hash=False)
-        )
+        if job.begins_anew:
+            start = Start(None, moves_aside=True)
+        else:
+            start = plan_start(folder, section, steps, dataset_hashes, job.restart, job.allow_change, by_hash=False)
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:
