@@ -110,16 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log.shown():
             return exit.run_with_exit_code(run_tool, argv)
     try:
-        if argv and (said := other_word(argv) or tool_behind(argv)):
-            exit.print_error(said)
-            return EXIT_MISTAKE
+        if argv:
+            said = other_word(argv) or tool_behind(argv)
+            if said:
+                exit.print_error(said)
+                return EXIT_MISTAKE
         arguments = parse_arguments(argv)
         with log.shown():
             code = exit.run_with_exit_code(dispatch_logged, arguments)
     finally:
         is_written = log.flush_streams()
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
-        return code if is_written or code != EXIT_DONE else EXIT_FAILURE
+        if is_written or code != EXIT_DONE:
+            return code
+        return EXIT_FAILURE
     return code
 
 
@@ -161,9 +165,9 @@ def other_word(argv: Sequence[str]) -> str:
     near = get_close_matches(word, [*discover().tools(), "import", *(RUN_WORDS if others else ())], n=1, cutoff=0.7)
     if near and near[0] in RUN_WORDS:
         return f"{word}: a job is run by its name alone. Write: {shlex.join([COMMAND, *others])}"
-    return (
-        f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}" if near else ""
-    )
+    if near:
+        return f"{word}: neither a config nor a tool. Did you mean: {shlex.join([COMMAND, near[0], *others])}"
+    return ""
 
 
 def tool_behind(argv: Sequence[str]) -> str:
@@ -238,16 +242,21 @@ def import_job(arguments: argparse.Namespace) -> int:
     from toolkit.files.writing import file_in_the_way, write_text
 
     signals.install()
-    output = path_of("--output", arguments.output) if arguments.output else None
+    if arguments.output:
+        output = path_of("--output", arguments.output)
+    else:
+        output = None
     if output and (output.exists() or file_in_the_way(output.parent)):
         raise UserError(f"--output: '{output}' exists and is never replaced. Give another name.")
     is_text = holds_command(arguments.source) and not os.path.exists(arguments.source)
-    if made := foreign_tool(arguments.source if is_text else text_of(find_config(arguments.source))):
+    made = foreign_tool(arguments.source if is_text else text_of(find_config(arguments.source)))
+    if made:
         if output:
             raise UserError("--output applies to jobs only; this converts to a command. Remove it.")
         print_tool(*made)
         return EXIT_DONE
-    find_model, options = discover().find_config, {"name": arguments.name, "moved": moved_folders(arguments.map)}
+    find_model = discover().find_config
+    options = {"name": arguments.name, "moved": moved_folders(arguments.map)}
     with redirect_stdout(sys.stderr):
         if is_text:
             config = load_job(COMMAND_LINE, find_model, command=arguments.source, as_job=True, **options)
@@ -278,7 +287,9 @@ def text_of(file: Path) -> str:
     """The text of a file, to see whether it is a command; empty: a pipe, which can be read only once, or unreadable,
     which its reader says."""
     with suppress(OSError):
-        return read_source(file).decode("utf-8", "replace") if file.is_file() else ""
+        if file.is_file():
+            return read_source(file).decode("utf-8", "replace")
+        return ""
     return ""
 
 
@@ -291,7 +302,8 @@ def foreign_tool(text: str) -> tuple[list[str], list[str]] | None:
     find_tool = find_object(FOREIGN_TOOLS)
     if find_tool is None or not is_command(text):
         return None
-    extensions, known = discover(), {}
+    extensions = discover()
+    known = {}
     for uid in extensions.tools():
         model = extensions.find_command(uid)
         if model is not None and issubclass(model, ToolConfig):
@@ -322,11 +334,18 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
-    config = arguments.configs[0] if len(arguments.configs) == 1 else None
-    if config and (made := foreign_tool(text_of(find_config(config)))):
-        words, notes = made
-        print_tool(words, notes)
-        return run_tool(words) if words and not arguments.dry_run else EXIT_DONE
+    if len(arguments.configs) == 1:
+        config = arguments.configs[0]
+    else:
+        config = None
+    if config:
+        made = foreign_tool(text_of(find_config(config)))
+        if made:
+            words, notes = made
+            print_tool(words, notes)
+            if words and not arguments.dry_run:
+                return run_tool(words)
+            return EXIT_DONE
     if len(arguments.configs) == 1 and not arguments.dry_run and len(arguments.seeds or ()) <= 1:
         return run_job(arguments, env)
     if not env.is_main_process:
@@ -344,7 +363,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
             f"{len(arguments.seeds or arguments.configs)} runs for {env.world_size} processes: start them one after "
             "another."
         )
-    return run_sweep(arguments) if arguments.seeds else run_series(arguments)
+    if arguments.seeds:
+        return run_sweep(arguments)
+    return run_series(arguments)
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
@@ -393,7 +414,8 @@ def run_series(arguments: argparse.Namespace) -> int:
             outputs |= plan_before_the_run(config, arguments, outputs)
         return EXIT_DONE
 
-    runner, guarded = multi_run.ChildRunner(child_command(arguments)), partial(exit.run_with_exit_code, check)
+    runner = multi_run.ChildRunner(child_command(arguments))
+    guarded = partial(exit.run_with_exit_code, check)
     return multi_run.run_series(arguments.configs, runner, recover=arguments.recover, check=guarded)
 
 
@@ -410,7 +432,8 @@ def child_command(arguments: argparse.Namespace) -> list[str]:
 
 def run_sweep(arguments: argparse.Namespace) -> int:
     """Runs a config with each seed, in its own interpreter, and prints how the runs compare. All are checked first."""
-    extensions, argument = discover(), arguments.configs[0]
+    extensions = discover()
+    argument = arguments.configs[0]
     by_seed: dict[int, list[Path]] = {}
 
     def check(seed: str) -> int:
@@ -423,7 +446,8 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     command = child_command(arguments)
     for flag, given in (("--name", arguments.name), ("--restart-from", arguments.restart_from)):
         command += [flag, given] if given else []
-    runner, guarded = multi_run.ChildRunner(command), partial(exit.run_with_exit_code, check)
+    runner = multi_run.ChildRunner(command)
+    guarded = partial(exit.run_with_exit_code, check)
     seeds = [str(seed) for seed in arguments.seeds]
 
     def run_one(seed: str) -> int:
@@ -492,7 +516,10 @@ def load(
     from toolkit.config.reading.foreign import COMMAND_LINE
 
     path = COMMAND_LINE if argument is None else find_config(argument)
-    of_examples = moved_examples() if "config/examples" in text_of(Path(path)) else {}
+    if "config/examples" in text_of(Path(path)):
+        of_examples = moved_examples()
+    else:
+        of_examples = {}
     config = load_job(
         path,
         extensions.find_config,

@@ -118,7 +118,10 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     section = entry.section
     plan = None
     notes: tuple[str, ...] = ()
-    folders = section.datasets_to_come(job) if isinstance(section, DatasetsSection) else ()
+    if isinstance(section, DatasetsSection):
+        folders = section.datasets_to_come(job)
+    else:
+        folders = ()
     if folders:
         notes = (f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",)
     elif isinstance(section, ProcessConfig):

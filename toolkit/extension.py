@@ -85,7 +85,8 @@ class Extension:
     @classmethod
     def get_process(cls) -> type:
         """The class that `process` names."""
-        if process := cls._named("process"):
+        process = cls._named("process")
+        if process:
             return process
         raise NotImplementedError(f'{cls.__name__} needs get_process(), or process = ".module:Class"')
 
@@ -137,7 +138,9 @@ class HiddenExtension:
 
     def concerns(self, uid: str) -> bool:
         """Whether somebody who asks for `uid` means this one."""
-        return uid == self.uid if self.uid else mentions(self.folder, uid)
+        if self.uid:
+            return uid == self.uid
+        return mentions(self.folder, uid)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,8 @@ class ExtensionTable:
         if named:
             folders = "".join(f"\n  {found.folder}" for found in named)
             raise UserError(f"more than one extension has the uid {uid!r}; keep one of:{folders}")
-        if asked := [broken for broken in self.broken if broken.concerns(uid)]:
+        asked = [broken for broken in self.broken if broken.concerns(uid)]
+        if asked:
             raise UserError("\n".join(map(str, asked)))
         lines = [f"unknown process type {uid!r}. {self._remedy(uid)}"]
         lines += [f"'--without {one.without}' leaves it out." for one in self.hidden if one.concerns(uid)]
@@ -199,12 +203,16 @@ class ExtensionTable:
 
     def _remedy(self, uid: str) -> str:
         """What to write instead of a type that nobody has: the one like it, or the trainer of most jobs."""
-        known, tools = {found.uid for found in self.found}, self.tools()
+        known = {found.uid for found in self.found}
+        tools = self.tools()
         near = get_close_matches(uid, known - tools.keys(), n=1, cutoff=0.75) or get_close_matches(uid, tools, n=1)
         if MOST_JOBS in known and re.search(MEANS_TRAINER, uid):
             near = [MOST_JOBS]
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        others = f"; the tools of '{COMMAND} --help' are types too" if tools else ""
+        if tools:
+            others = f"; the tools of '{COMMAND} --help' are types too"
+        else:
+            others = ""
         return f"{hint}Known names: {', '.join(sorted(known - tools.keys()))}{others}."
 
     def find_config(self, uid: str) -> type[BaseModel] | None:

@@ -180,7 +180,10 @@ def stray_flags(text: str) -> Iterator[tuple[SourceLocation, str]]:
         is_end = was_above and not is_above and not flags.isdisjoint(ROWS)
         if first is None or not (is_end or _FLAG.match(first.text)):
             continue
-        above = lines[first.at.line - 2].strip() if first.at.line > 1 else ""
+        if first.at.line > 1:
+            above = lines[first.at.line - 2].strip()
+        else:
+            above = ""
         if not above or above.startswith("#"):
             what = f"line {first.at.line - 1} is {'a comment' if above else 'empty'}, which ends it. Remove that line."
         else:
@@ -209,7 +212,10 @@ class _Variables:
             raw = array_begins[2]
         if self.filling:
             inside = raw.removesuffix(")")
-            words = [_Word(_unquoted(inside, self.values), place)] if inside else []
+            if inside:
+                words = [_Word(_unquoted(inside, self.values), place)]
+            else:
+                words = []
             self.arrays[self.filling] += words
             if raw.endswith(")"):
                 self.filling = ""
@@ -303,7 +309,10 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
         if name.endswith(".py"):
             flags = list(words[index + 1 :])
             keys = [flag.text.partition("=")[0] for flag in flags]
-            before = [] if "--mixed_precision" in keys else _precision(words[:index])
+            if "--mixed_precision" in keys:
+                before = []
+            else:
+                before = _precision(words[:index])
             return word._replace(text=name), before, flags
     return None, [], []
 
@@ -327,7 +336,10 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
         word = waiting.pop(0)
         if not word.text.startswith("--"):
             is_variable = word.text.startswith("${")
-            hint = "Set the variable, or write what it stands for." if is_variable else odd_characters(word.text)
+            if is_variable:
+                hint = "Set the variable, or write what it stands for."
+            else:
+                hint = odd_characters(word.text)
             if _FLAG.match(word.text):
                 hint = "A flag begins with two plain '-'."
             diagnostics.error_at(word.at, (), f"{word.text!r} belongs to no flag. {hint}".rstrip())
@@ -340,7 +352,10 @@ def _flags(words: Sequence[_Word], diagnostics: Diagnostics) -> dict[str, Config
         while waiting and not waiting[0].text.startswith("--") and (name in MANY or not values):
             values.append(waiting.pop(0))
         if name not in ROWS:
-            tools = "It is a flag of another script." if name in NAMES["musubi", "flags"] else ""
+            if name in NAMES["musubi", "flags"]:
+                tools = "It is a flag of another script."
+            else:
+                tools = ""
             hint = odd_characters(name) or tools or did_you_mean(name, ROWS, list_all=False)
             diagnostics.error(_node(name, word, name), f"--{name}: unknown flag. {hint}", at_key=True)
             continue
@@ -388,7 +403,10 @@ def _add(given: dict[str, ConfigNode], name: str, node: ConfigNode, diagnostics:
     first = given.setdefault(name, node)
     if first.data() != node.data():
         at = node.key_at
-        place = f"in {at.file} line {at.line}" if at.file else "a second time"
+        if at.file:
+            place = f"in {at.file} line {at.line}"
+        else:
+            place = "a second time"
         message = f"--{name} is {_shown(first)}, and {_shown(node)} {place}. Remove one of them."
         diagnostics.error(first, message, at_key=True)
 

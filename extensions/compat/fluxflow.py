@@ -239,7 +239,10 @@ class _Reader:
                     self._add(shared, inner, child)
             elif key not in SECTIONS:
                 belongs = _places(key)
-                hint = f"It belongs in {belongs}." if belongs else did_you_mean(key, SECTIONS)
+                if belongs:
+                    hint = f"It belongs in {belongs}."
+                else:
+                    hint = did_you_mean(key, SECTIONS)
                 self.diagnostics.error(node, f"unknown key. {odd_characters(key) or hint}", at_key=True)
             elif isinstance(node.value, dict):
                 for inner, child in self._level(node, key).items():
@@ -268,7 +271,10 @@ class _Reader:
         for key, child in checked.value.items():
             value = getattr(section, key)
             if kind_of(key) in ("texts", "names"):
-                value = child.value if isinstance(child.value, list) else [child]
+                if isinstance(child.value, list):
+                    value = child.value
+                else:
+                    value = [child]
             elif kind_of(key) == "mapping":
                 value = child.value
             self._add(level, SAME.get(key, key), replace(child, value=value))
@@ -322,7 +328,10 @@ class _Reader:
             self.diagnostics.error(listed or pipeline, f"No pipeline steps defined. {remedy}")
             return []
         common = pipeline.child("defaults")
-        defaults = self._level(common, STEPS) if common is not None and isinstance(common.value, dict) else {}
+        if common is not None and isinstance(common.value, dict):
+            defaults = self._level(common, STEPS)
+        else:
+            defaults = {}
         steps = [self._listed_step(entry, defaults, pipeline) for entry in listed.value]
         return [step for step in steps if step is not None]
 
@@ -368,7 +377,10 @@ class _Reader:
         }
         alone = ("compressor", "expander", "decoder", "discriminator", "D_img")
         listed = values.get("freeze")
-        names = {item.value: item for item in listed.value} if listed is not None else {}
+        if listed is not None:
+            names = {item.value: item for item in listed.value}
+        else:
+            names = {}
         if "compressor" in names and {"expander", "decoder"} & names.keys():
             names = {**names, "vae": names["compressor"]}
         for name, item in names.items():
@@ -411,12 +423,18 @@ class _Reader:
             return {}
         chosen = chosen or pipeline.child("default_dataset")
         known = pipeline.child("datasets")
-        entries = known.value if known is not None and isinstance(known.value, dict) else {}
+        if known is not None and isinstance(known.value, dict):
+            entries = known.value
+        else:
+            entries = {}
         if chosen is None or chosen.is_blank:
             return {}
         node = entries.get(chosen.value)
         if node is None:
-            hint = did_you_mean(str(chosen.value), entries) if entries else "There is no 'training.pipeline.datasets'."
+            if entries:
+                hint = did_you_mean(str(chosen.value), entries)
+            else:
+                hint = "There is no 'training.pipeline.datasets'."
             self.diagnostics.error(chosen, f"{show(chosen)} is not a dataset of the pipeline. {hint}")
             return {}
         if not isinstance(node.value, dict):
@@ -778,7 +796,10 @@ class _Reader:
             switch = values["use_lpips"]
             pixels["lpips"] = values.get("lambda_lpips", at(switch, 0.1))
             pixels["lpips_backbone"] = values.get("lpips_backbone", at(switch, os.path.expanduser(LPIPS_BACKBONE)))
-        adversarial = {"adversarial": values.get("lambda_adv")} if step.adversarial else {}
+        if step.adversarial:
+            adversarial = {"adversarial": values.get("lambda_adv")}
+        else:
+            adversarial = {}
         return {**pixels, **kl, **adversarial}
 
     def _discriminator(self, step: _Step) -> dict[str, Any] | None:
@@ -883,7 +904,9 @@ def _number(value: Any) -> int | float | None:
     """A number, also one in quotes; None for anything else."""
     if isinstance(value, str) and scalar_kind(value.strip()) in ("int", "float"):
         value = scalar_value(value.strip())
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return None
 
 
 def _output_paths(root: ConfigNode) -> Iterator[ConfigNode]:

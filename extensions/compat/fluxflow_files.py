@@ -95,7 +95,10 @@ class FluxflowFiles(Callback):
         batch = batch_of(self._run, step, epoch)
         for name in files:
             parts_of_name = SAMPLE_FILE.fullmatch(name)
-            index = f"_{parts_of_name['index']}" if parts_of_name and len(files) > 1 else ""
+            if parts_of_name and len(files) > 1:
+                index = f"_{parts_of_name['index']}"
+            else:
+                index = ""
             target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
             link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target, durable=False)
 

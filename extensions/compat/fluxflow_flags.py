@@ -32,7 +32,10 @@ def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diag
             diagnostics.warn(node, f"replaces {where} of the file.")
             place = str(replaced[0][0])
         section = root.value.get(place)
-        inside = section.value if section is not None and isinstance(section.value, dict) else {}
+        if section is not None and isinstance(section.value, dict):
+            inside = section.value
+        else:
+            inside = {}
         section = replace(section or nowhere, value={**inside, name: node}, path=(place,))
         root = replace(root, value={**root.value, place: section})
     return root
@@ -44,7 +47,10 @@ def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Dia
     if kind == "texts":
         return replace(node, value=[replace(node, value=text, text=text) for text in texts])
     text = texts[0] if texts else "true"
-    read = scalar_value(text) if kind in ("whole", "number", "switch") else text
+    if kind in ("whole", "number", "switch"):
+        read = scalar_value(text)
+    else:
+        read = text
     return replace(node, value=read, text=text, plain=True)
 
 

@@ -167,7 +167,10 @@ class RoleOptimizers:
         known = [key for keys in INLINE.values() for key in keys]
         for key, child in node.value.items():
             if key not in known and not (key == FILE and child.is_blank):
-                hint = "It belongs in 'training' or a step." if key == FILE else did_you_mean(key, known)
+                if key == FILE:
+                    hint = "It belongs in 'training' or a step."
+                else:
+                    hint = did_you_mean(key, known)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
 
     def _file(self, node: ConfigNode) -> ConfigNode | None:

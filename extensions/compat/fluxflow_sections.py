@@ -75,7 +75,10 @@ def _sizes(value: Any) -> list[tuple[int, int]]:
 
 def _sides(value: Any) -> tuple[int, int] | None:
     """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
-    parts = value if isinstance(value, list) else str(value).lower().split("x")
+    if isinstance(value, list):
+        parts = value
+    else:
+        parts = str(value).lower().split("x")
     sides = [str(part).strip() for part in parts]
     if len(sides) not in (1, 2) or not all(side.isdecimal() and 32 <= int(side) <= 16_384 for side in sides):
         return None

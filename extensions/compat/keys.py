@@ -59,7 +59,9 @@ class TableOfNames:
         name, equals, value = word.partition("=")
         row = _FLAGS.get(_key(name))
         is_ours = row and row.how == "is" and row.field in keys and _key(name) not in keys
-        return f"--{row.field}{equals}{value}" if row and is_ours else word
+        if row and is_ours:
+            return f"--{row.field}{equals}{value}"
+        return word
 
     def flag_remedy(self, word: str) -> str:
         row = _FLAGS.get(_key(word.partition("=")[0]))
@@ -82,12 +84,19 @@ def not_a_flag(flag: str) -> str:
     whose, row = known_name(key)
     if row is None or key in (ours.rpartition(".")[2] for ours in row.ours):
         keys = _nearest_keys(key, places_of_keys(model, KEYS).get(key, []))
-        return f"It is a key of a job: write {' or '.join(map(repr, keys))} into the job." if keys else ""
-    in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job" if row.ours else ""
+        if keys:
+            return f"It is a key of a job: write {' or '.join(map(repr, keys))} into the job."
+        return ""
+    if row.ours:
+        in_a_job = f"write {' and '.join(map(repr, row.ours))} into a job"
+    else:
+        in_a_job = ""
     if PROGRAMS[whose] is not OPTIONS:
         return f"It is {whose} flag, whose commands are not read: {in_a_job or row.says}."
     import_it = f"It is {whose} flag: give its whole command in quotes to 'run.py import'"
-    return f"{import_it}, or {in_a_job}." if in_a_job else f"{import_it}."
+    if in_a_job:
+        return f"{import_it}, or {in_a_job}."
+    return f"{import_it}."
 
 
 def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
@@ -174,7 +183,10 @@ class _Rewriter:
         elif row.how == "refused" and value in row.passes:
             neutral.append(child)
         elif row.how == "refused" and value not in ([], {}):
-            nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}" if row.ours else "Leave this key out"
+            if row.ours:
+                nearest = f"The nearest here is {' and '.join(map(repr, row.ours))}"
+            else:
+                nearest = "Leave this key out"
             says = f": {row.says}" if row.says else ""
             self.diagnostics.error(child, f"{show(child)} is not supported yet. {nearest}{says}.")
         return row.how in ("is", "shaped")
@@ -185,11 +197,15 @@ def _idle_anywhere(key: str, is_blank: bool) -> ForeignName | None:
     row = OPTIONS.get(key)
     if row is None or row.ours or row.tool:
         return None
-    return row if row.how == "idle" or is_blank else None
+    if row.how == "idle" or is_blank:
+        return row
+    return None
 
 
 def _key(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
+    if flag.startswith("--"):
+        return flag.removeprefix("--").replace("-", "_")
+    return ""
 
 
 KEYS = TableOfNames()

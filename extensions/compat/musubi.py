@@ -227,7 +227,10 @@ class _Reader:
     def _read(self, given: Level, known: Sequence[str], elsewhere: str) -> None:
         front_end = [key for key in given if OF_FRONT_END.fullmatch(key)]
         for key in front_end[:1]:
-            more = f" ({len(front_end) - 1} more such keys)" if front_end[1:] else ""
+            if front_end[1:]:
+                more = f" ({len(front_end) - 1} more such keys)"
+            else:
+                more = ""
             self.diagnostics.warn(given[key], f"has no effect: a front end starts its program by it{more}.")
         for key, node in given.items():
             if key in front_end or key in OF_SAMPLES or key == "training_mode":
@@ -259,7 +262,10 @@ class _Reader:
                 self.diagnostics.warn(node, f"has no effect: {row.says}.")
         elif not is_off:
             reason = f": {row.says}." if row.says else "."
-            nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}." if row.ours else ""
+            if row.ours:
+                nearest = f" The nearest here is {' and '.join(map(repr, row.ours))}."
+            else:
+                nearest = ""
             self.diagnostics.error(node, f"{show(node)} is not supported{reason}{nearest}", at_key=True)
 
     def _set(self, place: str, value: Any, to: dict[str, Any]) -> None:
@@ -351,7 +357,10 @@ class _Reader:
         arguments = self.given.get("optimizer_args")
         if kind is None or str(kind.value).lower() != "adafactor":
             return
-        pairs = dict(read_pairs(arguments, self.diagnostics).value) if arguments else {}
+        if arguments:
+            pairs = dict(read_pairs(arguments, self.diagnostics).value)
+        else:
+            pairs = {}
         if "relative_step" not in pairs:
             remedy = 'Add optimizer_args ["relative_step=False", "scale_parameter=False"] for learning_rate to count.'
             self.diagnostics.error(
@@ -390,7 +399,10 @@ class _Reader:
             and self.given.get("model_version", _their("", "")).value == "layered"
         ):
             self.diagnostics.warn(self.given["timestep_sampling"], QWEN_SHIFT_OF_LAYERS)
-        schedule = str(self.given["lr_scheduler"].value) if "lr_scheduler" in self.given else "constant"
+        if "lr_scheduler" in self.given:
+            schedule = str(self.given["lr_scheduler"].value)
+        else:
+            schedule = "constant"
         for key, schedules in HEEDED_BY.items():
             node = self.given.get(key)
             if node is not None and node.value not in (0, "0") and schedule not in schedules:
@@ -408,7 +420,10 @@ class _Reader:
 
     def _files(self) -> None:
         """When and how weights are saved, where a run begins."""
-        dtype = "bfloat16" if not self.adapter and "full_bf16" in self.given else NO_DEFAULT
+        if not self.adapter and "full_bf16" in self.given:
+            dtype = "bfloat16"
+        else:
+            dtype = NO_DEFAULT
         self._default("save_precision", value=dtype)
         every = self.given.get("save_every_n_steps")
         last = self.given.get("save_last_n_steps")
@@ -475,7 +490,10 @@ class _Reader:
         if path is None and os.path.exists(os.path.expanduser(str(node.value))):
             self.diagnostics.error(node, f"{show(node)} is not a file. Give the file with the datasets.")
         root = file_root(path, self.diagnostics) if path else None
-        entries = self._entries(map_paths(root, self.moved)) if root else []
+        if root:
+            entries = self._entries(map_paths(root, self.moved))
+        else:
+            entries = []
         if path and not entries:  # which is reported: that line is enough
             self.diagnostics.mark(node.path)
         return entries or [{"folder_path": node}]
@@ -484,9 +502,10 @@ class _Reader:
         """The datasets of the file; none where it has none, which is reported."""
         for key, child in root.value.items():
             if key not in ("general", "datasets"):
-                hint = "It belongs in [general] or [[datasets]]." if key in OF_DATASETS else did_you_mean(
-                    key, ("general", "datasets")
-                )  # fmt: skip
+                if key in OF_DATASETS:
+                    hint = "It belongs in [general] or [[datasets]]."
+                else:
+                    hint = did_you_mean(key, ("general", "datasets"))
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         general = root.value.get("general", node_at(root, {}))
         listed = root.value.get("datasets")
@@ -496,10 +515,16 @@ class _Reader:
         for table in (general, *listed.value):
             if not isinstance(table.value, dict):
                 self.diagnostics.error(table, f"{show(table)} is not a table of keys and values.")
-        shared = general.value if isinstance(general.value, dict) else {}
+        if isinstance(general.value, dict):
+            shared = general.value
+        else:
+            shared = {}
         for key, child in shared.items():
             if key not in GENERAL:
-                hint = "It belongs in [[datasets]]." if key in OF_DATASETS else did_you_mean(key, GENERAL)
+                if key in OF_DATASETS:
+                    hint = "It belongs in [[datasets]]."
+                else:
+                    hint = did_you_mean(key, GENERAL)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
         shared = {key: child for key, child in shared.items() if key in GENERAL}
         return [self._dataset({**shared, **item.value}, item) for item in listed.value if isinstance(item.value, dict)]
@@ -511,7 +536,10 @@ class _Reader:
         of_controls = {key for key in OF_DATASETS if "control" in key and key != "control_directory"}
         for key, node in given.items():
             if key not in OF_DATASETS:
-                elsewhere = "It belongs in the training config." if key in ROWS else ""
+                if key in ROWS:
+                    elsewhere = "It belongs in the training config."
+                else:
+                    elsewhere = ""
                 hint = odd_characters(key) or elsewhere or did_you_mean(key, OF_DATASETS, list_all=False)
                 self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
             elif key == "multiple_target":
@@ -574,7 +602,10 @@ class _Reader:
                 message = "control images are scaled to the area of control_resolution, 1024 x 1024 if left out."
                 self.diagnostics.warn(node, message)
                 continue
-            sides = node.data() if isinstance(node.data(), list) else [node.data()] * 2
+            if isinstance(node.data(), list):
+                sides = node.data()
+            else:
+                sides = [node.data()] * 2
             if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
                 self.diagnostics.error(node, f"{sides} is not a size. Write one number of pixels, or [width, height].")
                 continue

@@ -187,7 +187,10 @@ def _ours(name: str, values: Sequence[str], tool: str, known: Collection[str]) -
     if of_tool == tool and len(flags) == len(values) > 1:
         return [word for pair in zip(flags, values, strict=True) for word in pair]
     row = NAMES["musubi", "flags"].get(name)
-    renamed = f"--{row.field}" if row and row.how == "is" else ""
+    if row and row.how == "is":
+        renamed = f"--{row.field}"
+    else:
+        renamed = ""
     places = (FLAGS.get(name), renamed, flags[0] if of_tool == tool and flags else "", f"--{name.replace('_', '-')}")
     flag = next((flag for flag in places if flag in known), "")
     return [flag, *values] if flag else []

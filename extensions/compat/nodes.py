@@ -26,7 +26,10 @@ def node_at(place: ConfigNode, value: Any) -> ConfigNode:
 def their(key: str, value: Any, whose: str) -> ConfigNode:
     """A default of another program, which is in no file. whose: what stands for its name."""
     nowhere = SourceLocation(0, 0, whose)
-    inside = [their(key, item, whose) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        inside = [their(key, item, whose) for item in value]
+    else:
+        inside = value
     return ConfigNode(inside, (key,), nowhere, nowhere, str(value), plain=True)
 
 

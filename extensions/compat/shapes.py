@@ -89,7 +89,10 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
     moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
-    given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
+    if train is not None and isinstance(train.value, dict):
+        given = train.child("compile")
+    else:
+        given = None
     if switch is not None and train is not None and given is not None and isinstance(given.value, dict):
         given = replace(
             given, value={**given.value, "enabled": merge_aliases(given.value.get("enabled"), switch, diagnostics)}
@@ -185,13 +188,18 @@ def _swapped(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
 
 def _blocks(entries: Entries) -> int:
     """Blocks of the model's transformer: of its own config, else of the published one."""
-    name = str(entries["name_or_path"].value) if "name_or_path" in entries else ""
+    if "name_or_path" in entries:
+        name = str(entries["name_or_path"].value)
+    else:
+        name = ""
     try:
         config = json.loads((Path(name).expanduser() / "transformer" / "config.json").read_text(encoding="utf-8"))
         return int(config["num_layers"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         arch = str(entries["arch"].value) if "arch" in entries else ""
-        return 32 if arch.startswith("qwen_image_2") or "2.1" in name else 60
+        if arch.startswith("qwen_image_2") or "2.1" in name:
+            return 32
+        return 60
 
 
 def _with_extras(entries: Entries, diagnostics: Diagnostics) -> None:
@@ -342,7 +350,10 @@ def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics:
         flat = entries.pop(old, None)
         if flat is not None:
             node = entries.get("compile", replace(flat, value={}))
-            inside = node.value if isinstance(node.value, dict) else {"enabled": node}
+            if isinstance(node.value, dict):
+                inside = node.value
+            else:
+                inside = {"enabled": node}
             inside = {**inside, new: merge_aliases(inside.get(new), flat, diagnostics)}
             entries["compile"] = replace(node, value=inside)
     return entries
@@ -398,11 +409,17 @@ def samples_of(file: ConfigNode, diagnostics: Diagnostics) -> list[ConfigNode]:
     root = file_root(Path(file.value).expanduser(), diagnostics, "prompts")
     given = root.value if root is not None else {}
     prompt = given.get("prompt")
-    shared = prompt.value if prompt is not None and isinstance(prompt.value, dict) else {}
+    if prompt is not None and isinstance(prompt.value, dict):
+        shared = prompt.value
+    else:
+        shared = {}
     subsets = shared.get("subset") or given.get("prompts")
     if root is not None and (subsets is None or not isinstance(subsets.value, list) or not subsets.value):
         diagnostics.error(file, f"{show(file)} holds no prompts: a JSON list, or TOML with [[prompt.subset]].")
-    items = subsets.value if subsets is not None and isinstance(subsets.value, list) else []
+    if subsets is not None and isinstance(subsets.value, list):
+        items = subsets.value
+    else:
+        items = []
     return [_sample_of(item, shared, file, number, diagnostics) for number, item in enumerate(items)]
 
 
@@ -494,8 +511,13 @@ def _literal(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    value = ast.literal_eval(text) if text.startswith("[") and _is_literal(text) else text
-    return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
+    if text.startswith("[") and _is_literal(text):
+        value = ast.literal_eval(text)
+    else:
+        value = text
+    if isinstance(value, str) or all(isinstance(part, str) for part in value):
+        return value
+    return text
 
 
 def _is_literal(text: str) -> bool:

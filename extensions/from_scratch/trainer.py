@@ -94,7 +94,8 @@ class RolesTrainer(ImageTrainer):
         return memory_advice(self.section)
 
     def build_callbacks(self) -> list[Callback]:
-        callbacks, place = super().build_callbacks(), self.section.save.fluxflow_files
+        callbacks = super().build_callbacks()
+        place = self.section.save.fluxflow_files
         if place == "none" or not self.section.name:
             return callbacks
         return [load_needed(FLUXFLOW_FILES, "save.fluxflow_files")(place), *callbacks]

@@ -124,7 +124,10 @@ class StepShape:
         """Bytes of all activations with `block_offload`: the inputs of the first block, and the operation at work."""
         assert self._units.offloaded  # the others are refused
         units = self._of(self._units.offloaded) + DROPOUT_OFFLOADED * self.dropout
-        weight = self.number_bytes * self.largest_layer if self.dequantized_bytes else 0
+        if self.dequantized_bytes:
+            weight = self.number_bytes * self.largest_layer
+        else:
+            weight = 0
         change = max(0, self._of(self._units.change) * self.largest_layer - BESIDE_A_CHANGE * self._unit)
         return int(units * self._unit + weight + change)
 

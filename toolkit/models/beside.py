@@ -194,7 +194,10 @@ def _model_of(path: Path, arch: str | None, home: Candidate | None) -> tuple[Can
                 f"by its weights it is {titles}, which model.arch {arch!r} is not. Leave it out, or give such a model."
             )
         found = [one for one in of_arch if version and version[0] in one.title] or of_arch
-    by = f"by its weights and arch {arch}" if arch else "by its weights"
+    if arch:
+        by = f"by its weights and arch {arch}"
+    else:
+        by = "by its weights"
     if len(found) == 1:
         return found[0], f"{found[0].title} {by}"
     if home:

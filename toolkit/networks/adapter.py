@@ -277,7 +277,9 @@ class AdapterDropout(nn.Module):
     def inputs(self, x: Tensor) -> Tensor:
         """`x` with dropped inputs."""
         rate = self.rates["inputs"]
-        return functional.dropout(x, rate) if rate and self.training else x
+        if rate and self.training:
+            return functional.dropout(x, rate)
+        return x
 
     def ranks(self, h: Tensor) -> Tensor:
         """`h` [samples, ..., ranks] with dropped ranks, per sample."""

@@ -226,7 +226,10 @@ def _unread(read: FileLayers, count: int) -> Iterator[Diagnostic]:
     if not read.unknown:
         return
     names = sorted(read.unknown)
-    number = f"All {count}" if len(names) == count else f"{len(names)} of {count}"
+    if len(names) == count:
+        number = f"All {count}"
+    else:
+        number = f"{len(names)} of {count}"
     kinds = [kind for kind in map(unread_kind, names) if kind]
     if kinds:
         problem = f"hold {kinds[0]}"
@@ -314,8 +317,14 @@ def _why_untrained(sound: Mapping[str, LayerDelta]) -> str:
     """What is zero in a file without any effect, and whether even one step was taken."""
     ups = [change.parts["up"] for change in sound.values() if "up" in change.parts]
     ups_are_zero = bool(ups) and not any(up.any() for up in ups)
-    side = "lora_B (the up matrix)" if ups_are_zero else "one of the matrices"
-    state = ", and lora_A is as it was initialised: no step was taken" if _is_initial(sound) else ""
+    if ups_are_zero:
+        side = "lora_B (the up matrix)"
+    else:
+        side = "one of the matrices"
+    if _is_initial(sound):
+        state = ", and lora_A is as it was initialised: no step was taken"
+    else:
+        state = ""
     return f"{side} is all zero in all {len(sound)} layers{state}. It does nothing."
 
 
@@ -468,7 +477,9 @@ def _has_strength(change: LayerDelta) -> bool:
 def _lost_by_header(metadata: Mapping[str, str]) -> str:
     """How much stronger a file of this program is than it was trained, in words; empty: not at all, or it is not told.
     Other programs leave the alpha of the training in the header when they move it into the matrices."""
-    return _says(metadata) if is_own(metadata) and _times_too_strong(metadata) not in (None, 1.0) else ""
+    if is_own(metadata) and _times_too_strong(metadata) not in (None, 1.0):
+        return _says(metadata)
+    return ""
 
 
 def is_own(metadata: Mapping[str, str]) -> bool:
@@ -497,4 +508,6 @@ def _says(metadata: Mapping[str, str]) -> str:
 
 
 def _count(names: Collection[str], of: int) -> str:
-    return f"all {of} layers" if len(names) == of else f"{len(names)} of {of} layers ({next(iter(names))}...)"
+    if len(names) == of:
+        return f"all {of} layers"
+    return f"{len(names)} of {of} layers ({next(iter(names))}...)"

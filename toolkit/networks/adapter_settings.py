@@ -408,7 +408,10 @@ _OFT_KEYS: dict[str, type | tuple[type, ...]] = {
 
 def _version(text: object) -> tuple[int, ...]:
     """The first two numbers of a version of peft, which is written since 0.18; (): there is none."""
-    match = re.match(r"(\d+)\.(\d+)", text) if isinstance(text, str) else None
+    if isinstance(text, str):
+        match = re.match(r"(\d+)\.(\d+)", text)
+    else:
+        match = None
     return tuple(map(int, match.groups())) if match else ()
 
 
@@ -425,4 +428,6 @@ def _short(value: object) -> str:
 
 def _shown(name: str) -> str:
     """A name as it is where it is a plain word, else as `_short` shows it."""
-    return name if re.fullmatch(r"\w{1,60}", name, re.ASCII) else _short(name)
+    if re.fullmatch(r"\w{1,60}", name, re.ASCII):
+        return name
+    return _short(name)

@@ -56,7 +56,10 @@ class FullNetwork(Network):
                     continue
                 tied.add(id(parameter))
                 parameter.requires_grad_(True)
-                trained = local_shard_parameter(parameter) if is_sharded(parameter) else parameter
+                if is_sharded(parameter):
+                    trained = local_shard_parameter(parameter)
+                else:
+                    trained = parameter
                 self._parameters[f"{target}.{name}"] = trained
             cast_on_use(module, self.dtype)
         # Kept here: frozen ones may be removed from the model later (by the modulation cache).

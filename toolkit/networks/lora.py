@@ -64,7 +64,10 @@ class LoraLinear(LowRankLinear):
 
     def add_delta(self, out: Tensor, x: Tensor, *shared: Tensor) -> Tensor:
         """shared: the product of `x` with the down matrix."""
-        low_R = self.adapter_dropout.ranks(shared[0]) if shared else self.down(x)
+        if shared:
+            low_R = self.adapter_dropout.ranks(shared[0])
+        else:
+            low_R = self.down(x)
         if self.adapter_dropout.rates["module"]:
             return out + self.adapter_dropout.module(self.scale * linear(low_R, self.up_for(x)))
         # One pass over the output: the product is added where it is made. Compiled: see `UnfusedSums`.
@@ -86,7 +89,9 @@ class LoraLinear(LowRankLinear):
 
 def cast_or(cast: Tensor | None, x: Tensor, parameter: Callable[[], Tensor]) -> Tensor:
     """`cast` where it has the dtype of `x`, else the parameter."""
-    return parameter() if cast is None or cast.dtype != x.dtype else cast
+    if cast is None or cast.dtype != x.dtype:
+        return parameter()
+    return cast
 
 
 class FusedDownProjection:

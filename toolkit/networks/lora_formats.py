@@ -107,7 +107,9 @@ class LayerDelta:
     @property
     def low_rank(self) -> tuple[Tensor, Tensor] | None:
         """(up_OR, down_RI) with the scale in `up`, for a plain LoRA."""
-        return (self.scale * self.parts["up"], self.parts["down"]) if "up" in self.parts else None
+        if "up" in self.parts:
+            return (self.scale * self.parts["up"], self.parts["down"])
+        return None
 
     @property
     def magnitude(self) -> Tensor | None:
@@ -145,7 +147,9 @@ class LayerDelta:
 
     def sized(self, inputs: int, outputs: int) -> LayerDelta:
         """The same where the size of its layer is known, which not all kinds say themselves."""
-        return replace(self, size=(outputs, inputs)) if self.multiplied else self
+        if self.multiplied:
+            return replace(self, size=(outputs, inputs))
+        return self
 
     def split(self, count: int) -> list[LayerDelta]:
         """The changes of `count` layers that have its outputs, one after the other and equally many. Raises ValueError
@@ -153,7 +157,10 @@ class LayerDelta:
         a BOFT of the outputs.
         """
         biases = [None] * count if self.bias is None else self.bias.chunk(count)
-        of_each = self.multiplied.split(self.parts, count) if self.multiplied else self._split_parts(count)
+        if self.multiplied:
+            of_each = self.multiplied.split(self.parts, count)
+        else:
+            of_each = self._split_parts(count)
         size = (self.size[0] // count, self.size[1])
         return [LayerDelta(parts, self.scale, bias, size) for parts, bias in zip(of_each, biases, strict=True)]
 
@@ -191,7 +198,9 @@ class LayerDelta:
         """What the file adds to `weight_OI` (float32), the magnitude of a DoRA included."""
         if self.multiplied:
             return self.multiplied.delta(self.parts, self.scale, weight_OI)
-        return self.delta() if self.magnitude is None else self.applied_to(weight_OI) - weight_OI
+        if self.magnitude is None:
+            return self.delta()
+        return self.applied_to(weight_OI) - weight_OI
 
     def output_delta(self, x: Tensor, layer: FrozenLayer) -> Tensor:
         """What a kind that multiplies the weight adds to the outputs of the frozen layer, for inputs `x` (float32)."""
@@ -220,7 +229,9 @@ def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
 
 def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
     """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is low-rank."""
-    return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
+    if name in parts:
+        return parts[name]
+    return parts[f"{name}_a"] @ parts[f"{name}_b"]
 
 
 def load_adapter_file(

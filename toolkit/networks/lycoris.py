@@ -106,7 +106,10 @@ class LokrLinear(AdapterLinear):
         """|kron(w1, w2)| = |w1| |w2|."""
         parts = self.layer_weights
         whole = "lokr_w2" in parts
-        second = vector_norm(parts["lokr_w2"]) if whole else product_norm(parts["lokr_w2_a"], parts["lokr_w2_b"])
+        if whole:
+            second = vector_norm(parts["lokr_w2"])
+        else:
+            second = product_norm(parts["lokr_w2_a"], parts["lokr_w2_b"])
         norm: Tensor = self.scale * vector_norm(parts["lokr_w1"]) * second
         return norm
 
@@ -124,11 +127,15 @@ class LokrNetwork(LinearAdapterNetwork):
         self.whole = whole
 
     def scale_for(self, names: Container[str]) -> float:
-        return 1.0 if "lokr_w2" in names and self.alpha else self.scale
+        if "lokr_w2" in names and self.alpha:
+            return 1.0
+        return self.scale
 
     def alpha_of(self, target: str) -> float:
         """For two full factors the rank, so that readers that divide by it get a scale of 1."""
-        return self.rank if f"{target}.lokr_w2" in self._parameters and self.alpha else self.alpha
+        if f"{target}.lokr_w2" in self._parameters and self.alpha:
+            return self.rank
+        return self.alpha
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
         """A LoKr with factors of the same shapes."""

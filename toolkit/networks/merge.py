@@ -76,7 +76,10 @@ class LoraMerger:
             layer = module.get_submodule(target.removeprefix(prefix))
             assert isinstance(layer, nn.Linear), target  # what the file changes are linear layers, not yet quantized
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
-            bias_O = None if layer.bias is None else layer.bias.data.to(torch.float32, copy=True)
+            if layer.bias is None:
+                bias_O = None
+            else:
+                bias_O = layer.bias.data.to(torch.float32, copy=True)
             for file, multiplier, changes in self._files:
                 if target in changes:
                     change = changes.pop(target).to(weight_OI.device)

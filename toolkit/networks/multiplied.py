@@ -346,7 +346,9 @@ class Ia3(Multiplied):
 
     def output_delta(self, parts: Parts, scale: float, x_XI: Tensor, layer: FrozenLayer) -> Tensor:
         factors = scale * parts["factors"].flatten()
-        return layer(factors * x_XI) if parts["factors"].shape[0] == 1 else factors * layer(x_XI)
+        if parts["factors"].shape[0] == 1:
+            return layer(factors * x_XI)
+        return factors * layer(x_XI)
 
     def is_zero(self, parts: Parts, scale: float) -> bool:
         return scale == 0 or not parts["factors"].any()

@@ -106,7 +106,10 @@ class Program:
 
     def forms(self, prefix: str, has_halves: bool) -> list[str]:
         """The forms that it loads with this prefix, with their marks."""
-        loads = self.loads if self.loads_halves is None or not has_halves else self.loads_halves
+        if self.loads_halves is None or not has_halves:
+            loads = self.loads
+        else:
+            loads = self.loads_halves
         return loads.get(prefix, "").split()
 
 
@@ -318,7 +321,10 @@ def _of_strength(
     settings = readable_settings(metadata)
     meant = {name: change.scale for name, change in read.sound(metadata).items()}
     by_alpha = {name: change.scale for name, change in read.sound({}).items()}
-    in_settings = strengths_in_settings(read, settings) if settings is not None else {}
+    if settings is not None:
+        in_settings = strengths_in_settings(read, settings)
+    else:
+        in_settings = {}
     times: dict[str, list[float]] = defaultdict(list)
     names: dict[str, list[str]] = defaultdict(list)
     for name, scale in meant.items():
@@ -328,7 +334,10 @@ def _of_strength(
             applied *= in_settings.get(name, 1.0)
         if not scale or abs(applied / scale - 1) <= SAME:
             continue
-        check = "alpha_in_header" if name in in_settings else "alpha_ignored"
+        if name in in_settings:
+            check = "alpha_in_header"
+        else:
+            check = "alpha_ignored"
         if program.reads_header and not ignores and name in in_settings:
             check = "alpha_twice"
         times[check].append(applied / scale)
@@ -339,7 +348,10 @@ def _of_strength(
             message = (
                 f"{program.title} applies {len(names[check])} layers at {shown} times their strength: it {reason}."
             )
-            remedy = "Convert it: run.py convert FILE OUT --to aitk." if check == "alpha_ignored" else program.remedy
+            if check == "alpha_ignored":
+                remedy = "Convert it: run.py convert FILE OUT --to aitk."
+            else:
+                remedy = program.remedy
             yield finding(check, message, remedy, tuple(names[check]))
 
 

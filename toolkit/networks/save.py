@@ -46,7 +46,10 @@ def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metada
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
-    header = {"format": "pt"} if metadata is None else {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
+    if metadata is None:
+        header = {"format": "pt"}
+    else:
+        header = {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with os_error_as_run_error(path), atomic_write(path) as temporary, as_os_error():
         save_file(tensors, temporary, metadata=header)
         with temporary.open("r+b") as raw:  # safetensors writes the metadata in a new order each time
@@ -200,7 +203,10 @@ def _write_in_turn(
     with path.open("wb") as file:
         file.write(_header(shapes, dtype, metadata, "0" * 64, markers))
         for name in sorted([*shapes, *markers]):
-            stored = torch.zeros(0) if name in markers else fetch(name).detach().to("cpu", DTYPES[dtype]).contiguous()
+            if name in markers:
+                stored = torch.zeros(0)
+            else:
+                stored = fetch(name).detach().to("cpu", DTYPES[dtype]).contiguous()
             if not is_finite(stored):
                 raise RunError(f"{name} is not finite in {dtype}; nothing was written.")
             add_to_digest(digest, name, stored)
@@ -222,7 +228,10 @@ def _header(
     markers: Sequence[str],
 ) -> bytes:
     """The first bytes of the file up to the tensors."""
-    more = {} if metadata is None else {**metadata, "sha256": sha256}
+    if metadata is None:
+        more = {}
+    else:
+        more = {**metadata, "sha256": sha256}
     entries: Header = {METADATA: {"format": "pt", **more}}
     for name in sorted(markers):  # safetensors puts the wider type first
         entries[name] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

@@ -65,7 +65,9 @@ SPELLINGS = {spelling.name: spelling for spelling in (STORED, FOLDED, BARE)}
 def spelling_for_layers(layers: Iterable[str]) -> Spelling:
     """The spelling for a file whose model is known by its layers alone."""
     halves = tuple(f".{part}" for parts in ROWS_OF.values() for part in parts)
-    return BARE if any(layer.endswith(halves) for layer in layers) else FOLDED
+    if any(layer.endswith(halves) for layer in layers):
+        return BARE
+    return FOLDED
 
 
 def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tensor]:
@@ -84,7 +86,10 @@ def spelled(tensors: Mapping[str, Tensor], spelling: Spelling) -> dict[str, Tens
             written[stem.removesuffix(DOWN) + down] = tensor
         elif key.endswith(UP):
             alpha = tensors.get(key.removesuffix(UP) + ALPHA)
-            strength = 1.0 if alpha is None or not spelling.folds_alpha else float(alpha) / tensor.shape[1]
+            if alpha is None or not spelling.folds_alpha:
+                strength = 1.0
+            else:
+                strength = float(alpha) / tensor.shape[1]
             written[stem.removesuffix(UP) + up] = tensor if strength == 1 else tensor.float() * strength
         elif key.endswith(ALPHA) and spelling.folds_alpha and key.removesuffix(ALPHA) + UP in tensors:
             continue  # it is in the up matrix

@@ -48,7 +48,10 @@ def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
         return (*pair, 0.0)
     if "lokr_w1" in change.parts or "lokr_w1_a" in change.parts:
         return _truncate(_svd_of_kronecker(change, rank), rank)
-    inner = len(pair[1]) if pair else len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
+    if pair:
+        inner = len(pair[1])
+    else:
+        inner = len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
     if inner >= min(change.shape):
         return extract_lora_from_delta(change.delta(), rank)
     if pair is None:  # of a LoHa rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)
@@ -72,7 +75,10 @@ def within_share(up_OR: Tensor, down_RI: Tensor, error: float, share: float) -> 
     squares = svd.s_Q.double().square()
     total = float(squares.sum()) / max(1e-30, 1 - error**2)
     enough = squares.cumsum(0) >= share * total * (1 - 1e-9)
-    rank = int(enough.float().argmax()) + 1 if bool(enough.any()) else len(squares)
+    if bool(enough.any()):
+        rank = int(enough.float().argmax()) + 1
+    else:
+        rank = len(squares)
     return _truncate(svd._replace(rest=total - float(squares.sum())), rank)
 
 
@@ -81,7 +87,10 @@ def _truncate(svd: Svd, rank: int) -> tuple[Tensor, Tensor, float]:
     root_R = s_Q[:rank].sqrt()
     dropped_square = float(s_Q[rank:].double().square().sum()) + rest
     remaining_square = float(s_Q[:rank].double().square().sum())
-    error = math.sqrt(dropped_square / (dropped_square + remaining_square)) if dropped_square else 0.0
+    if dropped_square:
+        error = math.sqrt(dropped_square / (dropped_square + remaining_square))
+    else:
+        error = 0.0
     return u_OQ[:, :rank] * root_R, root_R[:, None] * v_IQ[:, :rank].T, error
 
 

@@ -163,13 +163,17 @@ def asked_card(text: str) -> Card:
         # Shops write the memory behind the name: another size of that name is another card.
         if wanted in (_short(card.name), f"{_short(card.name)}{card.memory_gb}gb"):
             return card
-    if found := card_here(text):
+    found = card_here(text)
+    if found:
         return found
     size = re.fullmatch(r"(\d{1,3})\s*(gb)?", text.strip(), re.IGNORECASE)
     if size and int(size[1]):
         return assumed_card(int(size[1]))
     near = [card.name for card in CARDS if wanted and _short(card.name).startswith(wanted)]
-    offer = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+    if near:
+        offer = f"Did you mean {' or '.join(map(repr, near))}? "
+    else:
+        offer = ""
     raise UserError(
         f"--card: {text!r} is not in the table of cards. {offer}Give its memory in GB, such as 12, or one of: "
         f"{', '.join(card.name for card in CARDS)}."

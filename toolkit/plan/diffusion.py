@@ -156,7 +156,8 @@ class SdPlanner(Planner[DiffusionSection]):
         return SaveSize(trained.written * DTYPE_BYTES[section.save.dtype], state)
 
     def run_time(self, data: ImageData, steps: int) -> RunTime | None:
-        section, machine = self.section, self.machine
+        section = self.section
+        machine = self.machine
         if self.job.yet_to_come(section.model.folder()):
             return None
         groups = groups_of(section, data)
@@ -265,7 +266,10 @@ class SdPlanner(Planner[DiffusionSection]):
         path, first = next(iter(made.items()))
         missing = len(not_made_yet(data.items))
         if missing:
-            guidance = f" at guidance {first.guidance_scale:g}" if first.guidance_scale > 1 else ""
+            if first.guidance_scale > 1:
+                guidance = f" at guidance {first.guidance_scale:g}"
+            else:
+                guidance = ""
             count = f"{missing:,} of {len(made):,} are generated before step 1, in {first.steps} steps{guidance} each"
         else:
             count = f"all {len(made):,} exist already"
@@ -275,13 +279,20 @@ class SdPlanner(Planner[DiffusionSection]):
     def _pairs(self, data: ImageData) -> Iterator[str]:
         """What is done with pairs of a better and a worse image; warnings of few, and of those that nothing uses."""
         preference = self.section.train.preference
-        count, images = data.scan.pairs, sum(bool(sample.worse) for sample in data.scan.samples)
+        count = data.scan.pairs
+        images = sum(bool(sample.worse) for sample in data.scan.samples)
         if count and not preference:
             yield f"warning: the worse images of {count:,} pairs are not used. Set train.preference to learn from them"
         if not preference:
             return
-        reference = f"with {Path(preference.reference).name}" if preference.reference else "alone"
-        share = f", in {preference.share:.0%} of the micro-batches" if preference.share < 1 else ""
+        if preference.reference:
+            reference = f"with {Path(preference.reference).name}"
+        else:
+            reference = "alone"
+        if preference.share < 1:
+            share = f", in {preference.share:.0%} of the micro-batches"
+        else:
+            share = ""
         yield (
             f"train.preference: {count:,} pairs of {images:,} better images; beta {preference.beta:g} against the "
             f"model {reference}{share}. A pair takes two passes of two images, one of them without gradients"
@@ -321,7 +332,10 @@ class SdPlanner(Planner[DiffusionSection]):
         others = len(notes) - 1
         if others == 1:
             noun = noun.removesuffix("s")
-        rest = f" The same applies to {others:,} more {noun}." if others else ""
+        if others:
+            rest = f" The same applies to {others:,} more {noun}."
+        else:
+            rest = ""
         yield f"warning: {notes[0]}{rest}"
 
     def _passes(self, data: ImageData) -> Iterator[str]:
@@ -364,7 +378,10 @@ class SdPlanner(Planner[DiffusionSection]):
         yield from self._assistant()
         few_step = self.section.train.few_step_loss
         if few_step:
-            since = f"after {few_step.start:.0%} of the steps, " if few_step.start else ""
+            if few_step.start:
+                since = f"after {few_step.start:.0%} of the steps, "
+            else:
+                since = ""
             file = Path(few_step.lora).name
             yield (
                 f"train.few_step_loss: {since}{few_step.share:.0%} of the micro-batches with {file}, at its "
@@ -465,7 +482,10 @@ def _deployment_line(deployment: DeploymentConfig) -> str:
     """An entry of `sample.also`."""
     file = deployment.model or deployment.lora
     beside = f" with {Path(file).name}" if file else ""
-    waits = "; its transformer waits in CPU memory" if deployment.model else ""
+    if deployment.model:
+        waits = "; its transformer waits in CPU memory"
+    else:
+        waits = ""
     return (
         f"samples also in {deployed_grid(deployment)[0]} steps at CFG {deployment.cfg:g}{beside} ({deployment.label})"
         f"{waits}; the survival score needs each image once without the network too"
@@ -483,7 +503,10 @@ def _optimizer(train: TrainConfig) -> str:
         schedule += f", warm-up {warmup:,.0f} steps"
     elif warmup:
         schedule += f", warm-up {warmup:.0%} of the steps"
-    clipping = f"clipping {train.max_grad_norm:g}" if train.max_grad_norm else "no clipping"
+    if train.max_grad_norm:
+        clipping = f"clipping {train.max_grad_norm:g}"
+    else:
+        clipping = "no clipping"
     return f"optimizer: {optimizer}, {rates}, {schedule}; {clipping}"
 
 
@@ -512,7 +535,10 @@ def _samples(section: DiffusionSection, family: ModelFamily) -> str:
     if section.train.disable_sampling or not pictures or section.sample is None:
         return "samples: none"
     first = pictures[0]
-    guidance = family.guidance if first.guidance_scale is None else first.guidance_scale
+    if first.guidance_scale is None:
+        guidance = family.guidance
+    else:
+        guidance = first.guidance_scale
     steps = first.sample_steps or family.sample_steps
     if len(pictures) == 1:
         images = f"1 image in {steps} steps"

@@ -225,7 +225,10 @@ def read_job(section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: boo
     facts = with_single_files(family.footprint(folder), whole_files(section.model))
     shards = num_shards(section.train)
     trained = count_trainable_params(section, shards)
-    all_trained = trained if shards == 1 else count_trainable_params(section)
+    if shards == 1:
+        all_trained = trained
+    else:
+        all_trained = count_trainable_params(section)
     sizes = BatchSizes(section, facts, groups)
     images = _Images(
         training=sizes.batch(share_of_rank(section.train)[0]),
@@ -302,7 +305,9 @@ class _Inputs:
     @property
     def qtype(self) -> str | None:
         """The quantized type of the model; None: it is not quantized."""
-        return self.section.model.qtype if self.section.model.quantize else None
+        if self.section.model.quantize:
+            return self.section.model.qtype
+        return None
 
     @property
     def off_device(self) -> bool:
@@ -409,7 +414,10 @@ def _training_bytes(inputs: _Inputs) -> TrainingBytes:
     train = section.train
     in_float32 = FLOAT * inputs.trained.weights
     average = in_float32 if train.ema_config.use_ema else 0
-    ema_backup = inputs.trained.weights * trained_bytes(section) if train.ema_config.use_ema else 0
+    if train.ema_config.use_ema:
+        ema_backup = inputs.trained.weights * trained_bytes(section)
+    else:
+        ema_backup = 0
     temporaries = _temporaries(inputs)
     return TrainingBytes(
         kind=section.network.type,
@@ -464,7 +472,8 @@ def _block_gradients(inputs: _Inputs) -> int:
 
 def _saved_bytes(inputs: _Inputs) -> int:
     """Bytes that rank 0 copies from all ranks, to write them while training continues."""
-    save, train = inputs.section.save, inputs.section.train
+    save = inputs.section.save
+    train = inputs.section.train
     every, by_epochs = save.interval()
     saves_during_training = by_epochs or 0 < every < (train.steps or every + 1)
     if not inputs.on_gpu and not saves_during_training:
@@ -472,7 +481,10 @@ def _saved_bytes(inputs: _Inputs) -> int:
     is_sharded = inputs.shards > 1 and inputs.section.network.trains_model
     saved = 0
     if not save.mem_eff_save and not (is_sharded and inputs.section.saves_folders):
-        files = 2 if "raw" in save.also and train.ema_config.use_ema else 1
+        if "raw" in save.also and train.ema_config.use_ema:
+            files = 2
+        else:
+            files = 1
         saved += files * inputs.all_trained.written * DTYPE_BYTES[save.dtype]
     # A sharded state is written row by row; the weights outside the blocks are few.
     if not is_sharded and save.states != "never":
@@ -485,14 +497,19 @@ def _saved_bytes(inputs: _Inputs) -> int:
 
 def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
     model = inputs.section.model
-    facts, images = inputs.facts, inputs.images
+    facts = inputs.facts
+    images = inputs.images
     number_bytes = inputs.number_bytes
-    weight_bytes = facts.bytes_per_weight[model.qtype_te] if model.quantize_te else number_bytes
+    if model.quantize_te:
+        weight_bytes = facts.bytes_per_weight[model.qtype_te]
+    else:
+        weight_bytes = number_bytes
     off_device = inputs.off_device
     text_file = (facts.text.linear_params + facts.text.other_params + facts.text.unused) * number_bytes
     text_read = text_file
     text_layer = None
-    if layers := facts.text_layers:
+    layers = facts.text_layers
+    if layers:
         text_read = _layers_read(inputs, layers)
         taken = (
             layers.taken(tokens_of(image), _image_tokens(facts, image), weight_bytes, number_bytes)
@@ -523,7 +540,8 @@ def _encoder_bytes(inputs: _Inputs) -> EncoderBytes:
 
 def _layers_read(inputs: _Inputs, layers: TextLayers) -> int:
     """Bytes of main memory while texts are encoded layer by layer: layers as they are read, and what waits."""
-    facts, images = inputs.facts, inputs.images
+    facts = inputs.facts
+    images = inputs.images
     prompts = [(image, 1) for image in (*images.samples, *images.base_images)]
     prompts += images.items
     waiting = 0

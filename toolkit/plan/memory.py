@@ -48,7 +48,9 @@ class Machine:
 
 def machine_from_config(device: str) -> Machine:
     """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
-    return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
+    if device in ("cpu", "mps"):
+        return Machine("cpu", free_host_memory() or None)
+    return Machine("cuda")
 
 
 def machine_of(device: str) -> Machine:
@@ -180,7 +182,9 @@ class MemoryEstimate:
     @property
     def host_bytes(self) -> int:
         """Peak in main memory."""
-        return sum(self.host.values()) if self.on_device else self.peak_bytes
+        if self.on_device:
+            return sum(self.host.values())
+        return self.peak_bytes
 
     def allocated(self, *names: str) -> int:
         """Peak of tensors in these phases on the compute device; on the CPU with the process baseline."""
@@ -200,7 +204,10 @@ class MemoryEstimate:
         if not self.on_device:
             return f"memory: peak {gigabytes(self.peak_bytes)} ({shares})"
         card = self.card()
-        fits = f"fits {gpu_of(card)}" if card else f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
+        if card:
+            fits = f"fits {gpu_of(card)}"
+        else:
+            fits = f"does not fit {', '.join(map(str, GPU_SIZES_GB))} GB GPUs"
         return (
             f"memory: peak {gigabytes(self.peak_bytes)} on {gpu} ({shares}): {fits}; "
             f"{gigabytes(self.host_bytes)} of main memory"

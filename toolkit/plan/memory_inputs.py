@@ -84,7 +84,8 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
 
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
     """
-    family, folder = family_for(config.model), config.model.files_folder()
+    family = family_for(config.model)
+    folder = config.model.files_folder()
     if config.network.trains_model:
         modules = family.modules(folder)
         chosen = select_target_modules(config.network, list(modules))
@@ -121,8 +122,10 @@ def step_shape(
 ) -> StepShape:
     """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank. compiled:
     whether the blocks are."""
-    model, train = section.model, section.train
-    number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
+    model = section.model
+    train = section.train
+    number = DTYPE_BYTES[train.dtype]
+    own = trained_bytes(section)
     accumulates = share_of_rank(train)[1] > 1 or bool(train.preservations())  # each of these has a pass of its own
     fused = train.fused_backward_pass and not accumulates
     copies: float = 0  # bytes per weight of a layer's dequantized copies while it is used: see `quantization.py`
@@ -152,7 +155,9 @@ def step_shape(
 
 def num_shards(train: TrainConfig) -> int:
     """Number of ranks that the blocks of the model are sharded over."""
-    return read_distributed_env().world_size if train.parallel == "fsdp" else 1
+    if train.parallel == "fsdp":
+        return read_distributed_env().world_size
+    return 1
 
 
 def bytes_beside(section: DiffusionSection) -> int:
@@ -164,7 +169,9 @@ def bytes_beside(section: DiffusionSection) -> int:
 
 def trained_bytes(section: DiffusionSection) -> int:
     """Bytes of a trained parameter, and of its gradient; adapters are always float32."""
-    return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+    if section.network.trains_model:
+        return DTYPE_BYTES[section.weights_dtype()]
+    return FLOAT
 
 
 def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:

@@ -253,7 +253,9 @@ def _window(job: JobBytes, count: int) -> int:
 
 def _encoders_on_device(encoders: EncoderBytes) -> Bytes:
     """Encoders that stay on the compute device."""
-    return {} if encoders.off_device else _encoders_that_stay(encoders)
+    if encoders.off_device:
+        return {}
+    return _encoders_that_stay(encoders)
 
 
 def _encoders_that_stay(encoders: EncoderBytes) -> Bytes:

@@ -104,7 +104,8 @@ def _tables(modulation_table: bool | str, machine: Machine) -> Sequence[bool]:
 
 def compiles_blocks(section: DiffusionSection, machine: Machine) -> bool:
     """Whether the blocks are compiled on a machine, as far as that is known without torch."""
-    train, model = section.train, section.model
+    train = section.train
+    model = section.model
     if train.checkpointing_level() in UNCOMPILED_LEVELS:
         return False
     if train.compile.enabled != "auto" or machine.kind != "cuda":

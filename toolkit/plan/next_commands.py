@@ -43,7 +43,9 @@ def next_commands(folder: Path, name: str, section: object) -> list[str]:
     if isinstance(section, DiffusionSection) and section.network.trains_model:  # a single file of the transformer
         model = section.model.name_or_path
         whole = command("generate", "--model", model, "--transformer-path", files[0], *shown)
-        return [report] if Path(model).expanduser().is_file() else [whole, report]
+        if Path(model).expanduser().is_file():
+            return [report]
+        return [whole, report]
     by_step = {step: paths[0] for step, paths in step_files(folder, name).items()}
     last = step_in(files[0])
     if by_step and max(by_step) < last < math.inf:  # the last step has no file of its own

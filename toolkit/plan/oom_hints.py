@@ -56,13 +56,20 @@ def advice_line(plan: MemoryEstimate, machine: Machine, changes: Callable[[], It
         limit = max((size * GB for size in GPU_SIZES_GB if plan.peak_bytes > size * GB), default=None)
     if limit is None or plan.peak_bytes <= limit:
         return None
-    there = f"for {gpu_of(limit // GB)}" if machine.limit is None else f"warning: {_has(plan, limit)}: not enough"
+    if machine.limit is None:
+        there = f"for {gpu_of(limit // GB)}"
+    else:
+        there = f"warning: {_has(plan, limit)}: not enough"
     named = "; ".join(changes())
-    return f"{there}; in this order until it fits: {named}" if named else f"{there}, and no setting is left to change"
+    if named:
+        return f"{there}; in this order until it fits: {named}"
+    return f"{there}, and no setting is left to change"
 
 
 def _has(plan: MemoryEstimate, limit: int) -> str:
-    return f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
+    if plan.on_device:
+        return f"this device has {gigabytes(limit)}"
+    return f"{gigabytes(limit)} of main memory are free"
 
 
 def why_too_large(section: TrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
@@ -97,7 +104,10 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
     """The memory savings that a section does not use yet, in the order of docs/memory.md: first what costs least."""
     excluded: frozenset[str] = frozenset()
     if not read_distributed_env().is_single_process:
-        excluded = OF_WHOLE_BLOCKS if section.train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
+        if section.train.parallel == "fsdp":
+            excluded = OF_WHOLE_BLOCKS
+        else:
+            excluded = SINGLE_PROCESS_ONLY
     for change in _possible_savings(section):
         if excluded.isdisjoint(key for _, key, _ in change.values):
             yield change
@@ -105,7 +115,9 @@ def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
 
 def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     """All suggestions that are valid for a single process."""
-    model, train, whole = section.model, section.train, section.network.trains_model
+    model = section.model
+    train = section.train
+    whole = section.network.trains_model
     if train.checkpointing_level() not in ("auto", "full", *OFFLOADING_LEVELS):
         yield _set("train", gradient_checkpointing="auto")
     if whole and train.optimizer not in ("adafactor", "sgd"):
@@ -142,7 +154,8 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     if (section.sample or section.first_sample) and not train.disable_sampling:
         yield _set("train", "smaller images in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-    if smaller := smaller_resolution(largest):
+    smaller = smaller_resolution(largest)
+    if smaller:
         yield MemorySaving(f"datasets[].resolution: {smaller}")
 
 

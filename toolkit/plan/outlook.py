@@ -100,7 +100,10 @@ class ModelOutlook:
         no_device = why_no_device_here(device, size)
         if no_device:
             yield no_device
-        no_room = self.download.why_no_room(self.name) if self.download else ""
+        if self.download:
+            no_room = self.download.why_no_room(self.name)
+        else:
+            no_room = ""
         if no_room:
             yield no_room
 
@@ -110,7 +113,10 @@ def _download_json(download: Download) -> dict[str, Any]:
 
 
 def _download_line(download: Download) -> str:
-    size = "size unknown" if download.bytes is None else readable_size(download.bytes)
+    if download.bytes is None:
+        size = "size unknown"
+    else:
+        size = readable_size(download.bytes)
     return f"download: {size}, to {download.folder} ({readable_size(download.free)} free)"
 
 
@@ -224,7 +230,9 @@ class StartOutlook:
         if self.what == "refused":
             return "nothing in it is changed"
         if self.what == "new":
-            return "a new run; the old one is moved aside" if self.moves_aside else "a new run"
+            if self.moves_aside:
+                return "a new run; the old one is moved aside"
+            return "a new run"
         changes = ""
         if self.new_dataset_place:
             changes += "; the dataset has moved, but its images are the same"

@@ -66,7 +66,9 @@ class Planner(ABC, Generic[SectionT]):
     def trained_images(self) -> DatasetHashes:
         """Hashes of the images that the run has trained on; empty for a new one."""
         folder = self.section.run_folder(self.job)
-        return {} if self.job.begins_anew else trained_images(folder, self.section.resume)
+        if self.job.begins_anew:
+            return {}
+        return trained_images(folder, self.section.resume)
 
     # ------------------------------------------------------------ what a trainer says
 
@@ -87,7 +89,8 @@ class Planner(ABC, Generic[SectionT]):
         is_elsewhere = memory.on_device and has_no_gpu()
         yield memory.render("a GPU, which is not available here" if is_elsewhere else "the GPU")
         yield from memory.notes
-        if line := advice_line(memory, self.machine, self.savings):
+        line = advice_line(memory, self.machine, self.savings)
+        if line:
             yield line
 
     def savings(self) -> Iterable[str]:
@@ -156,7 +159,10 @@ class Planner(ABC, Generic[SectionT]):
         half_empty = batch_note(data.items, train.batch_size)
         if half_empty:
             yield half_empty
-        pictures = section.sample_pictures() if hasattr(section, "sample_pictures") else ()
+        if hasattr(section, "sample_pictures"):
+            pictures = section.sample_pictures()
+        else:
+            pictures = ()
         yield from prompt_warnings([picture.prompt for picture in pictures], section.trigger_words())
         if data.split:
             yield from data.split.notes
@@ -206,7 +212,10 @@ class Planner(ABC, Generic[SectionT]):
         data = self.scan()
         plan = self.plan(data)
         reasons = []
-        model = section.model if isinstance(section.model, ModelConfig) else None
+        if isinstance(section.model, ModelConfig):
+            model = section.model
+        else:
+            model = None
         if model is None:
             no_device = why_no_device_here(section.device, 0)
             if no_device:
@@ -216,7 +225,10 @@ class Planner(ABC, Generic[SectionT]):
         needed_bytes = disk_bytes(section, plan)
         outlook = run_outlook(section, self.job, plan, data.hashes, needed_bytes, model, tuple(reasons))
         notes = plan.notes
-        on_cpu = "" if outlook.will_not_start else cpu_instead_here(section.device)
+        if outlook.will_not_start:
+            on_cpu = ""
+        else:
+            on_cpu = cpu_instead_here(section.device)
         if on_cpu:
             notes += (f"warning: {on_cpu}",)
         return replace(plan, outlook=outlook, notes=notes)
@@ -237,7 +249,8 @@ class Planner(ABC, Generic[SectionT]):
         optimizers = list(self.section.optimizers_used())
         keys_by_line: dict[str, list[str]] = {}
         for key, settings in optimizers:
-            scheduler, params = settings.lr_scheduler, settings.lr_scheduler_params
+            scheduler = settings.lr_scheduler
+            params = settings.lr_scheduler_params
             if scheduler == "constant" and not (params or settings.lr_warmup_steps):
                 continue
             fields = ScheduleArgs.named_in(settings)
@@ -267,20 +280,30 @@ def run_outlook(
     dataset_hashes: as for `plan_start`. needed_bytes: of all states and files that are on the disk at once.
     will_not_start: further reasons not to start.
     """
-    folder, steps = section.run_folder(job), plan.optimizer_steps
+    folder = section.run_folder(job)
+    steps = plan.optimizer_steps
     start = _start(folder, section, job, steps, dataset_hashes)
     models = ModelOutlook.of(model, job) if model else None
     if start.what == "complete":  # a run that has nothing to do needs nothing
         will_not_start = ()
     else:
-        of_model = tuple(models.why_not_loaded(section.device, model)) if models and model else ()
+        if models and model:
+            of_model = tuple(models.why_not_loaded(section.device, model))
+        else:
+            of_model = ()
         will_not_start = (*filter(None, [start.reason]), *of_model, *will_not_start)
     disk = None
     if needed_bytes is not None:
         there_bytes = sum(state.size for state in list_checkpoints(folder))
         there_bytes += sum(file.size for file in list_network_files(folder))
-        kept_model = kept_outlook(section) if isinstance(section, DiffusionSection) else None
-        kept_bytes = kept_model.bytes if kept_model and not kept_model.lack else 0
+        if isinstance(section, DiffusionSection):
+            kept_model = kept_outlook(section)
+        else:
+            kept_model = None
+        if kept_model and not kept_model.lack:
+            kept_bytes = kept_model.bytes
+        else:
+            kept_bytes = 0
         disk = DiskOutlook(needed_bytes, min(needed_bytes, there_bytes), free_space(folder), kept_bytes)
     time, no_time = time_left(section, plan, start.step)
     if not plan.time and job.card:
@@ -306,8 +329,12 @@ def time_outlook(time: RunTime, training_folder: str, done: int, compiled: bool)
 
     done: optimizer steps that are done. compiled: whether the blocks are.
     """
-    work, card = time.work, time.card
-    measured = None if time.is_asked else run_times(training_folder, time.key)
+    work = time.work
+    card = time.card
+    if time.is_asked:
+        measured = None
+    else:
+        measured = run_times(training_folder, time.key)
     if measured is None and card is None:
         return None, time.no_card
     step_s = 0.0
@@ -365,8 +392,10 @@ def _start(
 
 def why_not_started(section: TrainerConfig, folder: Path, plan: RunPlan, machine: Machine) -> Iterator[str]:
     """Why a run of this plan does not start, most important first. folder: of the run."""
-    if plan.memory and (lack := why_too_large(section, machine, plan.memory)):
-        yield f"memory: {lack}"
+    if plan.memory:
+        lack = why_too_large(section, machine, plan.memory)
+        if lack:
+            yield f"memory: {lack}"
     try:
         if plan.save_size:
             plan.save_size.check(folder)
@@ -390,7 +419,9 @@ def disk_bytes(section: TrainerConfig, plan: RunPlan) -> int | None:
     """Bytes of all states and files that are on the disk at once; None: not known."""
     if plan.save_size is None or (isinstance(section, ImageTrainingSection) and section.unknown_steps()):
         return None
-    save, steps, train = section.save, plan.optimizer_steps, section.train
+    save = section.save
+    steps = plan.optimizer_steps
+    train = section.train
     every = optimizer_steps(*save.interval(), plan.micro_batches_per_epoch, train.gradient_accumulation)
     saves = steps // every if every else 0
     files = min(saves, save.files_to_keep() or saves) + 1
@@ -420,7 +451,10 @@ def alpha_notes(data: ImageData, channels: int) -> Iterator[str]:
         outcome = "trained with it"
     else:
         outcome = "trained with it, unless datasets[].background is given"
-    subject = "1 image has" if count == 1 else f"{count:,} images have"
+    if count == 1:
+        subject = "1 image has"
+    else:
+        subject = f"{count:,} images have"
     yield f"{subject} an alpha channel: {outcome}"
 
 
@@ -439,7 +473,10 @@ def colour_notes(data: ImageData) -> Iterator[str]:
     rest = sum(count for _, count in others[_NAMED_COLOURS - 1 :])
     if rest:
         parts.append(f"{rest:,} from others")
-    clipped = "; light above white is clipped" if any(image.is_hdr for image in images) else ""
+    if any(image.is_hdr for image in images):
+        clipped = "; light above white is clipped"
+    else:
+        clipped = ""
     yield f"{', '.join(parts)} to sRGB{clipped}"
 
 
@@ -447,7 +484,8 @@ def evidence_notes(
     section: TrainerConfig, held_out: Iterable[BucketedSample], micro_batches: int, steps: int
 ) -> Iterator[str]:
     """Warnings where `stop_when.no_better_within` can never end the run. micro_batches: of an epoch."""
-    stop, validation = section.stop_when, section.validation
+    stop = section.stop_when
+    validation = section.validation
     if stop is None or stop.no_better_within is None or validation is None:
         return
     never = "warning: stop_when.no_better_within will never stop this run:"
@@ -475,7 +513,10 @@ def ema_notes(section: TrainerConfig, steps: int, micro_batches: int) -> Iterato
     fractions = {step: initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates) for step in saves}
     shares = []
     for step, fraction in fractions.items():
-        percent = f"{100 * fraction:.1f} %" if fraction >= 0.0005 else "under 0.1 %"
+        if fraction >= 0.0005:
+            percent = f"{100 * fraction:.1f} %"
+        else:
+            percent = "under 0.1 %"
         shares.append(f"{percent} at step {step}")
     if saves:
         yield f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: {', '.join(shares)}"

@@ -122,7 +122,8 @@ class SaveSize:
 
     def check(self, folder: Path) -> None:
         """Raises UserError when not even one state and one file would fit on the disk of `folder`."""
-        needed, free = self.file + self.state, free_space(folder)
+        needed = self.file + self.state
+        free = free_space(folder)
         if free < needed:
             raise UserError(
                 f"training_folder: {folder} has {readable_size(free)} free, one save of this job takes "
@@ -256,7 +257,10 @@ def batch_note(items: Iterable[BucketedSample], batch_size: int) -> str:
     mean = uses.total() / max(1, batches)
     if not uses or 2 * mean >= batch_size:
         return ""
-    alike = "one size and as many layers" if any(layers for _, layers in uses) else "one size"
+    if any(layers for _, layers in uses):
+        alike = "one size and as many layers"
+    else:
+        alike = "one size"
     most = max(uses.values())
     least = min(count % batch_size or batch_size for count in uses.values())
     sizes = f"{least} to {min(most, batch_size)} images, {_number(mean)} on average"
@@ -347,7 +351,10 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.is_reg:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
-        captions = "with 'default_caption'" if folder.has_default else "without caption"
+        if folder.has_default:
+            captions = "with 'default_caption'"
+        else:
+            captions = "without caption"
         lines.insert(1, f"    {captions}: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
 

@@ -153,7 +153,10 @@ class _RunWork:
     def picture(self, item: SamplePicture) -> PassWork:
         """One sample image: its steps, twice with guidance, and the decoder."""
         steps = item.sample_steps or self.family.sample_steps
-        guidance = self.family.guidance if item.guidance_scale is None else item.guidance_scale
+        if item.guidance_scale is None:
+            guidance = self.family.guidance
+        else:
+            guidance = item.guidance_scale
         if item.also:
             _, deployment = item.also
             steps = deployed_grid(deployment)[0]
@@ -182,7 +185,10 @@ class _RunWork:
         count = min(most, sum(group.items for group in groups))
         sample = self.section.sample or SampleConfig()
         steps = sample.sample_steps or self.family.sample_steps
-        guidance = self.family.guidance if sample.guidance_scale is None else sample.guidance_scale
+        if sample.guidance_scale is None:
+            guidance = self.family.guidance
+        else:
+            guidance = sample.guidance_scale
         edits = [self._generated(self.sizes.of_group(group), steps, guidance) for group in groups]
         return total(edits).times(count / len(edits))
 
@@ -216,7 +222,9 @@ class _RunWork:
 def times_key(section: DiffusionSection, groups: Sequence[ItemGroup], gpu: str) -> str:
     """The device and the settings that the time of a step depends on, as text. Sizes are rounded, so that one image
     more or less changes nothing. gpu: the driver's name of the device; empty: the CPU."""
-    model, train, network = section.model, section.train, section.network
+    model = section.model
+    train = section.train
+    network = section.network
     trained = [group for group in groups if not group.held_out]
     uses = max(1, sum(group.uses for group in trained))
     pixels = sum(group.uses * prod(group.bucket) for group in trained) / uses

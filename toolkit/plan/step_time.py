@@ -264,7 +264,10 @@ class RunWork:
 
     def parts(self, card: Card, compiled: bool, compile_s: float | None = None) -> dict[str, float]:
         """Part of the run -> seconds. compile_s: what compiling took here the last time."""
-        compiling = (compile_s or COMPILE_S[self.level]) if compiled else 0.0
+        if compiled:
+            compiling = compile_s or COMPILE_S[self.level]
+        else:
+            compiling = 0.0
         return {
             "steps": self.steps * self.step.seconds(card, compiled),
             "samples": self.samples.seconds(card, compiled),

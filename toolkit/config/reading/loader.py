@@ -99,7 +99,10 @@ def load_job(
     job's name.
     """
     if name is not None:
-        fault = _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)
+        if name == CACHE_FOLDER:
+            fault = _CACHE_NAME
+        else:
+            fault = folder_name_error(name)
         if fault:
             raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))

@@ -555,7 +555,10 @@ class DatasetConfig(StrictModel):
 
 def _check_folder(path: str | None, job: JobContext) -> Findings:
     """An error for a folder of images that is not there, also as a dataset of the hub."""
-    fault = hub_fault(path) if path and not job.will_write(path) else None
+    if path and not job.will_write(path):
+        fault = hub_fault(path)
+    else:
+        fault = None
     if fault:
         yield error("folder_path", fault)
     else:

@@ -562,7 +562,9 @@ def _fill_cache(
 
 def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
     """The tensors of an encoded prompt, or a single tensor, by name."""
-    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
+    if isinstance(encoded, Tensor):
+        return {EMBEDS: encoded}
+    return dict(encoded)
 
 
 class CacheStores:

@@ -55,7 +55,8 @@ def listed(value: Any) -> Any:
 def caption_files(listing: DirectoryListing, suffixes: Sequence[str], image_suffix: str = "") -> list[list[str]]:
     """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none. Of
     `a.jpg` that is `a.txt`, else `a.jpg.txt`; of `a_end.jpg` with the image suffix `_end` also `a.txt`."""
-    files, images = listing.files, listing.images
+    files = listing.files
+    images = listing.images
     return [
         [
             files.get(stem + suffix)
@@ -305,7 +306,10 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
         return caption
     # Not shuffled: the prefix, which may begin with the trigger word, and the trigger word in front of it or the tags.
     trigger = f"{rules.trigger} " if rules.trigger else ""
-    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
+    if rules.prefix:
+        begins = [trigger + rules.prefix, rules.prefix]
+    else:
+        begins = [trigger]
     begin = next((text for text in begins if caption.startswith(text)), "")
     if rules.prefix and caption.startswith(begin + ". "):
         begin += ". "

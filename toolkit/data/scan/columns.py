@@ -263,7 +263,9 @@ def labelled(row: Mapping[Any, Any], columns: Columns) -> tuple[str, str] | None
 
 def in_yaml(column: str) -> str:
     """The name of a column as YAML reads it as text."""
-    return column if re.fullmatch(r"[A-Za-z_]\w+", column) else json.dumps(column, ensure_ascii=False)
+    if re.fullmatch(r"[A-Za-z_]\w+", column):
+        return column
+    return json.dumps(column, ensure_ascii=False)
 
 
 def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
@@ -278,6 +280,9 @@ def unknown(rows: Sequence[Mapping[Any, Any]]) -> str:
     words = max(known or texts, key=lambda key: sum(len(str(row.get(key) or "")) for row in rows), default="")
     image, prompt = (in_yaml(key) if key else "..." for key in (images[0] if images else "", words))
     says = f"columns: {{image: {image}, prompt: {prompt}}}"
-    named = f", of which {', '.join(images)} name images" if len(images) > 1 else ""
+    if len(images) > 1:
+        named = f", of which {', '.join(images)} name images"
+    else:
+        named = ""
     what = f"has no column that is known as the image; its columns are {', '.join(written) or 'none'}{named}"
     return f"{what}. Say what they are: '{says}' (for pairs also control, or worse)"

@@ -143,7 +143,9 @@ def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> Di
     entries.sort(key=lambda entry: entry.name, reverse=True)
     while entries:
         entry = entries.pop()  # each keeps what `stat` gave, which is larger than all that is kept here of a file
-        name, version, stat = entry.name, None, None
+        name = entry.name
+        version = None
+        stat = None
         with suppress(OSError):  # a broken link, or a loop of links
             if entry.is_dir():
                 listing.subfolders += (name,)
@@ -167,7 +169,9 @@ def list_folder(folder: str, files_in: str = "", names_only: bool = False) -> Di
 def split_suffix(name: str) -> tuple[str, str]:
     """Stem, and suffix in lower case with its dot, as pathlib splits a name."""
     stem, _, suffix = name.rpartition(".")
-    return (stem, "." + suffix.lower()) if stem and suffix else (name, "")
+    if stem and suffix:
+        return (stem, "." + suffix.lower())
+    return (name, "")
 
 
 def real_path(folder: str) -> str:
@@ -177,7 +181,9 @@ def real_path(folder: str) -> str:
 
 def join(folder: str, name: str) -> str:
     """`folder` as the user wrote it, with `name` appended after one slash."""
-    return folder + name if folder.endswith(("/", os.sep)) else f"{folder}/{name}"
+    if folder.endswith(("/", os.sep)):
+        return folder + name
+    return f"{folder}/{name}"
 
 
 # ---------------------------------------------------------------- what earlier starts learned
@@ -215,7 +221,10 @@ class ScanCache:
             in_archive = archive_in(folder)
             if in_archive:  # a zip file or a folder in one: beside the cache files
                 archive, inside = in_archive
-                home = self._folder.parent / "zips" if self._folder else Path(self._unpacked.name)
+                if self._folder:
+                    home = self._folder.parent / "zips"
+                else:
+                    home = Path(self._unpacked.name)
                 files_in = os.path.join(unpacked(archive, home), inside)
             self.take(list_folder(folder, files_in))
         return self._named[folder]
@@ -225,7 +234,8 @@ class ScanCache:
         place = real_path(listing.prefix)
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name
-            listing.facts, listing.texts = first.facts, first.texts
+            listing.facts = first.facts
+            listing.texts = first.texts
         elif self._folder:
             _recall(listing, self._file(self._folder, place))
         self._named[listing.folder] = listing
@@ -239,7 +249,8 @@ class ScanCache:
         if self._folder is None:
             return
         for place, listing in self._listings.items():
-            file, document = self._file(self._folder, place), _document(listing)
+            file = self._file(self._folder, place)
+            document = _document(listing)
             if listing.facts and _contents(file) != document:
                 with suppress(OSError), atomic_write(file, durable=False) as temporary:
                     temporary.write_bytes(_digest(document) + b"\n" + document)
@@ -273,7 +284,8 @@ def _document(listing: DirectoryListing) -> bytes:
 
     A name that holds a secret is left out: that image is read each time.
     """
-    latest, images = listing.looked_at - MIN_FILE_AGE_NS, {}
+    latest = listing.looked_at - MIN_FILE_AGE_NS
+    images = {}
     for name, facts in sorted(listing.facts.items()):
         version = listing.versions[name]
         if version and max(version[1:]) < latest and not contains_secret(name):

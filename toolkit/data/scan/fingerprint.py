@@ -83,7 +83,9 @@ def image_digest(path: Path | str) -> str:
 
 def digest_as_read(digest: str, reading: str) -> str:
     """The identity of pixels by the hash of their file and `ImageInfo.reading`."""
-    return key_of(file=digest, reading=reading) if reading else digest
+    if reading:
+        return key_of(file=digest, reading=reading)
+    return digest
 
 
 def made_digest(made: BaseImage) -> str:
@@ -93,7 +95,9 @@ def made_digest(made: BaseImage) -> str:
 
 def sample_digest(sample: Sample, of_file: Callable[[str], str] = image_digest) -> str:
     """The identity of a sample's image: how it is made, or what is in its file. of_file: `image_digest`, or as it."""
-    return made_digest(sample.made) if sample.made else of_file(sample.image)
+    if sample.made:
+        return made_digest(sample.made)
+    return of_file(sample.image)
 
 
 DatasetHashes = dict[str, str]
@@ -104,7 +108,8 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     """The hashes of a scanned dataset. Reads every file once; the file hashes are reused for encoding."""
     found: DatasetHashes = {}
     for sample in samples:
-        name, digest = name_of(sample), _digest(sample)
+        name = name_of(sample)
+        digest = _digest(sample)
         # Two entries of `datasets` may use one folder, each with other captions.
         found[name] = key_of(uses=[found[name], digest]) if name in found else digest
     return found
@@ -120,7 +125,8 @@ _before: dict[str, str] = {}
 
 
 def _digest(sample: Sample) -> str:
-    found, before = _digest_by(sample, image_digest), _digest_by(sample, file_digest)
+    found = _digest_by(sample, image_digest)
+    before = _digest_by(sample, file_digest)
     if found != before:
         _before[found] = before
     return found
@@ -180,7 +186,8 @@ class DatasetChange:
 
 def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
     """What changed from `old` to `new`. An image that has another name, or lies elsewhere, has not changed."""
-    removed, added = _unmatched(old, new), _unmatched(new, old)
+    removed = _unmatched(old, new)
+    added = _unmatched(new, old)
     edited = sorted(name for name in old.keys() & new.keys() if old[name] != new[name])
     converted = [name for name in edited if _before.get(new[name]) == old[name]]
     return DatasetChange(

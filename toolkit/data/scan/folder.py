@@ -165,7 +165,8 @@ def _folders_of_entry(index: int, dataset: DatasetConfig, findings: ScanFindings
 
 def _asks_for_no_repeats(folder: ImageFolder, findings: ScanFindings) -> bool:
     """Whether the name of a folder says that its images are used 0 times, which is a mistake."""
-    dataset, path = folder.dataset, folder.listing.folder
+    dataset = folder.dataset
+    path = folder.listing.folder
     if not dataset.folder_path or dataset.repeats_from_names is False or dataset.num_repeats:
         return False
     repeats = matched_name(path, REPEATS)
@@ -258,7 +259,8 @@ def _found_images(
     folder: MatchedFolder, image: MatchedImage, repeats: int, caption_files: Sequence[str]
 ) -> list[FoundImage]:
     """An image once for each of its files."""
-    listing, table = folder.listing, folder.folder.table
+    listing = folder.listing
+    table = folder.folder.table
     return [
         FoundImage(
             path=listing.path(name),

@@ -110,7 +110,10 @@ def _read_facts(folders: Sequence[MatchedFolder], findings: ScanFindings) -> dic
             remember_reading(image.path, version, looked.reading)
     for folder in folders:
         for _, control in folder.controls():
-            reason = reference_error(control.facts.size) if control.facts else None
+            if control.facts:
+                reason = reference_error(control.facts.size)
+            else:
+                reason = None
             if reason:
                 findings.mistake(control.path, reason)
     for listing, names in wanted.items():
@@ -309,7 +312,8 @@ def _warnings(folder: MatchedFolder, trigger_word: str | None, read_captions: bo
 
 def _odd_repeats(folder: MatchedFolder) -> Iterator[str]:
     """A number in the name of a folder that is not read as repeats, and is probably meant so."""
-    dataset, path = folder.dataset, folder.listing.folder
+    dataset = folder.dataset
+    path = folder.listing.folder
     if dataset.num_repeats or dataset.repeats_from_names is False:
         return
     share = matched_name(path, _FRACTION)
@@ -341,7 +345,10 @@ def _small_images(folder: MatchedFolder) -> Iterator[str]:
     sizes = ((image.file.name, facts[image.file.name].size) for image in folder.images)
     small = [(name, size) for name, size in sizes if size.width * size.height < least]
     if small:
-        outcome = "not enlarged" if isinstance(resolution, int) else "enlarged to it"
+        if isinstance(resolution, int):
+            outcome = "not enlarged"
+        else:
+            outcome = "enlarged to it"
         what = f"smaller than half of 'resolution: {resolution}', and {outcome}"
         names = shorten(f"{name} ({size.width}x{size.height})" for name, size in small)
         yield f"{len(small)} of {len(folder.images)} images are {what}: {names}"
@@ -424,7 +431,10 @@ def _missing_captions(folder: MatchedFolder, captions: Mapping[str, str], trigge
 def _left_placeholders(captions: Mapping[str, str], trigger: str) -> Iterator[str]:
     """What is meant for the trigger word and is trained as it is written. captions: of each image, with its prefix."""
     together = "\n".join(captions.values())
-    literal = [] if trigger else [placeholder for placeholder in PLACEHOLDERS if placeholder in together]
+    if trigger:
+        literal = []
+    else:
+        literal = [placeholder for placeholder in PLACEHOLDERS if placeholder in together]
     for placeholder in (*literal, *nearly_placeholders(together)):
         remedy = f"Write '{PLACEHOLDERS[0]}'"
         if placeholder in PLACEHOLDERS:

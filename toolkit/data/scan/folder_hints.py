@@ -19,7 +19,8 @@ from toolkit.data.scan.records import ImageFolder
 
 def note_pair_names(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images of one folder that look like pairs, each of which is trained by itself."""
-    dataset, listing = folder.dataset, folder.listing
+    dataset = folder.dataset
+    listing = folder.listing
     if dataset.image_suffix or dataset.control_suffix or any(row.references for row in folder.rows.values()):
         return
     pairs = pair_names(listing.images)
@@ -40,7 +41,8 @@ def note_pair_names(folder: ImageFolder, findings: ScanFindings) -> None:
 
 def note_layer_names(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes images that are named like layers of others, and trained as images."""
-    dataset, listing = folder.dataset, folder.listing
+    dataset = folder.dataset
+    listing = folder.listing
     if dataset.layers_path or dataset.layers_suffix:
         return
     layers = layers_beside(listing, LAYER)

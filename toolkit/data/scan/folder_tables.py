@@ -42,7 +42,8 @@ def with_table_beside(folder: ImageFolder, findings: ScanFindings) -> ImageFolde
         return folder
     if folder.has_caption_files:
         return folder
-    listing, dataset = folder.listing, folder.dataset
+    listing = folder.listing
+    dataset = folder.dataset
     names = [image_name(files[0]) for files in listing.images.values()]
     table = _only_table(listing, listing.prefix, names, dataset, findings)
     if table is None:
@@ -71,7 +72,10 @@ def with_tables_above(
     bare = {folder for folder in below if folder.table is None and not folder.has_caption_files}
     meant = [folder for folder in below if not bare or folder in bare]
     names = [*chain.from_iterable(folder.image_names() for folder in meant)]
-    table = _only_table(top, dataset.folder_path, names, dataset, findings) if bare else None
+    if bare:
+        table = _only_table(top, dataset.folder_path, names, dataset, findings)
+    else:
+        table = None
     if table is None:
         _note_other_tables(dataset, top, folders, names, findings)
         return [*folders]
@@ -271,7 +275,8 @@ def _without_partners(
     """The folders without the images that their table names as control images or masks of others, and that have no row
     of their own. path: of the table."""
     partners = _partner_files(dataset, path, folders[0])
-    less, left_out = [], []
+    less = []
+    left_out = []
     for folder in folders:
         images = {}
         for (stem, files), name in zip(folder.listing.images.items(), folder.table_names(), strict=True):
@@ -292,7 +297,10 @@ def _partner_files(dataset: DatasetConfig, path: str, folder: ImageFolder) -> se
     files = set[str]()
     for row in folder.rows.values():
         for name in (*row.references, row.mask):
-            place = next(filter(os.path.isfile, _places(name, bases)), "") if name else ""
+            if name:
+                place = next(filter(os.path.isfile, _places(name, bases)), "")
+            else:
+                place = ""
             if place:
                 files.add(os.path.realpath(place))
     return files

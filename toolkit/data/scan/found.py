@@ -83,7 +83,10 @@ class ScanFindings:
 
     def listing(self, folder: str, key: str = "") -> DirectoryListing | None:
         """The folder, or None where it cannot be read. key: of its path in the config, for the message."""
-        begin = f"{key} cannot be read as a folder" if key else "cannot be read as a folder"
+        if key:
+            begin = f"{key} cannot be read as a folder"
+        else:
+            begin = "cannot be read as a folder"
         try:
             return self.scan_cache.listing(folder)
         except PermissionError:

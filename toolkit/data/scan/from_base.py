@@ -47,8 +47,13 @@ def made_folders(
 
     Raises DataErrors naming every file of prompts that cannot be used; `forgiven` takes them instead.
     """
-    folders, faults, mistakes = list[FolderInfo](), list[tuple[str, str]](), list[Diagnostic]()
-    base = _base_hash(section, family) if any(dataset.from_base for dataset in section.datasets) else ""
+    folders = list[FolderInfo]()
+    faults = list[tuple[str, str]]()
+    mistakes = list[Diagnostic]()
+    if any(dataset.from_base for dataset in section.datasets):
+        base = _base_hash(section, family)
+    else:
+        base = ""
     for index, dataset in enumerate(section.datasets):
         made = dataset.from_base
         if not made:
@@ -94,7 +99,10 @@ def base_images(
     added or removed leaves the images of the others as they are.
     """
     steps = made.sample_steps or family.sample_steps
-    guidance = family.guidance if made.guidance_scale is None else made.guidance_scale
+    if made.guidance_scale is None:
+        guidance = family.guidance
+    else:
+        guidance = made.guidance_scale
     uses = Counter[str]()
     for index in range(made.count or len(prompts)):
         prompt = prompts[index % len(prompts)]

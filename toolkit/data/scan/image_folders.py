@@ -162,7 +162,8 @@ def _subfolders_with_images(
     """The subfolders of an entry that holds no images itself; else the folders of a table in it. What is not used is
     noted, and none at all is a mistake."""
     path = dataset.folder_path
-    filled, empty = {}, []
+    filled = {}
+    empty = []
     for name in subfolders_of(top, dataset):
         listing = findings.listing(join(path, name))
         if listing and listing.images:

@@ -53,7 +53,8 @@ def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, squar
     scale = sqrt(area / prod(size))
     sides = []
     for length in (size.width * scale, size.height * scale):
-        below, above = int(length // divisibility), ceil(length / divisibility)
+        below = int(length // divisibility)
+        above = ceil(length / divisibility)
         sides.append([max(1, steps) * divisibility for steps in (below, above)])
     fitting = [Size(*pair) for pair in product(*sides) if prod(pair) <= limit]
     if fitting:
@@ -77,7 +78,8 @@ def cover(size: Size, bucket: Size) -> ResizeCrop:
     """How an image of `size` pixels fills `bucket` with as little cut off as possible, from its middle."""
     scale = max(bucket.width / size.width, bucket.height / size.height)
     scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
-    left, top = (scaled.width - bucket.width) // 2, (scaled.height - bucket.height) // 2
+    left = (scaled.width - bucket.width) // 2
+    top = (scaled.height - bucket.height) // 2
     return ResizeCrop(scaled, left, top, bucket)
 
 
@@ -115,7 +117,10 @@ def scan_items(
     """
     folders = [] if section.streamed else section.datasets
     settings = section.validation
-    also = [settings.dataset(folders)] if folders and settings and settings.folder_path else []
+    if folders and settings and settings.folder_path:
+        also = [settings.dataset(folders)]
+    else:
+        also = []
     generated, faults = made_folders(section, family, forgiven) if family else ([], ())
     scan = scan_datasets(
         folders,
@@ -149,7 +154,11 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
-        what = "the list of its control images" if most else "control_path"  # numbered files are in that list too
+        # numbered files are in that list too
+        if most:
+            what = "the list of its control images"
+        else:
+            what = "control_path"
         raise DataErrors(
             [Diagnostic((image,), family.too_many_references(count, what)) for image, count in found.items()]
         )
@@ -208,7 +217,10 @@ def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, su
     for sample, crop in items:
         for text in sample.texts:
             # An image of the base model may not be there: its caption is a line of the file of prompts.
-            of_line = (sample.folder, f"its prompt {text[:40]!r}...") if sample.made else None
+            if sample.made:
+                of_line = (sample.folder, f"its prompt {text[:40]!r}...")
+            else:
+                of_line = None
             where = of_line or (sample.image, "its caption")
             if len(text) > sure and where not in found:
                 message = fault(text, crop.bucket, [image_size(path) for path in sample.control_images])

@@ -126,14 +126,20 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
             "Save white where the loss counts: values of 0 and 1 times 255, of a palette the index and not its colour",
         )
     if look.is_coloured or look.has_few_greys:
-        what = "colours" if look.is_coloured else "a few greys without white"
+        if look.is_coloured:
+            what = "colours"
+        else:
+            what = "a few greys without white"
         return MaskFault(
             f"in {what}, each of which counts by its brightness",
             f"{look.share:.1%} of the area counts",
             "If they are classes, save white for those that are to be learned and black for the others",
         )
     if look.share < LEAST_SHARE:
-        rest = f"counts {mask.min_value:g}" if mask.min_value else "teaches nothing"
+        if mask.min_value:
+            rest = f"counts {mask.min_value:g}"
+        else:
+            rest = "teaches nothing"
         return MaskFault(
             f"such that almost all of the image {rest}",
             f"{look.share:.1%} of the area counts",
@@ -151,9 +157,11 @@ def mask_fault(mask: Mask, look: MaskLook) -> MaskFault | None:
 def _exchange(mask: Mask) -> str:
     """The remedy for a mask that may have black and white the other way round."""
     if mask.alpha:
-        what, white = "the opaque area", "transparent"
+        what = "the opaque area"
+        white = "transparent"
     else:
-        what, white = "white", "black"
+        what = "white"
+        white = "black"
     if mask.inverted:
         return f"Look whether {white} is what is to be learned, as 'invert_mask: true' says"
     return f"Look whether {what} is what is to be learned: 'invert_mask: true' exchanges the two"

@@ -46,7 +46,10 @@ def _slots(folder: ImageFolder, findings: ScanFindings) -> list[Slot]:
     if dataset.mask_path:
         beside = _looked_through(dataset.mask_path, "mask_path", folder, findings)
     if dataset.mask_path or dataset.mask_suffix:
-        image_affix = dataset.image_suffix if dataset.mask_suffix else ""
+        if dataset.mask_suffix:
+            image_affix = dataset.image_suffix
+        else:
+            image_affix = ""
         slots.append(Slot("mask", dataset.mask_suffix, beside, dataset.mask_optional, image_affix))
     return slots
 
@@ -118,7 +121,8 @@ def _refuse_lists(images: Sequence[MatchedImage], findings: ScanFindings) -> Non
 
 def _with_captions(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
     """The images of a folder without a table, with their captions: from files beside them, or from their names."""
-    listing, dataset = folder.listing, folder.dataset
+    listing = folder.listing
+    dataset = folder.dataset
     captions = find_captions(listing, folder.caption_files, findings.mistakes)
     are_names = dataset.captions == "names"
     images = []
@@ -133,7 +137,8 @@ def _with_captions(folder: ImageFolder, findings: ScanFindings) -> list[MatchedI
 
 def _with_rows(folder: ImageFolder, findings: ScanFindings) -> list[MatchedImage]:
     """The images of a folder with a table, with what its rows say of them."""
-    listing, no_row = folder.listing, TableRow("")
+    listing = folder.listing
+    no_row = TableRow("")
     images = []
     for (stem, names), name in zip(listing.images.items(), folder.table_names(), strict=True):
         row = folder.rows.get(name, no_row)

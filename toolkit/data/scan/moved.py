@@ -109,7 +109,8 @@ def _hashes_of(hashes: DatasetHashes, entries: Sequence[Entry]) -> list[list[str
     """The sorted hashes of each entry's images; None where the names do not say whose they are."""
     if len(entries) == 1:
         return [sorted(hashes.values())]
-    found, known = [], set[str]()
+    found = []
+    known = set[str]()
     for folder in _folders(entries):
         names = [name for name in hashes if _is_in(name, folder)]
         known.update(names)

@@ -144,13 +144,17 @@ def _named_pairs(stems: Collection[str], words: PairWords, plain: str, numbered:
 
 def _head(match: re.Match[str] | None) -> str | None:
     """What stands before the word of `_BEFORE`; None for no match."""
-    return None if match is None else match.groupdict().get("head") or ""
+    if match is None:
+        return None
+    return match.groupdict().get("head") or ""
 
 
 def in_yaml(affix: str) -> str:
     """An affix as YAML reads it as text."""
     is_plain = re.fullmatch(r"[A-Za-z_.]([\w.* -]*[\w.*-])?", affix)
-    return affix if is_plain else json.dumps(affix, ensure_ascii=False)
+    if is_plain:
+        return affix
+    return json.dumps(affix, ensure_ascii=False)
 
 
 def pair_folders(folders: Mapping[str, Collection[str]]) -> tuple[str, str] | None:
@@ -221,7 +225,10 @@ def partners_of(
         return _layers(stem, image, slot, mistakes)
     stem = slot.wanted(stem)
     for listing in slot.listings:
-        numbered = listing.numbered.get(stem, ()) if slot.key == "control" else ()
+        if slot.key == "control":
+            numbered = listing.numbered.get(stem, ())
+        else:
+            numbered = ()
         stems = [stem] if stem in listing.images else []
         stems += [candidate for candidate in numbered if candidate not in wanted[listing.prefix]]
         for candidate in stems:

@@ -18,7 +18,8 @@ MOST = 1000
 """Repeats that nobody means: a folder of one image would be a run of its own."""
 
 _YEAR = r"(?:19|20)[0-9]{2}"
-_MONTH, _DAY = r"(?:0[1-9]|1[0-2])", r"(?:0[1-9]|[12][0-9]|3[01])"
+_MONTH = r"(?:0[1-9]|1[0-2])"
+_DAY = r"(?:0[1-9]|[12][0-9]|3[01])"
 _DATE = re.compile(rf"{_YEAR}(?:{_MONTH}(?:{_DAY})?)?|[0-9]{{2}}{_MONTH}{_DAY}")
 """`2024`, `202405`, `20240501`, `240501`."""
 
@@ -54,6 +55,9 @@ def ask_about(repeats: Mapping[str, int], why: str) -> str:
     """The question about numbers that are probably no repeats. repeats: of each folder, by its name; why: of
     `probably_no_repeats`."""
     shown = ", ".join(f"{name} ({count:,})" for name, count in list(repeats.items())[:5])
-    more = f" and {len(repeats) - 5:,} more" if len(repeats) > 5 else ""
+    if len(repeats) > 5:
+        more = f" and {len(repeats) - 5:,} more"
+    else:
+        more = ""
     what = f"are the numbers of {shown}{more} repeats? They {why}, and each image is used as often per epoch"
     return f"{what}. If they are part of the names, give 'repeats_from_names: false', else 'repeats_from_names: true'"

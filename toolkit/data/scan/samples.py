@@ -83,7 +83,8 @@ def folder_info(checked: CheckedFolder, trigger_word: str | None, reg_weight: fl
 
 def _unused_repeats(folder: MatchedFolder) -> str:
     """A line where `num_repeats` overrides the folder's name; else empty."""
-    dataset, listing = folder.dataset, folder.listing
+    dataset = folder.dataset
+    listing = folder.listing
     if dataset.repeats_from_names is False:
         return ""
     named = matched_name(listing.folder, REPEATS)
@@ -95,7 +96,8 @@ def _unused_repeats(folder: MatchedFolder) -> str:
 
 def _samples(folder: MatchedFolder, trigger_word: str | None, reg_weight: float) -> Iterator[Sample]:
     """Each image of a folder, once for each way in which it is mirrored."""
-    dataset, listing = folder.dataset, folder.listing
+    dataset = folder.dataset
+    listing = folder.listing
     index = folder.index
     repeats = folder.folder.repeats
     background = dataset.canvas

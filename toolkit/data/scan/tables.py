@@ -406,7 +406,8 @@ def _lines(path: str, given: ColumnsConfig) -> Iterator[_Line]:
 
 
 def _tab_lines(text: str) -> Iterator[_Line]:
-    name, caption = names_of("image")[0], names_of("prompt")[0]
+    name = names_of("image")[0]
+    caption = names_of("prompt")[0]
     for number, line in enumerate(text.split("\n"), 1):
         written, tab, text_of = line.partition("\t")
         if tab and written.strip():
@@ -477,7 +478,8 @@ def _some_rows(text: str, delimiter: str) -> list[list[str]]:
 
 def _no_header(text: str, delimiters: str, given: ColumnsConfig) -> str:
     """Why the first line is not a header, and what to do."""
-    name, caption = names_of("image")[0], names_of("prompt")[0]
+    name = names_of("image")[0]
+    caption = names_of("prompt")[0]
     delimiter = max(delimiters, key=lambda delimiter: len(_header(text, delimiter)))
     header = _header(text, delimiter)
     shown = repr(delimiter.join(header)[:_SHOWN])
@@ -519,7 +521,8 @@ def _json_lines(text: str) -> Iterator[_Line]:
 
 
 def _json_entries(text: str) -> Iterator[_Line]:
-    name, caption = names_of("image")[0], names_of("prompt")[0]
+    name = names_of("image")[0]
+    caption = names_of("prompt")[0]
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:

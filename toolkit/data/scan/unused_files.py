@@ -27,7 +27,8 @@ _NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "class
 
 def note_unused_files(folder: ImageFolder, findings: ScanFindings) -> None:
     """Notes the files of a folder that are neither images nor captions, by their reasons."""
-    listing, dataset = folder.listing, folder.dataset
+    listing = folder.listing
+    dataset = folder.dataset
     caption_ext: Sequence[str] = ()
     if folder.table is None and dataset.captions != "names":
         caption_ext = dataset.caption_ext
@@ -99,7 +100,10 @@ def note_unused_partners(
                 known.add(place)
                 left = unpaired(listing, used.get(place, ()))
                 if left:
-                    several = ", with _0, _1 and so on for several" if slot.key == "control" else ""
+                    if slot.key == "control":
+                        several = ", with _0, _1 and so on for several"
+                    else:
+                        several = ""
                     remedy = f"Give it the name of its image{several}"
                     findings.not_used(listing, left, f"{slot.what} without an image", remedy, findings.unpaired)
                 texts = captions_beside(listing)
@@ -135,7 +139,10 @@ def _note_partner_folders(folders: Sequence[MatchedFolder], known: set[str], fin
         filled = []
         for name in top.subfolders:
             place = join(path, name)
-            listing = None if real_path(place) in known else findings.listing(place)
+            if real_path(place) in known:
+                listing = None
+            else:
+                listing = findings.listing(place)
             if listing and listing.images:
                 filled.append(name)
         if filled:

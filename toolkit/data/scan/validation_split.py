@@ -96,7 +96,10 @@ def split_validation(
         found = make_items(samples, lambda _: dataset.resolution, size_multiple)
         missing = sum(folder.missing_captions for folder in own.folders)
         note = f"validation: {dataset.folder_path}, {_count(len(samples), 'image')}"
-        what = "with 'default_caption'" if dataset.default_caption else "without caption"
+        if dataset.default_caption:
+            what = "with 'default_caption'"
+        else:
+            what = "without caption"
         note += f", {missing} {what}" if missing else ""
         notes = (f"{note}; {cost(_images(found, pairs), settings)} each time", *own.notes)
         return scan, items, ValidationSplit(tuple(map(as_measured, found)), False, notes)
@@ -136,7 +139,8 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
 
     Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
     """
-    places, together = set[str](), dict[str, set[str]]()
+    places = set[str]()
+    together = dict[str, set[str]]()
     for sample in samples:
         places.add(_place(sample))
         if sample.worse and pairs:
@@ -157,7 +161,10 @@ def _held_out(samples: Iterable[Sample], settings: ValidationConfig, pairs: bool
             chosen |= group
             count -= len(group & places)
     if places <= chosen:
-        why = " (pairs that have an image in common are held out together)" if together else ""
+        if together:
+            why = " (pairs that have an image in common are held out together)"
+        else:
+            why = ""
         raise UserError(
             f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on{why}. "
             "Add images, or give validation.folder_path."
@@ -193,7 +200,9 @@ def _as_before(samples: Sequence[Sample], chosen: set[str], trained: DatasetHash
 def forward_passes(items: int, settings: ValidationConfig) -> str:
     passes = _count(settings.timesteps * items, "forward pass", "forward passes")
     edits = min(settings.edits, items)
-    return f"{passes}, and up to {_count(edits, 'edit')} as sample images" if edits else passes
+    if edits:
+        return f"{passes}, and up to {_count(edits, 'edit')} as sample images"
+    return passes
 
 
 def as_measured(item: BucketedSample) -> BucketedSample:
