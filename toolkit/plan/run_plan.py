@@ -352,10 +352,10 @@ def _folder_lines(folder: FolderPlan) -> str:
         lines.insert(1, "    regularisation images")
     if folder.missing_captions:
         if folder.has_default:
-            captions = "with 'default_caption'"
+            captions = f"with 'default_caption': {folder.missing_captions} of {folder.images}"
         else:
-            captions = "without caption"
-        lines.insert(1, f"    {captions}: {folder.missing_captions} of {folder.images}")
+            captions = f"without caption: {folder.missing_captions} of {folder.images}"
+        lines.insert(1, f"    {captions}")
     return "\n".join(lines)
 
 
