@@ -537,6 +537,26 @@ def load(
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked. Ends the program with a message for a mistake in it."""
+    parser = make_parser(argv)
+    for word in argv:
+        if word.startswith("--") and word[2:] in OTHER_FLAGS:
+            parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
+    try:
+        split_flags = find_object(FOREIGN_FLAGS)
+        flags, rest = split_flags(argv, list(parser._option_string_actions)) if split_flags else ({}, argv)
+        # Intermixed: flags may stand between two configs.
+        arguments = parser.parse_intermixed_args(rest)
+        arguments.flags = flags
+        arguments.moved = moved_folders(arguments.map)
+        check_arguments(arguments, parser)
+    except UserError as error:
+        parser.error(str(error))
+    return arguments
+
+
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of the program. argv: with --help, the tools are listed too."""
     parser = argparse.ArgumentParser(
         prog=COMMAND,
         usage=f"{COMMAND} [options] CONFIG ...\n       {COMMAND} TOOL [options]",
@@ -578,52 +598,36 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument_group(*load_object(HELP_ON_FLAGS))
     for flag, action in list(parser._option_string_actions.items()):  # --dry_run is --dry-run; the help shows one
         parser._option_string_actions.setdefault(flag[:2] + flag[2:].replace("-", "_"), action)
-    for word in argv:
-        if word.startswith("--") and word[2:] in OTHER_FLAGS:
-            parser.error(f"{word}: {OTHER_FLAGS[word[2:]]}")
-    try:
-        split_flags = find_object(FOREIGN_FLAGS)
-        flags, rest = split_flags(argv, list(parser._option_string_actions)) if split_flags else ({}, argv)
-    except UserError as error:
-        parser.error(str(error))
-    # Intermixed: flags may stand between two configs.
-    arguments = parser.parse_intermixed_args(rest)
+    return parser
+
+
+def check_arguments(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Completes the arguments, and reports those that do not go together. Raises UserError, or ends the program."""
     for word in arguments.configs:
         found = re.fullmatch(r"(?:\w+\.)*(\w+)=(\S*)", word)
         if found and not is_config(word):
             parser.error(f"{word}: keys are changed in the file of the job. Write '{found[1]}: {found[2]}' there.")
-    arguments.flags = flags
-    try:
-        arguments.moved = moved_folders(arguments.map)
-    except UserError as error:
-        parser.error(str(error))
     if arguments.config:
         arguments.configs.append(arguments.config)
-    if flags and not arguments.configs:
+    if arguments.flags and not arguments.configs:
         arguments.configs = [None]
     if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
         parser.error("no config file given, for example config/examples/quickstart.yaml")
     ours = [flag for flag in ("name", "restart-from") if getattr(arguments, flag.replace("-", "_"))]
-    for flag in (*flags, *ours) if len(arguments.configs) > 1 else ():
-        parser.error(f"--{flag} with several configs: give one config.")
+    if len(arguments.configs) > 1:
+        for flag in (*arguments.flags, *ours):
+            parser.error(f"--{flag} with several configs: give one config.")
     for flag in ("json", "memory", "card"):
         if getattr(arguments, flag) and not arguments.dry_run:
             parser.error(f"--{flag} requires --dry-run")
     if arguments.seeds:
         if len(arguments.configs) != 1 or arguments.configs[0] is None:
             parser.error("--seeds requires one config, and commas between the seeds: JOB.yaml --seeds 1,2,3")
-        try:
-            arguments.seeds = sweep.read_seeds(arguments.seeds)
-        except UserError as error:
-            parser.error(str(error))
+        arguments.seeds = sweep.read_seeds(arguments.seeds)
     if arguments.card:
         from toolkit.plan.cards import asked_card
 
-        try:
-            asked_card(arguments.card)
-        except UserError as error:
-            parser.error(str(error))
-    return arguments
+        asked_card(arguments.card)
 
 
 def epilog() -> str:

@@ -148,7 +148,7 @@ def counted(section: SdTrainerConfig) -> tuple[int, int, int]:
         model.predict_velocity(x_BCHW, torch.tensor([0.5]), prompts, [[x_BCHW[0]]]).sum().backward()
     tokens = model.num_tokens(x_BCHW, prompts, [[x_BCHW[0]]])
     facts = family_for(section.model).footprint(folder)
-    shape = step_shape(section, facts, count_trainable_params(section), tokens, on_card=True, compiled=True)
+    shape = step_shape(section, facts, count_trainable_params(section), tokens, compiled=True)
     return found[-1].total, shape.kept(level) // facts.blocks, tokens * facts.width * shape.number_bytes
 
 

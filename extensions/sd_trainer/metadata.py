@@ -54,35 +54,59 @@ def job_metadata(
     """
     if section.save.no_metadata:
         return {}
+    kohya = _training(section, meta, name, steps, seed, optimizer, spelling)
+    if plan:
+        kohya |= _datasets(plan, section)
+    ours = {
+        "training_info": {},
+        "software": {"name": NAME, "version": VERSION},
+        "base_model": _base_model(section),
+        **_files_of_others(section),
+        "network_type": section.network.type,
+        **_size(section),
+        "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
+        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it.
+        **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
+        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name, plan).items()},
+    }
+    header = redact_json({**meta, **ours}, by_key=True)
+    # Headers of safetensors hold strings only.
+    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in header.items()}
+
+
+def _size(section: DiffusionSection) -> dict[str, Any]:
+    """The size of the network, by the keys that its kind has."""
     network = section.network
-    model = section.model
-    if model.quantize:
-        recovery = model.accuracy_recovery_adapter
-    else:
-        recovery = None
-    sizes = {"rank": "linear", "alpha": "linear_alpha"}
-    without_effect = KINDS[network.type].without_effect
-    of_kind: dict[str, Any] = {name: getattr(network, key) for name, key in sizes.items() if key not in without_effect}
     if network.trains_model:
-        of_kind = {"full_bf16": section.train.full_bf16}
-    elif network.type == "lokr":
-        of_kind["lokr_factor"] = network.factor
+        return {"full_bf16": section.train.full_bf16}
+    without_effect = KINDS[network.type].without_effect
+    sizes = {"rank": "linear", "alpha": "linear_alpha"}
+    size = {name: getattr(network, key) for name, key in sizes.items() if key not in without_effect}
+    if network.type == "lokr":
+        size["lokr_factor"] = network.factor
+    return size
+
+
+def _files_of_others(section: DiffusionSection) -> dict[str, Any]:
+    """The LoRA files that were used in the training, by the key of the job, each with the last part of its path."""
+    model = section.model
 
     def named(file: str, *place: str | int) -> str:
         return _last_part(section.as_written(file, *place))
 
     used: dict[str, Any] = {}
-    if recovery:
+    if model.quantize and model.accuracy_recovery_adapter:
+        recovery = model.accuracy_recovery_adapter
         used["accuracy_recovery_adapter"] = named(recovery, "model", "accuracy_recovery_adapter")
     if model.base_loras:
         used["base_loras"] = [
             {"file": named(lora.path, "model", "base_loras", index, "path"), "multiplier": lora.multiplier}
             for index, lora in enumerate(model.base_loras)
         ]
-    beside = section.train.assistant
-    if beside:
-        file = named(beside.path, "train", "assistant", "path")
-        used["assistant"] = {"file": file, "multiplier": beside.multiplier}
+    assistant = section.train.assistant
+    if assistant:
+        file = named(assistant.path, "train", "assistant", "path")
+        used["assistant"] = {"file": file, "multiplier": assistant.multiplier}
     few = section.train.few_step_loss
     if few:
         file = named(few.lora, "train", "few_step_loss", "lora")
@@ -92,23 +116,7 @@ def job_metadata(
         used["preference"] = preference.model_dump(mode="json", exclude={"reference"})
         if preference.reference:
             used["preference"]["reference"] = named(preference.reference, "train", "preference", "reference")
-    kohya = _training(section, meta, name, steps, seed, optimizer, spelling) | (
-        _datasets(plan, section) if plan else {}
-    )
-    ours = {
-        "training_info": {},
-        "software": {"name": NAME, "version": VERSION},
-        "base_model": _base_model(section),
-        **used,
-        "network_type": network.type,
-        **of_kind,
-        "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
-        # Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it.
-        **{f"ss_{key}": value if isinstance(value, dict | list) else str(value) for key, value in kohya.items()},
-        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name, plan).items()},
-    }
-    said = redact_json({**meta, **ours}, by_key=True)  # headers of safetensors hold strings only
-    return {key: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for key, v in said.items()}
+    return used
 
 
 def network_module(kind: str) -> str:

@@ -240,7 +240,7 @@ def read_job(section: DiffusionSection, groups: Sequence[ItemGroup], on_gpu: boo
         is_shuffled=any(group.shuffled for group in groups),
     )
     inputs = _Inputs(section, family, folder, facts, shards, trained, all_trained, images, on_gpu)
-    step = step_shape(section, facts, trained, images.training.tokens, on_gpu, compiled)
+    step = step_shape(section, facts, trained, images.training.tokens, compiled)
     return JobBytes(
         on_gpu=on_gpu,
         processes=read_distributed_env().world_size,

@@ -117,7 +117,6 @@ def step_shape(
     facts: ModelSizeInfo,
     trained: TrainableParams,
     tokens: int,
-    on_card: bool,
     compiled: bool = False,
 ) -> StepShape:
     """The step of one rank with `tokens` tokens in its largest batch. trained: the parameters of that rank. compiled:

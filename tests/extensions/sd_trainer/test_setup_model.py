@@ -221,7 +221,7 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     train = {"optimizer": "adamw", "gradient_accumulation": 2}
     section = section_on(five_blocks, network={"type": "dora", "linear": 4}, train=train)
     heard, trained = heard_by_auto(section), count_trainable_params(section)
-    assert heard["work"] == step_shape(section, FAMILY.footprint(Path(five_blocks)), trained, 77, on_card=False)
+    assert heard["work"] == step_shape(section, FAMILY.footprint(Path(five_blocks)), trained, 77)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
     resumed = heard_by_auto(section, remembered=7 * trained.weights)

@@ -24,9 +24,9 @@ from toolkit.plan.memory_inputs import (
 LORA = 147_456_000
 
 
-def work(on_card: bool = True, **parts: Any) -> StepShape:
+def work(**parts: Any) -> StepShape:
     job = section(**parts)
-    return step_shape(job, FAMILY.footprint(job.model.folder()), count_trainable_params(job), 100, on_card)
+    return step_shape(job, FAMILY.footprint(job.model.folder()), count_trainable_params(job), 100)
 
 
 def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:

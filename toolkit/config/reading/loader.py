@@ -98,13 +98,7 @@ def load_job(
     that run before this one. seed: replaces `training_seed` of every process that trains, and stands at the end of the
     job's name.
     """
-    if name is not None:
-        if name == CACHE_FOLDER:
-            fault = _CACHE_NAME
-        else:
-            fault = folder_name_error(name)
-        if fault:
-            raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
+    check_given_name(name)
     diagnostics = Diagnostics(str(path))
     text, written = read_written(path, flags, command, diagnostics)
     remember_secrets(text, written, env)
@@ -113,18 +107,15 @@ def load_job(
     if moved:
         root = map_paths(root, moved)
     reader = foreign_file(root)
-    if reader and seed is not None:
-        made = f"run.py import {path} -o job.yaml"
-        raise UserError(f"--seeds applies to jobs of this program. Convert the file first: {made}")
     if reader:
+        if seed is not None:
+            remedy = f"Convert the file first: run.py import {path} -o job.yaml"
+            raise UserError(f"--seeds applies to jobs of this program. {remedy}")
         root = reader.as_job(root, Path(path).parent, name, diagnostics, moved)
     if moved:
         root = map_in_tables(root, moved)
     config = check_top_level(root, diagnostics)
-    if name is not None:
-        job_name = name
-    else:
-        job_name = read_name(config, diagnostics)
+    job_name = read_name(config, diagnostics) if name is None else name
     if seed is not None:
         job_name = name = seed_name(job_name, seed)
         root = with_seed(root, find_model, seed)
@@ -155,6 +146,15 @@ def load_job(
         unexpanded_text=text,
         notes=tuple(diagnostics.notes),
     )
+
+
+def check_given_name(name: str | None) -> None:
+    """Raises ConfigErrors for a name given by `-n` that no folder of a job may have."""
+    if name is None:
+        return
+    fault = _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)
+    if fault:
+        raise ConfigErrors([Diagnostic(("-n",), f"{name!r} {fault}")])
 
 
 def read_written(

@@ -197,7 +197,7 @@ def bytes_of_a_step(folder: Path, family: QwenImageFamily, level: str, count: in
         live.phase("step")
         before = live.device
         step()
-    work = step_shape(section, facts, count_trainable_params(section), tokens=planned.tokens, on_card=True)
+    work = step_shape(section, facts, count_trainable_params(section), tokens=planned.tokens)
     return live.phases["step"].device - before, sum(step_peak(work, level, gaps=lambda activations: 0))
 
 

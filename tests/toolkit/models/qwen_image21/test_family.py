@@ -152,7 +152,7 @@ def test_a_step_takes_what_is_planned(tmp_path: Path, kind: str, level: str, mon
         before = live.device
         step()
     facts = FAMILY.footprint(tmp_path)
-    work = step_shape(section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32, on_card=True)
+    work = step_shape(section, facts, count_trainable_params(section), tokens=64 + 2 * 32 * 32)
     planned = sum(step_peak(work, level, gaps=lambda activations: 0))
     share = (live.phases["step"].device - before) / planned
     at_most(f"a step of {kind} with {level}, taken / planned", share, 1.03)
