@@ -152,7 +152,7 @@ def test_the_training_adapter_is_on_and_the_plan_says_what_happens_without_it(tm
     assert 'licence: what you publish of this training must display "Built with Qwen" and include' in plan
     without = plan_of(text.replace(f"        assistant: {name}\n", ""), tmp_path)
     assert "train.assistant: none. LoRAs of this model may collapse into texture while the loss falls" in without
-    assert f"others avoid it with {name} (docs/models.md)" in without
+    assert f"others avoid this with {name} (docs/models.md)" in without
     for other in ("", "Qwen/Qwen-Image-2.1-Turbo"):
         text = job_text(24, model=other)
         plan = plan_of(text, tmp_path)
