@@ -42,6 +42,7 @@ ELSEWHERE = {
         "docs/architecture.md",
         "flowchart",
     ): "tests/docs/test_reference.py::test_the_generated_pages_are_fresh",
+    ("docs/config.md", ""): "tests/docs/test_reference.py::test_a_section_shows_an_example_that_it_accepts",
     ("docs/coming_from_fluxflow.md", "config/examples/fluxflow-train"): (
         "tests/faults/test_fluxflow_guide.py::test_the_commands_of_the_page_are_planned"
     ),
