@@ -276,6 +276,7 @@ def test_int8_matmul_which_was_removed_is_accepted_with_one_warning(load, value:
     assert "int8_matmul" not in job.processes[0].section.model_dump()["model"]
 
 
+@needs_foreign_names
 def test_int8_matmul_of_the_defaults_is_accepted_with_one_warning(load) -> None:
     text = JOB.replace("{name_or_path: ./model, ", "{name_or_path: ./model, int8_matmul: true, ")
     lines = [line for line in load(text).warnings if "int8_matmul" in line]
