@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
-from safetensors.torch import load, load_file
+from safetensors.torch import load_file
 
 from tests.optimizer_names import INSTALLED
 from tests.pairwise import Row, pairwise
@@ -96,20 +96,6 @@ def what_is_saved(run: Path, name: str) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in files}
 
 
-def is_same(run: Path, name: str, whole: dict[str, bytes], optimizer: str) -> bool:
-    """Whether a resumed run has saved the bytes of one that was not interrupted.
-
-    SOAP's matrices go through MKL, whose products depend on where in memory they begin: with MKL_CBWR=COMPATIBLE in the
-    environment its bytes are the same, without it only its numbers, closely.
-    """
-    resumed = what_is_saved(run, name)
-    if not optimizer.lower().endswith("soap") or not name.endswith(".safetensors"):
-        return resumed == whole
-    before, after = load(whole[name]), load(resumed[name])
-    close = (torch.allclose(after[key].float(), tensor.float(), 1e-2, 1e-4) for key, tensor in before.items())
-    return before.keys() == after.keys() and all(close)
-
-
 def loads(run: Path, name: str, kind: str, model: Path) -> bool:
     """Whether the file holds a change of every layer, or the folder a model that draws finite numbers."""
     if kind != "full":
@@ -142,7 +128,7 @@ def test_it_trains_saves_goes_on_and_loads(
     whole = what_is_saved(run, name)
     assert whole and loads(run, name, row["network"], tiny_model)
     run_job(write_job({**section, "resume": 2}))
-    assert is_same(run, name, whole, row["optimizer"])
+    assert what_is_saved(run, name) == whole
 
 
 # ---------------------------------------------------------------- optimizers by their paths
@@ -199,7 +185,7 @@ def test_a_class_by_its_path_resumes_to_the_same_bytes(
     whole = what_is_saved(tmp_path / "output" / "job", "job.safetensors")
     assert whole and loads(tmp_path / "output" / "job", "job.safetensors", "lora", tiny_model)
     run_job(write_job({**section, "resume": 2}))
-    assert is_same(tmp_path / "output" / "job", "job.safetensors", whole, name)
+    assert what_is_saved(tmp_path / "output" / "job", "job.safetensors") == whole
 
 
 @pytest.mark.slow
