@@ -169,6 +169,10 @@ class StateError(UserError):
     """The state of an optimizer holds something that a checkpoint cannot."""
 
 
+BY_COLUMNS = "by_columns"
+"""Entry of the plain values: the matrices that are stored by columns, which files do not keep. SOAP of
+pytorch_optimizer 4.1.0 has some: products with the same numbers stored by rows have other last bits on a CPU."""
+
 _INDEX = re.compile(r"[\[({<](-?\d*)[\])}>]")
 """A part of an entry's name that is a place and not a key of a mapping: `[2]` of a list, `(2)` of a tuple, `{2}` of a
 set, `<2>` the whole number 2 as a key; without a number that it is empty."""
@@ -196,7 +200,16 @@ def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, 
             if counted and entry not in ("params", "lr", "initial_lr"):
                 flat.update(_flatten(value, f"{GROUPS}/{index}/{entry}"))
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+    plain = {key: value for key, value in flat.items() if key not in tensors}
+    by_columns = [key for key, value in tensors.items() if _is_by_columns(value)]
+    if by_columns:
+        plain[BY_COLUMNS] = by_columns
+    return tensors, plain
+
+
+def _is_by_columns(tensor: Tensor) -> bool:
+    """Whether a matrix is stored by columns, without gaps."""
+    return tensor.dim() == 2 and not tensor.is_contiguous() and tensor.mT.is_contiguous()
 
 
 def load_state_tensors(
@@ -208,7 +221,9 @@ def load_state_tensors(
     where the class refuses its own state.
     """
     tree: dict[str, Any] = {}
-    for key, value in {**plain, **tensors}.items():
+    plain = dict(plain)
+    by_columns = {key: tensors[key].mT.contiguous().mT for key in plain.pop(BY_COLUMNS, [])}
+    for key, value in {**plain, **tensors, **by_columns}.items():
         *path, entry = key.split("/")
         place = tree
         for part in path:

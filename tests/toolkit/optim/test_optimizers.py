@@ -241,3 +241,17 @@ def test_the_fused_kernel_computes_what_torchs_plain_loop_does() -> None:
     torch.testing.assert_close(values(fused), values(plain), rtol=1e-5, atol=1e-7)
     assert tensors.keys() == expected.keys(), "a state of one is a state of the other"
     assert {key: t.dtype for key, t in tensors.items()} == {key: t.dtype for key, t in expected.items()}
+
+
+def test_matrices_by_columns_come_back_by_columns() -> None:
+    """SOAP's eigenvectors: products with the same numbers by rows have other last bits."""
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.state[weight] = {"Q": torch.arange(6.0).reshape(3, 2).mT, "mean": torch.ones(2, 3)}
+    tensors, plain = state_tensors(optimizer, ["w"])
+    assert plain["by_columns"] == ["w/Q"]
+    fresh = torch.optim.SGD([weight], lr=0.1)
+    load_state_tensors(fresh, ["w"], {name: tensor.contiguous() for name, tensor in tensors.items()}, plain)
+    state = fresh.state[weight]
+    assert torch.equal(state["Q"], tensors["w/Q"]) and state["Q"].stride() == (1, 2)
+    assert state["mean"].is_contiguous() and "by_columns" not in state
