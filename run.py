@@ -334,18 +334,15 @@ def dispatch_logged(arguments: argparse.Namespace) -> int:
 
 def dispatch(arguments: argparse.Namespace) -> int:
     env = read_distributed_env()
-    if len(arguments.configs) == 1:
-        config = arguments.configs[0]
-    else:
-        config = None
-    if config:
-        made = foreign_tool(text_of(find_config(config)))
-        if made:
-            words, notes = made
-            print_tool(words, notes)
-            if words and not arguments.dry_run:
-                return run_tool(words)
-            return EXIT_DONE
+    made = None
+    if len(arguments.configs) == 1 and arguments.configs[0]:
+        made = foreign_tool(text_of(find_config(arguments.configs[0])))
+    if made:
+        words, notes = made
+        print_tool(words, notes)
+        if words and not arguments.dry_run:
+            return run_tool(words)
+        return EXIT_DONE
     if len(arguments.configs) == 1 and not arguments.dry_run and len(arguments.seeds or ()) <= 1:
         return run_job(arguments, env)
     if not env.is_main_process:
@@ -584,7 +581,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     add("--card", metavar="NAME", help="with --dry-run: the time on this card, such as 'RTX 4070', or GB")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
-    add(
+    add(  # `without_parts` has taken it out of the arguments; this is its line of the help
         "--without",
         action="append",
         default=[],

@@ -318,7 +318,7 @@ def parted(words: Sequence[_Word]) -> tuple[_Word | None, list[_Word], list[_Wor
 
 
 def _precision(words: Sequence[_Word]) -> list[_Word]:
-    """The flag for the number type among what `accelerate` is told, and the value behind it."""
+    """The flag in the arguments of `accelerate` that sets the number type, and its value."""
     flag = "--mixed_precision"
     chosen = []
     for index, word in enumerate(words):

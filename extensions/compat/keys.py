@@ -100,7 +100,7 @@ def not_a_flag(flag: str) -> str:
 
 
 def _nearest_keys(key: str, sections: Iterable[str]) -> list[str]:
-    """Up to three places of a key, in those of the sections that lie least deep; "" is the process itself."""
+    """Up to three places of a key, in the sections that are nested least; "" is the process itself."""
     places = [f"{section}.{key}" if section else key for section in sections]
     least = min((place.count(".") for place in places), default=0)
     return [place for place in places if place.count(".") == least][:3]

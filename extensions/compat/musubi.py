@@ -433,7 +433,7 @@ class _Reader:
             self.process.setdefault("save", {})["max_step_saves_to_keep"] = last
             self._default("save_last_n_steps")
         elif every is not None and all(isinstance(node.value, int) for node in (every, last)) and every.value > 0:
-            files = last.value // every.value + 1  # those of at most so many steps before the newest
+            files = last.value // every.value + 1  # the newest, and those of up to `last` steps before it
             self._set("save.max_step_saves_to_keep", at(last, files), self.process)
         streams = self.given.get("mem_eff_save")
         for key, instead in (("full_bf16", "in float32"), ("fused_backward_pass", "without it")):

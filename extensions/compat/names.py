@@ -7,8 +7,8 @@ To add a name of another program:
 3. Write its row with one of the seven functions under "Kinds of rows". Each shows a row, a job, and what comes of it.
 4. An option of musubi-tuner has one row: a new place of it is a change of that row, never a second one.
 5. Run `docs/generate.py`, which writes docs/coming_from.md, docs/config.md and the schema from these tables.
-6. Run tests/extensions/compat/test_names.py. It checks that keys and flags of ours that a row names exist, that a row
-   stands in a section that can read it, and that nothing is denied that exists. test_keys.py shows the messages.
+6. Run tests/extensions/compat/test_names.py. It checks that the keys and flags of ours in each row exist, that each
+   row is in a section that can read it, and that no key of ours is called unknown. test_keys.py shows the messages.
 
 The tables are read by the rewriter (`keys.py`), the hints of unknown keys, the pages and the tests. They are literals,
 since a table in YAML takes 15 to 100 times as long to load.
@@ -43,7 +43,7 @@ def renamed_to(ours: str, note: str = "", *, default: Any = NO_DEFAULT, tool: st
 
 
 def converted_to(ours: str, note: str = "") -> ForeignName:
-    """A function of `shapes.py` turns the value into that of our keys, which have another form.
+    """A function of `shapes.py` converts the value, because our keys have another form.
 
     Row: `"block_compile": converted_to("train.compile.enabled")`
     Job: `model: {block_compile: true}` is read as `train: {compile: {enabled: true}}`.
@@ -82,8 +82,8 @@ def supported_only_as(*values: Any, nearest: str = "", reason: str = "", only_wi
     Job: `sample: {num_frames: 1}` warns "has no effect at this value.", and `num_frames: 8` ends with "8 is not
     supported yet. Leave this key out."
 
-    nearest: our key that comes closest, for the error. reason: what the error adds. only_with: the switch beside it
-    that it says more of; where that is off, any value is accepted with a warning.
+    nearest: our closest key, for the error. reason: the end of the error. only_with: the switch in the same section
+    that this key refines; if the switch is off, any value is accepted with a warning.
     """
     return ForeignName("refused", tuple(nearest.split()), reason, passes=values, needs=only_with)
 

@@ -29,6 +29,7 @@ from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, QTYPE_BYTES
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
+from toolkit.rounding import ceil_divide
 from toolkit.system.distributed_env import read_distributed_env
 from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
@@ -178,15 +179,7 @@ def share_of_rank(train: OptimizationConfig) -> tuple[int, int]:
     processes = read_distributed_env().world_size
     pieces = splits_per_micro_batch(train.gradient_accumulation, processes)  # of one micro-batch
     micro_batches = train.gradient_accumulation * min(pieces, train.batch_size)
-    return ceil_div(train.batch_size, pieces), ceil_div(micro_batches, processes)
-
-
-def ceil_div(number: int, divisor: int) -> int:
-    """The quotient, rounded up. Example: `ceil_div(7, 3)` is 3."""
-    quotient, remainder = divmod(number, divisor)
-    if remainder:
-        return quotient + 1
-    return quotient
+    return ceil_divide(train.batch_size, pieces), ceil_divide(micro_batches, processes)
 
 
 LETTERS_PER_TOKEN = 3

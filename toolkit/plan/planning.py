@@ -37,11 +37,11 @@ from toolkit.memory.kept_times import compile_seconds, run_times
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.plan.kept_model import kept_outlook
 from toolkit.plan.memory import Machine, MemoryEstimate, machine_from_config
-from toolkit.plan.memory_inputs import ceil_div
 from toolkit.plan.oom_hints import advice_line, why_too_large
 from toolkit.plan.outlook import DAMAGED, DiskOutlook, ModelOutlook, Outlook, StartOutlook, TimeOutlook
 from toolkit.plan.run_plan import RunPlan, SaveSize, batch_note, folder_plans
 from toolkit.plan.step_time import COMPILE_S, RunTime
+from toolkit.rounding import ceil_divide
 from toolkit.system.nvidia import compiling_note, cpu_instead_here, has_no_gpu, why_no_device_here
 from toolkit.train.checkpoint_store import check_writable, checkpoint_dir, step_of
 from toolkit.train.lock import read_lock, why_locked
@@ -410,7 +410,7 @@ def times_in_run(train: OptimizationConfig, data: ImageData, steps: int) -> Call
 
     def often(interval: tuple[int, float]) -> int:
         every = optimizer_steps(int(interval[0]), interval[1], micro_batches, train.gradient_accumulation)
-        return ceil_div(steps, every) if every else 1
+        return ceil_divide(steps, every) if every else 1
 
     return often
 

@@ -88,14 +88,14 @@ def check_page(path: Path, is_own: Callable[[Path], bool], example: str) -> Iter
     """A file to write (`output`) that is a folder, somebody else's, or lies below a file. example: a name for it."""
     if path.is_dir():
         yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / example}'.")
-    else:
-        reason = why_not_replaced(path, is_own)
-        if reason:
-            yield Diagnostic(("output",), reason)
-        else:
-            file = file_in_the_way(path.parent)
-            if file:
-                yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        return
+    reason = why_not_replaced(path, is_own)
+    if reason:
+        yield Diagnostic(("output",), reason)
+        return
+    file = file_in_the_way(path.parent)
+    if file:
+        yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
 
 
 def split_strength(text: str) -> tuple[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from extensions.tools.shared.series import sparkline
 from extensions.tools.ui.state import Json, Ui, render, run_id, ui_of, wants_json, whole
 from toolkit.files import run_files
+from toolkit.rounding import ceil_divide
 from toolkit.train.run_index import is_fresh, mark_of
 from toolkit.train.run_reader import RunInfo, RunStatus
 
@@ -34,7 +34,7 @@ def index(request: Request) -> Response:
     found.sort(key=lambda run: (run.status is RunStatus.RUNNING, run.updated or _BEFORE), reverse=True)
     if wants_json(request):
         return Json([_facts(ui, run) for run in found])
-    pages = max(1, math.ceil(len(found) / PER_PAGE))
+    pages = max(1, ceil_divide(len(found), PER_PAGE))
     page = min(max(1, whole(request.query_params.get("page", "")) or 1), pages)
     rows = [_row(ui, run) for run in found[(page - 1) * PER_PAGE : page * PER_PAGE]]
     return render(request, "runs.html.j2", rows=rows, wanted=wanted, page=page, pages=pages, count=len(found))
